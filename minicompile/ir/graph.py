@@ -1,0 +1,173 @@
+"""Graph: a straight line of single-assignment nodes; the container of the ATen graph and of the prims.
+
+torch.fx holds the captured torch-level program, because user backends expect it. Behind that border nodes are frozen and typed: a spec is
+a field, never an entry in an untyped `meta`, and passes build new graphs instead of editing (see docs/architecture.md).
+
+Comes before `lower` (which builds graphs) and `loops` (which reads the last one).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import CheckError, Where
+from .spec import TensorSpec
+
+Spec = TensorSpec | tuple["TensorSpec | None", ...] | None   # one tensor, several, or a plain Python value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """`name = op(*args, **kwargs)`, whose result is described by `spec`. Identity is equality.
+
+    op      a `Prim` row, an `OpOverload` (an ATen call; among prims: an extern), or a string: "input", "constant" or "getitem"
+    args    nested tuples of Node, int, float, bool, complex, str, None, torch.dtype, torch.device, …
+            "input" has (index,), "constant" has (tensor,), "getitem" has (node, index)
+    """
+
+    name: str
+    op: Any
+    args: tuple
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    spec: Spec = None
+    where: Where | None = None
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The spec of a node known to give one tensor."""
+        if not isinstance(self.spec, TensorSpec):
+            raise TypeError(f"{self.name} does not give one tensor: {self.spec}")
+        return self.spec
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
+        op = self.op if isinstance(self.op, str) else getattr(self.op, "name", None) or str(self.op)
+        if callable(op):
+            op = str(self.op)
+        shown = [_show(a) for a in self.args] + [f"{k}={_show(v)}" for k, v in self.kwargs.items()]
+        spec = f"({', '.join(map(str, self.spec))})" if isinstance(self.spec, tuple) else str(self.spec)
+        return f"{self.name} = {op}({', '.join(shown)})  # {spec}" + (f"  | {self.where}" if self.where else "")
+
+
+def _show(a: Any) -> str:
+    if isinstance(a, (tuple, list)):
+        inner = ", ".join(map(_show, a))
+        return f"({inner},)" if len(a) == 1 else f"({inner})"
+    if isinstance(a, torch.Tensor):
+        return f"<{TensorSpec.of(a)}>"
+    return repr(a)
+
+
+def map_arg(arg: Any, f: Callable[[Node], Any]) -> Any:
+    """`arg` with f applied to every Node inside nested tuples, lists and dicts."""
+    if isinstance(arg, Node):
+        return f(arg)
+    if isinstance(arg, (tuple, list)):
+        return tuple(map_arg(a, f) for a in arg)
+    if isinstance(arg, dict):
+        return {k: map_arg(v, f) for k, v in arg.items()}
+    return arg
+
+
+def arg_nodes(arg: Any) -> Iterator[Node]:
+    """Every Node inside `arg`, left to right, repeats included."""
+    if isinstance(arg, Node):
+        yield arg
+    elif isinstance(arg, (tuple, list)):
+        for a in arg:
+            yield from arg_nodes(a)
+    elif isinstance(arg, dict):
+        for a in arg.values():
+            yield from arg_nodes(a)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One result of a graph.
+
+    node    the value
+    spec    the geometry eager would give it (shape, stride, offset)
+    alias   None: a fresh tensor; ("input", i): a view of input i's storage with `spec`'s geometry (the input itself, where the geometry is
+            its own); ("output", j): a view with `spec`'s geometry of the storage of output j, which is fresh
+    """
+
+    node: Node
+    spec: TensorSpec
+    alias: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """inputs, nodes in execution order (inputs not among them), outputs, and `writes`: pairs (input index, node) whose value is
+    copied into that input after everything else has read it. Functional: nodes never change their arguments, but for the random generator
+    (nodes with `op` tagged nondeterministic_seeded keep their order).
+
+    `returned` counts the outputs the caller sees; later ones are hidden bases that output aliases refer to."""
+
+    inputs: tuple[Node, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Output, ...]
+    writes: tuple[tuple[int, Node], ...] = ()
+    returned: int = -1
+
+    def users(self) -> dict[Node, list[Node]]:
+        users: dict[Node, list[Node]] = {n: [] for n in (*self.inputs, *self.nodes)}
+        for n in self.nodes:
+            for a in dict.fromkeys(arg_nodes((n.args, n.kwargs))):
+                users[a].append(n)
+        return users
+
+    def roots(self) -> Iterable[Node]:
+        yield from (o.node for o in self.outputs)
+        yield from (n for _, n in self.writes)
+
+    def __str__(self) -> str:
+        lines = [f"def graph({', '.join(n.name for n in self.inputs)}):"]
+        lines += [f"    # {n.name}: {n.spec}" for n in self.inputs]
+        lines += [f"    {n}" for n in self.nodes]
+        lines += [f"    write({self.inputs[i].name}, {n.name})" for i, n in self.writes]
+        shown = [o.node.name + (f" as {o.alias[0]}{o.alias[1]}" if o.alias else "") for o in self.outputs]
+        return "\n".join([*lines, f"    return {', '.join(shown)}"])
+
+    def check(self, stage: str) -> None:
+        """Raises CheckError unless names are unique, every argument is defined before its use, and outputs and writes fit their specs."""
+        seen: dict[Node, None] = {}
+        names: set[str] = set()
+        for i, n in enumerate((*self.inputs, *self.nodes)):
+            if n.name in names:
+                raise CheckError(stage, n.name, "name is defined twice")
+            if i < len(self.inputs) and (n.op != "input" or n.args != (i,)):
+                raise CheckError(stage, n.name, f"is not input {i}")
+            for a in arg_nodes((n.args, n.kwargs)):
+                if a not in seen:
+                    raise CheckError(stage, n.name, f"uses {a.name} before it is defined")
+            names.add(n.name)
+            seen[n] = None
+        for o in self.outputs:
+            _check_result(stage, o, seen, self)
+        for i, n in self.writes:
+            if not 0 <= i < len(self.inputs) or n not in seen:
+                raise CheckError(stage, n.name, f"is written to input {i}, which does not exist, or is undefined")
+            if n.tensor.shape != self.inputs[i].tensor.shape or n.tensor.dtype != self.inputs[i].tensor.dtype:
+                raise CheckError(stage, n.name, f"is {n.spec}, written to input {i}, which is {self.inputs[i].spec}")
+
+
+def _check_result(stage: str, o: Output, seen: dict[Node, None], graph: Graph) -> None:
+    if o.node not in seen:
+        raise CheckError(stage, o.node.name, "is returned but not defined")
+    if o.node.tensor.shape != o.spec.shape or o.node.tensor.dtype != o.spec.dtype:
+        raise CheckError(stage, o.node.name, f"is {o.node.spec}, returned as {o.spec}")
+    if o.alias is None:
+        if not o.spec.is_dense and o.spec.numel:
+            raise CheckError(stage, o.node.name, f"is returned fresh with a stride that is not dense: {o.spec}")
+        return
+    kind, i = o.alias
+    if kind == "output" and (not 0 <= i < len(graph.outputs) or graph.outputs[i].alias is not None):
+        raise CheckError(stage, o.node.name, f"aliases output {i}, which is not fresh")
+    if kind == "input" and not 0 <= i < len(graph.inputs):
+        raise CheckError(stage, o.node.name, f"aliases input {i}, which does not exist")

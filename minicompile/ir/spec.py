@@ -1,0 +1,89 @@
+"""TensorSpec: what a compiler knows about a tensor without its data.
+
+Takes nothing from other stages; every border object is made of specs.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Union
+
+import torch
+
+Size = Union[int, "object"]  # int, or ir.sym.Sym once shapes are dynamic
+
+
+def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    """Row-major strides in elements, as `torch.empty(shape)` has them (a size of 0 counts as 1)."""
+    stride, step = [], 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(stride))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """dtype, shape, stride (in elements), storage offset (in elements) and device of one tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    device: str = "cpu"
+    offset: int = 0
+
+    @classmethod
+    def contiguous(cls, dtype: torch.dtype, shape: Sequence[int], device: str = "cpu") -> TensorSpec:
+        return cls(dtype, tuple(shape), contiguous_stride(shape), device)
+
+    @classmethod
+    def of(cls, t: torch.Tensor) -> TensorSpec:
+        return cls(t.dtype, tuple(t.shape), tuple(t.stride()), str(t.device), t.storage_offset())
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def storage_numel(self) -> int:
+        """Elements that must exist from the offset on, for this shape and stride to be in bounds."""
+        if self.numel == 0:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride))
+
+    @property
+    def is_contiguous(self) -> bool:
+        return self.numel == 0 or all(n == 1 or s == c for n, s, c in zip(self.shape, self.stride, contiguous_stride(self.shape)))
+
+    @property
+    def is_dense(self) -> bool:
+        """No two elements share memory and there are no holes: a permutation of a contiguous tensor."""
+        expect = 1
+        for n, s in sorted(((n, s) for n, s in zip(self.shape, self.stride) if n != 1), key=lambda p: (p[1], p[0])):
+            if s != expect:
+                return False
+            expect *= n
+        return True
+
+    def with_(self, **changes: object) -> TensorSpec:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        text = f"{name}[{', '.join(map(str, self.shape))}]"
+        if not self.is_contiguous:
+            text += f" stride({', '.join(map(str, self.stride))})"
+        if self.offset:
+            text += f" offset({self.offset})"
+        return text
