@@ -1,0 +1,245 @@
+"""Fake tensors: shape, dtype, stride, device and autograd state without data.
+
+Takes ATen calls from the dispatcher, gives fakes. `capture` computes torch calls on them, `lower.trace` records ATen calls on them; nothing
+before this module knows them. A `Fake` is a wrapper subclass that says it lives on its real device (so that composite operators choose as
+they do in eager mode) and holds a tensor on the `meta` device, whose kernels compute geometry. Views of a fake share the storage of its
+meta tensor, so aliasing is torch's own.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import Refusal
+from .spec import TensorSpec
+
+META = torch.device("meta")
+KNOWN_LIMIT = 1          # values are followed for tensors of at most this many elements: enough for .item() on a constant
+
+
+class Known:
+    """The value of a small constant, shared by nothing; `valid` is shared by all aliases of one storage."""
+
+    __slots__ = ("value", "valid")
+
+    def __init__(self, value: torch.Tensor, valid: list[bool]):
+        self.value, self.valid = value, valid
+
+
+class Fake(torch.Tensor):
+    """A tensor without data. `meta` computes its geometry; `known` is its value where that is a compile-time constant."""
+
+    meta: torch.Tensor
+    known: Known | None
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, meta: torch.Tensor, device: torch.device = torch.device("cpu"), requires_grad: bool = False,
+                known: Known | None = None) -> Fake:
+        fake = torch.Tensor._make_wrapper_subclass(
+            cls, meta.shape, strides=meta.stride(), storage_offset=meta.storage_offset(), dtype=meta.dtype, device=device,
+            requires_grad=requires_grad)
+        fake.meta = meta
+        fake.known = known
+        return fake
+
+    @classmethod
+    def from_spec(cls, spec: TensorSpec, requires_grad: bool = False, is_param: bool = False) -> Fake:
+        """A fresh fake of this geometry that shares storage with no other."""
+        fake = cls(meta_of(spec), torch.device(spec.device), requires_grad)
+        if is_param:
+            fake._is_param = True
+        return fake
+
+    @classmethod
+    def of(cls, t: torch.Tensor) -> Fake:
+        """A fake of a real tensor's geometry, requires_grad and Parameterness; not of its value."""
+        return cls.from_spec(TensorSpec.of(t), t.requires_grad, isinstance(t, torch.nn.Parameter))
+
+    @property
+    def spec(self) -> TensorSpec:
+        meta = self.meta
+        return TensorSpec(meta.dtype, tuple(meta.shape), meta.stride(), str(self.device), meta.storage_offset())
+
+    def __repr__(self, *_: Any, **__: Any) -> str:
+        return f"Fake({self.spec})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return fake_call(func, args, kwargs or {}, {})
+
+
+def meta_of(spec: TensorSpec) -> torch.Tensor:
+    """A meta tensor of this geometry (storage just large enough, storage offset kept)."""
+    if not spec.offset:
+        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=META)
+    flat = torch.empty(spec.offset + spec.storage_numel, dtype=spec.dtype, device=META)
+    return flat.as_strided(spec.shape, spec.stride, spec.offset)
+
+
+def storage_key(fake: Fake) -> int:
+    """Equal for fakes that share storage (while both are alive)."""
+    return fake.meta.untyped_storage()._cdata
+
+
+class Facts:
+    """What `fake_call` needs to know of an operator, read off its schema once."""
+
+    __slots__ = ("composite", "refuse", "device_arg", "writes", "inplace_view", "follow")
+
+    def __init__(self, func: Any):
+        schema, tags = func._schema, func.tags
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+        self.refuse = torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
+        self.device_arg = any(a.name == "device" for a in schema.arguments)
+        self.writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        self.inplace_view = torch.Tag.inplace_view in tags
+        self.follow = torch.Tag.nondeterministic_seeded not in tags
+
+
+_facts: dict[Any, Facts] = {}          # a pure function of the operator, remembered
+
+
+def facts_of(func: Any) -> Facts:
+    known = _facts.get(func)
+    if known is None:
+        known = _facts[func] = Facts(func)
+    return known
+
+
+def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.Tensor, Fake]]) -> Any:
+    """The result of an ATen operator on fakes: fakes that alias what the real result would alias.
+
+    `real` remembers the fakes of real tensors met in calls (by id, keeping the tensor alive). Raises Refusal "data-dependent" where the
+    result's shape or Python value depends on data, "no-meta" where torch has no shape rule for the operator, and what the meta kernel
+    raises for bad arguments (as eager mode would).
+    """
+    facts = facts_of(func)
+    fakes: list[Fake] = []
+    unwrapped = _unwrap(args, fakes, real)
+    unwrapped_kwargs = {k: _unwrap(v, fakes, real) for k, v in kwargs.items()} if kwargs else {}
+    values = _follow(func, facts, args, kwargs, fakes, real)
+    if facts.refuse:
+        return _scalar(func, values)
+    device = unwrapped_kwargs.get("device")
+    if facts.device_arg:
+        unwrapped_kwargs["device"] = META
+    if device is None:
+        device = fakes[0].device if fakes else torch.device("cpu")
+        if len(fakes) > 1 and device.type == "cpu":          # 0-d CPU tensors may meet tensors of another device
+            device = next((f.device for f in fakes if f.device.type != "cpu"), device)
+    stride_rule = STRIDES.get(func)
+    try:
+        out = func(*unwrapped, **unwrapped_kwargs)
+    except NotImplementedError as error:
+        raise Refusal("no-meta", f"torch has no shape rule for {func}: {str(error).splitlines()[0]}") from error
+    if stride_rule is not None:
+        out = stride_rule(out, *unwrapped, **unwrapped_kwargs)
+    if facts.inplace_view:
+        return _regeometry(fakes[0], device)
+    return _wrap(out, {id(f.meta): f for f in fakes}, torch.device(device), values)
+
+
+def _unwrap(x: Any, fakes: list[Fake], real: dict) -> Any:
+    if isinstance(x, Fake):
+        fakes.append(x)
+        return x.meta
+    if isinstance(x, torch.Tensor):
+        return _unwrap(fake_of_real(x, real), fakes, real)
+    if isinstance(x, (tuple, list)):
+        return type(x)([_unwrap(e, fakes, real) for e in x]) if type(x) in (tuple, list) else x
+    return x
+
+
+def fake_of_real(t: torch.Tensor, real: dict[int, tuple[torch.Tensor, Fake]]) -> Fake:
+    """The fake that stands for a real tensor met in a call: a constant, whose value is followed if it is small."""
+    entry = real.get(id(t))
+    if entry is None:
+        with torch._C._DisableTorchDispatch():
+            fake = Fake.of(t)
+            if t.numel() <= KNOWN_LIMIT and t.device.type == "cpu":
+                fake.known = Known(t.detach().clone(), [True])
+        entry = real[id(t)] = (t, fake)
+    return entry[1]
+
+
+def _follow(func: Any, facts: Facts, args: tuple, kwargs: dict, fakes: list[Fake], real: dict) -> Any:
+    """The result on known values, None where an operand is unknown; writes of unknown values make what they write to unknown."""
+    if not any(f.known for f in fakes):
+        return None
+    if facts.follow and all(f.known and f.known.valid[0] for f in fakes):
+        def value(x: Any) -> Any:
+            if isinstance(x, torch.Tensor):
+                return (x if isinstance(x, Fake) else real[id(x)][1]).known.value
+            return type(x)(map(value, x)) if type(x) in (tuple, list) else x
+        with torch._C._DisableTorchDispatch(), torch.no_grad():
+            return func(*map(value, args), **{k: value(v) for k, v in kwargs.items()})
+    for i, name in facts.writes:
+        written = args[i] if i < len(args) else kwargs.get(name)
+        for w in written if isinstance(written, (list, tuple)) else (written,):
+            if isinstance(w, Fake) and w.known:
+                w.known.valid[0] = False
+    return None
+
+
+def _scalar(func: Any, value: Any) -> Any:
+    if value is not None and not isinstance(value, torch.Tensor):
+        return value
+    raise Refusal("data-dependent", f"{func} needs the values of a tensor while compiling")
+
+
+def _regeometry(fake: Fake, device: torch.device) -> Fake:
+    """An operator changed its argument's geometry in place (t_, squeeze_, …): give the wrapper what its meta tensor has now."""
+    fake.data = Fake(fake.meta, torch.device(device))
+    return fake
+
+
+def _wrap(out: Any, inputs: dict[int, Fake], device: torch.device, values: Any) -> Any:
+    if isinstance(out, torch.Tensor):
+        same = inputs.get(id(out))
+        if same is not None:
+            return same
+        known = None
+        if isinstance(values, torch.Tensor) and values.numel() <= KNOWN_LIMIT:
+            shared = [f.known.valid for f in inputs.values()
+                      if f.known and f.meta.untyped_storage()._cdata == out.untyped_storage()._cdata]
+            known = Known(values, shared[0] if shared else [True])
+        return Fake(out, device, known=known)
+    if isinstance(out, (tuple, list)):
+        known_parts: Sequence = values if isinstance(values, (tuple, list)) else [None] * len(out)
+        return type(out)([_wrap(o, inputs, device, v) for o, v in zip(out, known_parts)])
+    return out
+
+
+class FakeMode(TorchDispatchMode):
+    """While entered, ATen calls compute on fakes: factories make fakes, real tensors met in calls are constants.
+
+    `record` is called after each ATen call with what it was called with and gave; subclasses override it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real: dict[int, tuple[torch.Tensor, Fake]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:          # True would wrap __torch_dispatch__ so that its first call imports torch._dynamo
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if facts_of(func).composite:          # reaches us only where autograd keys are off (inference mode)
+            with self:
+                return func.decompose(*args, **kwargs)
+        out = fake_call(func, args, kwargs, self.real)
+        self.record(func, args, kwargs, out)
+        return out
+
+    def record(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        """Nothing here; see `lower.trace`."""
+
+
+# Operators whose meta kernel's strides differ from the CPU kernel's: op -> function of (meta result, *args, **kwargs).
+STRIDES: dict[Any, Callable[..., Any]] = {}
