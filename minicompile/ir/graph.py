@@ -1,7 +1,8 @@
 """Graph: a straight line of single-assignment nodes; the container of the ATen graph and of the prims.
 
-torch.fx holds the captured torch-level program, because user backends expect it. Behind that border nodes are frozen and typed: a spec is
-a field, never an entry in an untyped `meta`, and passes build new graphs instead of editing (see docs/architecture.md).
+torch.fx holds the captured torch-level program, because user backends expect it. Behind that border nodes
+are frozen and typed: a spec is a field, never an entry in an untyped `meta`, and passes build new graphs
+instead of editing (see docs/architecture.md).
 
 Comes before `lower` (which builds graphs) and `loops` (which reads the last one).
 """
@@ -23,7 +24,8 @@ Spec = TensorSpec | tuple["TensorSpec | None", ...] | None   # one tensor, sever
 class Node:
     """`name = op(*args, **kwargs)`, whose result is described by `spec`. Identity is equality.
 
-    op      a `Prim` row, an `OpOverload` (an ATen call; among prims: an extern), or a string: "input", "constant" or "getitem"
+    op      a `Prim` row, an `OpOverload` (an ATen call; among prims: an extern), or a string: "input",
+            "constant" or "getitem"
     args    nested tuples of Node, int, float, bool, complex, str, None, torch.dtype, torch.device, …
             "input" has (index,), "constant" has (tensor,), "getitem" has (node, index)
     """
@@ -51,7 +53,8 @@ class Node:
             op = str(self.op)
         shown = [_show(a) for a in self.args] + [f"{k}={_show(v)}" for k, v in self.kwargs.items()]
         spec = f"({', '.join(map(str, self.spec))})" if isinstance(self.spec, tuple) else str(self.spec)
-        return f"{self.name} = {op}({', '.join(shown)})  # {spec}" + (f"  | {self.where}" if self.where else "")
+        where = f"  | {self.where}" if self.where else ""
+        return f"{self.name} = {op}({', '.join(shown)})  # {spec}{where}"
 
 
 def _show(a: Any) -> str:
@@ -92,8 +95,9 @@ class Output:
 
     node    the value
     spec    the geometry eager would give it (shape, stride, offset)
-    alias   None: a fresh tensor; ("input", i): a view of input i's storage with `spec`'s geometry (the input itself, where the geometry is
-            its own); ("output", j): a view with `spec`'s geometry of the storage of output j, which is fresh
+    alias   None: a fresh tensor; ("input", i): a view of input i's storage with `spec`'s geometry (the
+            input itself, where the geometry is its own); ("output", j): a view with `spec`'s geometry of
+            the storage of output j, which is fresh
     """
 
     node: Node
@@ -103,11 +107,13 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """inputs, nodes in execution order (inputs not among them), outputs, and `writes`: pairs (input index, node) whose value is
-    copied into that input after everything else has read it. Functional: nodes never change their arguments, but for the random generator
-    (nodes with `op` tagged nondeterministic_seeded keep their order).
+    """inputs, nodes in execution order (inputs not among them), outputs, and `writes`: pairs (input index,
+    node) whose value is copied into that input after everything else has read it. Functional: nodes never
+    change their arguments, but for the random generator (nodes with `op` tagged nondeterministic_seeded keep
+    their order).
 
-    `returned` counts the outputs the caller sees; later ones are hidden bases that output aliases refer to."""
+    `returned` counts the outputs the caller sees; later ones are hidden bases that output aliases refer to.
+    """
 
     inputs: tuple[Node, ...]
     nodes: tuple[Node, ...]
@@ -135,7 +141,8 @@ class Graph:
         return "\n".join([*lines, f"    return {', '.join(shown)}"])
 
     def check(self, stage: str) -> None:
-        """Raises CheckError unless names are unique, every argument is defined before its use, and outputs and writes fit their specs."""
+        """Raises CheckError unless names are unique, every argument is defined before its use, and outputs
+        and writes fit their specs."""
         seen: dict[Node, None] = {}
         names: set[str] = set()
         for i, n in enumerate((*self.inputs, *self.nodes)):
@@ -152,9 +159,10 @@ class Graph:
             _check_result(stage, o, seen, self)
         for i, n in self.writes:
             if not 0 <= i < len(self.inputs) or n not in seen:
-                raise CheckError(stage, n.name, f"is written to input {i}, which does not exist, or is undefined")
-            if n.tensor.shape != self.inputs[i].tensor.shape or n.tensor.dtype != self.inputs[i].tensor.dtype:
-                raise CheckError(stage, n.name, f"is {n.spec}, written to input {i}, which is {self.inputs[i].spec}")
+                raise CheckError(stage, n.name, f"is undefined, or written to input {i}, which does not exist")
+            target = self.inputs[i].tensor
+            if (n.tensor.shape, n.tensor.dtype) != (target.shape, target.dtype):
+                raise CheckError(stage, n.name, f"is {n.spec}, written to input {i}, which is {target}")
 
 
 def _check_result(stage: str, o: Output, seen: dict[Node, None], graph: Graph) -> None:
@@ -164,7 +172,7 @@ def _check_result(stage: str, o: Output, seen: dict[Node, None], graph: Graph) -
         raise CheckError(stage, o.node.name, f"is {o.node.spec}, returned as {o.spec}")
     if o.alias is None:
         if not o.spec.is_dense and o.spec.numel:
-            raise CheckError(stage, o.node.name, f"is returned fresh with a stride that is not dense: {o.spec}")
+            raise CheckError(stage, o.node.name, f"is returned fresh, but its stride is not dense: {o.spec}")
         return
     kind, i = o.alias
     if kind == "output" and (not 0 <= i < len(graph.outputs) or graph.outputs[i].alias is not None):

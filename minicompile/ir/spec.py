@@ -64,13 +64,14 @@ class TensorSpec:
 
     @property
     def is_contiguous(self) -> bool:
-        return self.numel == 0 or all(n == 1 or s == c for n, s, c in zip(self.shape, self.stride, contiguous_stride(self.shape)))
+        row_major = zip(self.shape, self.stride, contiguous_stride(self.shape))
+        return self.numel == 0 or all(n == 1 or s == c for n, s, c in row_major)
 
     @property
     def is_dense(self) -> bool:
         """No two elements share memory and there are no holes: a permutation of a contiguous tensor."""
         expect = 1
-        for n, s in sorted(((n, s) for n, s in zip(self.shape, self.stride) if n != 1), key=lambda p: (p[1], p[0])):
+        for s, n in sorted((s, n) for n, s in zip(self.shape, self.stride) if n != 1):
             if s != expect:
                 return False
             expect *= n
