@@ -1,0 +1,248 @@
+"""The public surface: `compile` and its companions.
+
+Takes the user's callable or module, puts `capture.Compiled` around it and `pipeline.compile_graph` behind it,
+and keeps what was compiled and refused, for `explain` and `bisect`. The last stage of the library; the
+command line sits on top.
+"""
+from __future__ import annotations
+
+import copy
+import functools
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .bisection import Finding, bisect_compilation
+from .capture.compiled import Compiled, force_eager
+from .config import config
+from .debug import log
+from .errors import MinicompileError, Refusal
+from .explanation import Explanation
+from .pipeline import BACKENDS, Compilation, compile_graph
+
+_live: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `compile` was called with; validated on creation."""
+
+    fullgraph: bool = False
+    dynamic: bool | None = None
+    backend: str | Callable = "auto"
+    mode: str = "default"
+    options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.backend) and self.backend != "auto" and self.backend not in BACKENDS:
+            raise MinicompileError(f"backend {self.backend!r} is not available; there are 'auto', "
+                                   f"{', '.join(map(repr, BACKENDS))} and any callable(gm, example_inputs)")
+        if self.mode != "default":
+            raise MinicompileError(f"mode {self.mode!r} is not available; there is 'default'")
+        if self.dynamic:
+            raise MinicompileError("dynamic=True is not available yet: each new shape compiles a variant")
+        config.validate(self.options or {})
+
+
+@dataclass(eq=False)
+class Handle:
+    """What stands behind one `compile` call: the captured function, its graphs so far, and what was refused."""
+
+    name: str
+    function: types.FunctionType
+    settings: Settings
+    compilations: list[Compilation] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    keep_inputs: bool = False
+    compiled: Compiled = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.compiled = Compiled(self.function, self._compile, fullgraph=self.settings.fullgraph,
+                                 limit=config.recompile_limit, on_event=self._event)
+        _live.add(self)
+
+    def _compile(self, capture: Any, examples: Sequence[Any]) -> Callable:
+        with config.patch(**(self.settings.options or {})):
+            name = f"{self.name}_{len(self.compilations)}"
+            done = compile_graph(name, capture, examples, self.settings.backend, capture.where, self.keep_inputs)
+        self.compilations.append(done)
+        return done.call
+
+    def _event(self, kind: str, payload: Any) -> None:
+        if kind == "refusal":
+            self.refusals.append(payload)
+            log("breaks", lambda: f"{self.name} runs as in eager mode: {payload}")
+        else:
+            log("guards", lambda: f"{self.name}: {kind}: {payload}")
+
+    def reset(self) -> None:
+        self.compiled.reset()
+        self.compilations.clear()
+        self.refusals.clear()
+
+
+def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None,  # noqa: A001
+            backend: str | Callable = "auto", mode: str = "default", options: dict[str, Any] | None = None) -> Any:
+    """A faster stand-in for a function, method, callable object or nn.Module; also usable as a decorator.
+
+    fullgraph   raise Refusal where a part cannot be compiled, instead of running it as in eager mode
+    backend     "auto" (compiled C++), "reference" (the loop IR's slow executor), "aot_eager", "eager", or any
+                callable(gm: torch.fx.GraphModule, example_inputs) -> callable
+    options     fields of `minicompile.config` that hold while this function is compiled
+
+    A compiled module shares its state with the original: same parameters, `state_dict` keys, hooks and
+    attributes, isinstance of the same class; it pickles as the original and deep-copies as a compiled copy.
+    Raises MinicompileError for settings that do not exist.
+    """
+    settings = Settings(fullgraph, dynamic, backend, mode, options)
+    if model is None:
+        return functools.partial(compile, fullgraph=fullgraph, dynamic=dynamic, backend=backend, mode=mode,
+                                 options=options)
+    if isinstance(model, nn.Module):
+        return _compile_module(model, settings)
+    if not callable(model):
+        raise MinicompileError(f"compile takes a callable or an nn.Module, not {type(model).__name__}")
+    return _compile_callable(model, settings)
+
+
+def _private(function: types.FunctionType) -> types.FunctionType:
+    """`function` with a code object of its own, so that what is compiled for one `compile` call stays there."""
+    copy_ = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__,
+                               function.__defaults__, function.__closure__)
+    copy_.__kwdefaults__ = function.__kwdefaults__
+    copy_.__qualname__, copy_.__module__ = function.__qualname__, function.__module__
+    copy_.__dict__.update(function.__dict__)
+    return copy_
+
+
+def _compile_callable(fn: Callable, settings: Settings) -> Callable:
+    if isinstance(fn, types.FunctionType):
+        function, bound = fn, ()
+    elif isinstance(fn, types.MethodType) and isinstance(fn.__func__, types.FunctionType):
+        function, bound = fn.__func__, (fn.__self__,)
+    elif isinstance(getattr(type(fn), "__call__", None), types.FunctionType):
+        function, bound = type(fn).__call__, (fn,)
+    else:                                       # builtins, functools.partial: a frame of our own that calls it
+        function, bound = (lambda callee, *args, **kwargs: callee(*args, **kwargs)), (fn,)
+    handle = Handle(getattr(fn, "__name__", type(fn).__name__), _private(function), settings)
+    call = handle.compiled
+
+    if bound:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            return call(*bound, *args, **kwargs)
+    else:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            return call(*args, **kwargs)
+    functools.update_wrapper(compiled, fn, updated=())
+    compiled.__minicompile__ = handle  # type: ignore[attr-defined]
+    return compiled
+
+
+class _CompiledModule:
+    """What a compiled module's class adds to the original's; first among its bases."""
+
+    def __init_subclass__(cls) -> None:
+        """The user's `__init_subclass__` has run for the original class; making a stand-in must not repeat it."""
+
+
+def _compile_module(module: nn.Module, settings: Settings) -> nn.Module:
+    """A module of a one-off subclass that shares `module.__dict__`, so that neither can lag behind the other."""
+    cls = type(module)
+    handle = Handle(cls.__name__, _private(nn.Module._call_impl), settings)
+    call = handle.compiled
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(module, *args, **kwargs)
+
+    def __deepcopy__(self: Any, memo: dict) -> Any:
+        return _compile_module(copy.deepcopy(module, memo), settings)
+
+    members = {
+        "__call__": __call__,
+        "__deepcopy__": __deepcopy__,
+        "__reduce_ex__": lambda self, protocol: module.__reduce_ex__(protocol),
+        "__class__": property(lambda self: cls),
+        "__minicompile__": handle,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    stand_in = object.__new__(type(cls)(cls.__name__, (_CompiledModule, cls), members))
+    object.__setattr__(stand_in, "__dict__", module.__dict__)
+    return stand_in
+
+
+def handle_of(fn: Any) -> Handle | None:
+    """The Handle behind a compiled function or module; None for anything else."""
+    found = getattr(fn, "__minicompile__", None)
+    return found if isinstance(found, Handle) else None
+
+
+def _fresh(fn: Any, **settings: Any) -> tuple[Any, Handle]:
+    """A compiled version of `fn` with empty caches, whatever was compiled before."""
+    known = handle_of(fn)
+    if known is not None:
+        known.reset()
+        return fn, known
+    compiled = compile(fn, **settings)
+    handle = handle_of(compiled)
+    if handle is None:
+        raise MinicompileError(f"{fn!r} cannot be compiled")
+    return compiled, handle
+
+
+def explain(fn: Any) -> Callable[..., Explanation]:
+    """`explain(fn)(*args, **kwargs)` compiles `fn` anew, calls it once and tells what became of it."""
+
+    def explained(*args: Any, **kwargs: Any) -> Explanation:
+        compiled, handle = _fresh(fn)
+        compiled(*args, **kwargs)
+        return Explanation.of(handle.compilations, handle.refusals)
+
+    return explained
+
+
+def bisect(fn: Any, *args: Any, **kwargs: Any) -> Finding:
+    """Runs every stage's border object on the same inputs and names the first stage, then the first node, whose
+    result differs from the one before it. Raises MinicompileError if nothing of `fn` was compiled."""
+    compiled, handle = _fresh(fn)
+    handle.keep_inputs = True
+    compiled(*args, **kwargs)
+    handle.keep_inputs = False
+    if not handle.compilations:
+        raise MinicompileError(f"nothing of {handle.name} was compiled: "
+                               + "; ".join(map(str, handle.refusals)))
+    findings = [bisect_compilation(c) for c in handle.compilations]
+    return next((f for f in findings if not f.agrees), findings[0])
+
+
+def reset() -> None:
+    """Forgets everything compiled in this process; compiled functions stay usable and compile anew."""
+    for handle in list(_live):
+        handle.reset()
+
+
+def disable(fn: Callable) -> Callable:
+    """`fn`, always run as in eager mode, also where a compiled function calls it; usable as a decorator."""
+    return force_eager(fn)
+
+
+def is_compiling() -> bool:
+    """True while minicompile (or torch.compile) is capturing the code that asks."""
+    return torch.compiler.is_compiling()
+
+
+def torch_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable:
+    """The backend `torch.compile(model, backend="minicompile")` finds by its entry point: our stages behind
+    torch's own capture. What they refuse runs as `gm` does."""
+    from_torch = types.SimpleNamespace(gm=gm)
+    try:
+        return compile_graph("torch", from_torch, example_inputs).call
+    except Refusal as refusal:
+        log("breaks", f"graph from torch.compile runs as in eager mode: {refusal}")
+        return gm.forward

@@ -1,0 +1,139 @@
+"""The pipeline: every stage in order, for one captured graph, with every border object kept.
+
+Takes a `Capture` (or a bare torch.fx graph), gives `Compilation.call`, which computes the graph's outputs from
+its inputs. `api` puts it behind the captured frame; `explanation` and `bisection` read the border objects.
+"""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .codegen import cpp, driver
+from .config import config
+from .debug import configure, dump_stage, log
+from .errors import MinicompileError, Refusal, ToolchainError
+from .loops.build import build_loops
+from .lower.decompose import decompose
+from .lower.trace import trace
+from .schedule.fuse import schedule
+
+Call = Callable[..., Sequence[torch.Tensor]]
+
+# border object → the stage that makes the next one; each a pure function
+STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "prims": ("aten", decompose),
+    "loops": ("prims", build_loops),
+    "plan": ("loops", schedule),
+    "source": ("plan", cpp.emit),
+    "executable": ("source", driver.load),
+}
+# what each backend runs: the border object whose `run` it is, or the executable
+BACKENDS = {"eager": "capture", "aot_eager": "aten", "reference": "loops", "cpp": "executable"}
+
+_warned: set[str] = set()
+
+
+@dataclass
+class Compilation:
+    """One graph on its way through the stages. Stages that were not reached are None.
+
+    capture      what was captured: `.gm` is the torch-level graph
+    call         computes the outputs: call(*tensors) -> sequence of tensors, also of those that only alias inputs
+    inputs       copies of the first call's inputs, where they were asked for (bisecting)
+    seconds      stage -> seconds it took
+    runs         the name of what `call` runs: a border object's reference, "executable", or a user's backend
+    """
+
+    name: str
+    capture: Any
+    aten: Any = None
+    prims: Any = None
+    loops: Any = None
+    plan: Any = None
+    source: Any = None
+    executable: Any = None
+    inputs: tuple = ()
+    call: Call | None = None
+    runs: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def reach(self, stage: str) -> Any:
+        """The border object (or "executable") of `stage`, made from the ones before it where need be."""
+        if getattr(self, stage) is None:
+            before, make = STAGES[stage]
+            given = self.reach(before)
+            self.put(stage, lambda: make(given))
+        return getattr(self, stage)
+
+    def put(self, stage: str, make: Callable[[], Any]) -> Any:
+        """Runs `make`, keeps its result as the object of `stage`, times, checks and dumps it."""
+        start = time.perf_counter()
+        border = make()
+        self.seconds[stage] = time.perf_counter() - start
+        setattr(self, stage, border)
+        if stage != "executable":
+            if config.check:
+                border.check()
+            dump_stage(self.name, stage, border)
+        log("time", f"{self.name}: {stage} {self.seconds[stage] * 1e3:.1f} ms")
+        return border
+
+
+def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str | Callable = "auto",
+                  where: Mapping | None = None, keep_inputs: bool = False) -> Compilation:
+    """All stages for one captured graph.
+
+    capture   has `.gm`, the torch.fx.GraphModule
+    examples  the inputs of the call that is being compiled, one per placeholder
+    backend   a name of `BACKENDS`, or a function (gm, example_inputs) -> callable
+    where     torch.fx.Node -> Where, the user's lines
+    Raises Refusal for what a stage cannot do, MinicompileError for a bad backend.
+    """
+    configure()
+    done = Compilation(name, capture)
+    if keep_inputs:
+        done.inputs = tuple(x.detach().clone() if isinstance(x, torch.Tensor) else x for x in examples)
+    dump_stage(name, "capture", capture)
+    log("graphs", lambda: f"{name}:\n{capture}")
+    if callable(backend):
+        done.call, done.runs = backend(capture.gm, list(examples)), getattr(backend, "__name__", "user")
+        return done
+    target = config.stop or BACKENDS.get(_resolve(backend, examples))
+    if target is None:
+        raise MinicompileError(f"backend {backend!r} is not available; there are {', '.join(BACKENDS)} and any "
+                               "callable(gm, example_inputs)")
+    if target == "capture":
+        done.call, done.runs = capture.gm, "capture"
+        return done
+    done.put("aten", lambda: trace(capture.gm, examples, where or {}))
+    try:
+        border = done.reach(target)
+    except ToolchainError as e:
+        if config.strict:
+            raise
+        _warn_once("toolchain", f"{e}\nminicompile runs its slow reference instead of compiled code.")
+        target, border = "loops", done.reach("loops")
+    done.call, done.runs = (border if target == "executable" else border.run), target
+    return done
+
+
+def _resolve(backend: str, examples: Sequence[Any]) -> str:
+    if backend == "auto":
+        backend = config.backend
+    if backend == "auto":
+        devices = {str(x.device) for x in examples if isinstance(x, torch.Tensor)}
+        if devices - {"cpu"}:
+            raise Refusal("device", f"tensors on {', '.join(sorted(devices))}: only the CPU is supported yet")
+        backend = "cpp"
+    return backend
+
+
+def _warn_once(key: str, text: str) -> None:
+    if key not in _warned:
+        _warned.add(key)
+        logging.getLogger("minicompile").warning("%s", text)
