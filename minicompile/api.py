@@ -51,7 +51,7 @@ class Settings:
 
 @dataclass(eq=False)
 class Handle:
-    """What stands behind one `compile` call: the captured function, its graphs so far, and what was refused."""
+    """What stands behind one `compile` call: the captured function, its graphs, and what was refused."""
 
     name: str
     function: types.FunctionType
@@ -69,7 +69,8 @@ class Handle:
     def _compile(self, capture: Any, examples: Sequence[Any]) -> Callable:
         with config.patch(**(self.settings.options or {})):
             name = f"{self.name}_{len(self.compilations)}"
-            done = compile_graph(name, capture, examples, self.settings.backend, capture.where, self.keep_inputs)
+            done = compile_graph(name, capture, examples, self.settings.backend, capture.where,
+                                 self.keep_inputs)
         self.compilations.append(done)
         return done.call
 
@@ -87,7 +88,8 @@ class Handle:
 
 
 def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None,  # noqa: A001
-            backend: str | Callable = "auto", mode: str = "default", options: dict[str, Any] | None = None) -> Any:
+            backend: str | Callable = "auto", mode: str = "default",
+            options: dict[str, Any] | None = None) -> Any:
     """A faster stand-in for a function, method, callable object or nn.Module; also usable as a decorator.
 
     fullgraph   raise Refusal where a part cannot be compiled, instead of running it as in eager mode
@@ -111,7 +113,7 @@ def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None 
 
 
 def _private(function: types.FunctionType) -> types.FunctionType:
-    """`function` with a code object of its own, so that what is compiled for one `compile` call stays there."""
+    """`function` with a code object of its own, so that what one `compile` call compiles stays there."""
     copy_ = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__,
                                function.__defaults__, function.__closure__)
     copy_.__kwdefaults__ = function.__kwdefaults__
@@ -127,7 +129,7 @@ def _compile_callable(fn: Callable, settings: Settings) -> Callable:
         function, bound = fn.__func__, (fn.__self__,)
     elif isinstance(getattr(type(fn), "__call__", None), types.FunctionType):
         function, bound = type(fn).__call__, (fn,)
-    else:                                       # builtins, functools.partial: a frame of our own that calls it
+    else:                            # builtins, functools.partial: a frame of our own that calls it
         function, bound = (lambda callee, *args, **kwargs: callee(*args, **kwargs)), (fn,)
     handle = Handle(getattr(fn, "__name__", type(fn).__name__), _private(function), settings)
     call = handle.compiled
@@ -147,11 +149,11 @@ class _CompiledModule:
     """What a compiled module's class adds to the original's; first among its bases."""
 
     def __init_subclass__(cls) -> None:
-        """The user's `__init_subclass__` has run for the original class; making a stand-in must not repeat it."""
+        """The user's `__init_subclass__` ran for the original class; a stand-in must not repeat it."""
 
 
 def _compile_module(module: nn.Module, settings: Settings) -> nn.Module:
-    """A module of a one-off subclass that shares `module.__dict__`, so that neither can lag behind the other."""
+    """A module of a one-off subclass that shares `module.__dict__`: neither can lag behind the other."""
     cls = type(module)
     handle = Handle(cls.__name__, _private(nn.Module._call_impl), settings)
     call = handle.compiled
@@ -208,8 +210,8 @@ def explain(fn: Any) -> Callable[..., Explanation]:
 
 
 def bisect(fn: Any, *args: Any, **kwargs: Any) -> Finding:
-    """Runs every stage's border object on the same inputs and names the first stage, then the first node, whose
-    result differs from the one before it. Raises MinicompileError if nothing of `fn` was compiled."""
+    """Runs every stage's border object on the same inputs and names the first stage, then the first node,
+    whose result differs from the one before it. Raises MinicompileError if nothing of `fn` was compiled."""
     compiled, handle = _fresh(fn)
     handle.keep_inputs = True
     compiled(*args, **kwargs)

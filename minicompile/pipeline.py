@@ -1,7 +1,7 @@
 """The pipeline: every stage in order, for one captured graph, with every border object kept.
 
-Takes a `Capture` (or a bare torch.fx graph), gives `Compilation.call`, which computes the graph's outputs from
-its inputs. `api` puts it behind the captured frame; `explanation` and `bisection` read the border objects.
+Takes a `Capture` (or a bare torch.fx graph), gives `Compilation.call`, which computes the graph's outputs
+from its inputs. `api` puts it behind the captured frame; `explanation` and `bisection` read the border objects.
 """
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Compilation:
     """One graph on its way through the stages. Stages that were not reached are None.
 
     capture      what was captured: `.gm` is the torch-level graph
-    call         computes the outputs: call(*tensors) -> sequence of tensors, also of those that only alias inputs
+    call         computes the outputs: call(*tensors) -> sequence of tensors
     inputs       copies of the first call's inputs, where they were asked for (bisecting)
     seconds      stage -> seconds it took
     runs         the name of what `call` runs: a border object's reference, "executable", or a user's backend
@@ -105,8 +105,8 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
         return done
     target = config.stop or BACKENDS.get(_resolve(backend, examples))
     if target is None:
-        raise MinicompileError(f"backend {backend!r} is not available; there are {', '.join(BACKENDS)} and any "
-                               "callable(gm, example_inputs)")
+        raise MinicompileError(f"backend {backend!r} is not available; there are {', '.join(BACKENDS)} "
+                               "and any callable(gm, example_inputs)")
     if target == "capture":
         done.call, done.runs = capture.gm, "capture"
         return done
