@@ -1,0 +1,393 @@
+"""The interpreter: runs one frame of the dialect, with the host's own objects on its stack.
+
+Takes a `Code` (from `bytecode`) and arguments, gives the frame's result or raises its exception. A frame reaches state only through its
+`World`: the plain one below does what CPython does (used to test the interpreter against CPython, with no torch); `world.CaptureWorld`
+also notes reads, redirects writes and records tensor calls. Handlers are named as their opcodes; most are one line over `operator`.
+
+Comes after `bytecode`, before `world`.
+"""
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Generator, Sequence
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+from ..errors import Refusal
+from .bytecode import Code, normalise
+from .frame import NULL, Frame
+from .handlers import HANDLERS
+
+GENERATOR, COROUTINE = 0x20, 0x80 | 0x200      # co_flags
+OPTIMIZED, VARARGS, VARKEYWORDS = 0x1, 0x4, 0x8
+
+
+class World:
+    """State as CPython has it. Each method is one way of reading or changing it; a frame has no other way."""
+
+    getattr: Callable[..., Any] = staticmethod(getattr)
+    setattr: Callable[..., Any] = staticmethod(setattr)
+    delattr: Callable[..., Any] = staticmethod(delattr)
+    getitem: Callable[..., Any] = staticmethod(operator.getitem)
+    setitem: Callable[..., Any] = staticmethod(operator.setitem)
+    delitem: Callable[..., Any] = staticmethod(operator.delitem)
+    contains: Callable[..., bool] = staticmethod(operator.contains)
+    iter: Callable[..., Any] = staticmethod(iter)
+    next: Callable[..., Any] = staticmethod(next)
+    len: Callable[..., int] = staticmethod(len)
+    truth: Callable[..., bool] = staticmethod(operator.truth)
+    is_: Callable[..., bool] = staticmethod(operator.is_)
+
+    def __init__(self) -> None:
+        self.current: Frame | None = None
+        self.codes: dict[CodeType, Code] = {}
+        self.special: dict[int, Callable[..., Any]] = {id(f): h for f, h in SPECIAL.items()}
+
+    def interprets(self, code: CodeType) -> bool:
+        """Whether frames of `code` are ours to run (the plain world runs all but coroutines and class bodies)."""
+        return not code.co_flags & COROUTINE and bool(code.co_flags & OPTIMIZED)
+
+    def operate(self, function: Callable[..., Any], *args: Any) -> Any:
+        """An operator, comparison, conversion or formatting."""
+        return function(*args)
+
+    def load_global(self, frame: Frame, name: str) -> Any:
+        value = frame.globals.get(name, NULL)
+        if value is NULL:
+            value = frame.builtins.get(name, NULL)
+            if value is NULL:
+                raise NameError(f"name {name!r} is not defined", name=name)
+        return value
+
+    def store_global(self, frame: Frame, name: str, value: Any) -> None:
+        frame.globals[name] = value
+
+    def delete_global(self, frame: Frame, name: str) -> None:
+        if name not in frame.globals:
+            raise NameError(f"name {name!r} is not defined", name=name)
+        del frame.globals[name]
+
+    def load_cell(self, cell: CellType) -> Any:
+        """The content of a cell, or NULL."""
+        try:
+            return cell.cell_contents
+        except ValueError:
+            return NULL
+
+    def store_cell(self, cell: CellType, value: Any) -> None:
+        if value is NULL:
+            del cell.cell_contents
+        else:
+            cell.cell_contents = value
+
+    def import_name(self, frame: Frame, name: str, level: int, names: Any) -> Any:
+        return frame.builtins["__import__"](name, frame.globals, None, names, level)
+
+    def made_function(self, function: FunctionType) -> None:
+        """Told of every function object that a frame makes."""
+
+    def defaulted(self, function: FunctionType) -> None:
+        """Told when a call of `function` takes a value from its defaults."""
+
+    def call(self, frame: Frame, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
+        kind = type(f)
+        if kind is MethodType:
+            args, f = (f.__self__, *args), f.__func__
+            kind = type(f)
+        if kind is FunctionType and self.interprets(f.__code__):
+            return self.run_function(f, args, kwargs)
+        special = self.special.get(id(f))
+        if special is not None:
+            return special(frame, *args, **kwargs or {})
+        return self.call_native(f, args, kwargs)
+
+    def call_native(self, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        return f(*args, **kwargs) if kwargs else f(*args)
+
+    def run_function(self, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        """Calls a Python function in the interpreter."""
+        code = self.code_of(f.__code__)
+        return self.run_slots(code, f, bind(self, code, f, args, kwargs))
+
+    def code_of(self, raw: CodeType) -> Code:
+        code = self.codes.get(raw)
+        if code is None or code.code is not raw:      # equal code objects may differ in file and line
+            code = self.codes[raw] = normalised(raw)
+        return code
+
+    def run_slots(self, code: Code, f: FunctionType, slots: list) -> Any:
+        """Runs a frame whose arguments are bound; a generator function gives a generator that drives the frame."""
+        frame = Frame(code, bound_ops(code), f, slots, self, self.current)
+        if code.code.co_flags & GENERATOR:
+            return named_generator(frame)
+        self.current = frame
+        try:
+            return run(frame)
+        finally:
+            self.current = frame.back
+
+
+_NORMALISED: dict[int, tuple[CodeType, Code]] = {}     # a pure cache: code object -> dialect
+
+
+def normalised(raw: CodeType) -> Code:
+    """`normalise`, remembered per code object."""
+    hit = _NORMALISED.get(id(raw))
+    if hit is None:
+        hit = _NORMALISED[id(raw)] = (raw, normalise(raw))
+    return hit[1]
+
+
+_BOUND: dict[int, tuple[Code, tuple]] = {}
+
+
+def bound_ops(code: Code) -> tuple[tuple[Callable[[Frame, Any], Any], Any], ...]:
+    """(handler function, argument) per instruction, remembered per `Code`."""
+    hit = _BOUND.get(id(code))
+    if hit is None:
+        hit = _BOUND[id(code)] = (code, tuple((HANDLERS[op], arg) for op, arg in code.ops))
+    return hit[1]
+
+
+def bind(world: World, code: Code, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> list:
+    """Local slots for a call, as CPython binds them. A call that does not fit is made for real, so that CPython raises its own error."""
+    raw = f.__code__
+    positional, keyword_only, flags = raw.co_argcount, raw.co_kwonlyargcount, raw.co_flags
+    slots = [NULL] * len(code.locals)
+    given = len(args)
+    if given > positional and not flags & VARARGS:
+        _misfit(f, args, kwargs)
+    slots[:min(given, positional)] = args[:positional]
+    n = positional + keyword_only
+    if flags & VARARGS:
+        slots[n] = tuple(args[positional:])
+    extra: dict[str, Any] = {}
+    if kwargs:
+        names = raw.co_varnames
+        for name, value in kwargs.items():
+            i = next((i for i in range(raw.co_posonlyargcount, n) if names[i] == name), None)
+            if i is not None and slots[i] is NULL:
+                slots[i] = value
+            elif i is None and flags & VARKEYWORDS:
+                extra[name] = value
+            else:
+                _misfit(f, args, kwargs)
+    if flags & VARKEYWORDS:
+        slots[n + bool(flags & VARARGS)] = extra
+    if given < positional or keyword_only:
+        _fill_defaults(world, f, slots, given, args, kwargs)
+    return slots
+
+
+def _fill_defaults(world: World, f: FunctionType, slots: list, given: int, args: Sequence[Any], kwargs: dict[str, Any] | None) -> None:
+    raw, defaults, keyword = f.__code__, f.__defaults__ or (), f.__kwdefaults__ or {}
+    positional = raw.co_argcount
+    used = False
+    for i in range(given, positional + raw.co_kwonlyargcount):
+        if slots[i] is not NULL:
+            continue
+        name, j = raw.co_varnames[i], i - positional + len(defaults)
+        if i < positional and j >= 0:
+            slots[i] = defaults[j]
+        elif i >= positional and name in keyword:
+            slots[i] = keyword[name]
+        else:
+            _misfit(f, args, kwargs)
+        used = True
+    if used:
+        world.defaulted(f)
+
+
+def _misfit(f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> None:
+    """Raises the TypeError that CPython raises for these arguments. The body cannot run: an empty stand-in of the same signature is called."""
+    def stand_in() -> None: ...
+    blank = stand_in.__code__
+    raw = f.__code__
+    code = blank.replace(co_argcount=raw.co_argcount, co_posonlyargcount=raw.co_posonlyargcount, co_kwonlyargcount=raw.co_kwonlyargcount,
+                         co_varnames=raw.co_varnames, co_nlocals=raw.co_nlocals, co_flags=blank.co_flags | raw.co_flags & 0xC,
+                         co_name=raw.co_name, co_qualname=raw.co_qualname)
+    fake = FunctionType(code, {}, f.__name__, f.__defaults__)
+    fake.__kwdefaults__, fake.__qualname__ = f.__kwdefaults__, f.__qualname__
+    fake(*args, **kwargs or {})
+    raise TypeError(f"{f.__qualname__}() cannot be called with these arguments")
+
+
+def run(frame: Frame) -> Any:
+    """Runs until the frame returns or yields (`frame.yielded` tells which); an exception goes to the frame's handlers, else out."""
+    ops = frame.ops
+    while True:
+        try:
+            while True:
+                op, arg = ops[frame.pc]
+                frame.pc += 1
+                result = op(frame, arg)
+                if result is not None:
+                    frame.yielded = result[1]
+                    return result[0]
+        except Refusal:
+            raise
+        except BaseException as e:
+            catch(frame, e)
+
+
+def catch(frame: Frame, e: BaseException) -> None:
+    """Unwinds to the handler of the current instruction, or raises `e` out of the frame."""
+    context = frame.exc
+    if context is not None and context is not e and e.__context__ is None and not _reaches(context, e):
+        e.__context__ = context
+    handler = frame.code.handlers[frame.pc - 1]
+    if handler is None:
+        raise e
+    del frame.stack[handler.depth:]
+    if handler.lasti:
+        frame.stack.append(frame.pc - 1)
+    frame.stack.append(e)
+    frame.pc = handler.target
+
+
+def _reaches(e: BaseException | None, goal: BaseException) -> bool:
+    while e is not None:
+        if e is goal:
+            return True
+        e = e.__context__
+    return False
+
+
+# Generators: a real generator object drives the frame, so next, send, throw, close and `yield from` are CPython's.
+
+def named_generator(frame: Frame) -> Generator[Any, Any, Any]:
+    generator = drive(frame)
+    generator.__name__, generator.__qualname__ = frame.func.__name__, frame.func.__qualname__
+    return generator
+
+
+def drive(frame: Frame) -> Generator[Any, Any, Any]:
+    """The body of a generator: resumes the interpreted frame with what is sent or thrown."""
+    sent: Any = None
+    thrown: BaseException | None = None
+    while True:
+        value = resume(frame, sent, thrown)
+        if not frame.yielded:
+            return value
+        try:
+            sent, thrown = (yield value), None
+        except BaseException as e:
+            sent, thrown = None, e
+
+
+def resume(frame: Frame, sent: Any, thrown: BaseException | None) -> Any:
+    world = frame.world
+    own = frame.exc
+    frame.back = world.current
+    world.current = frame
+    try:
+        if thrown is None:
+            frame.stack.append(sent)
+            return run(frame)
+        try:
+            if frame.yielded and frame.code.ops[frame.pc - 1][1]:
+                return throw_into_delegate(frame, thrown)
+            raise thrown
+        except BaseException as e:
+            catch(frame, e)
+        return run(frame)
+    finally:
+        world.current = frame.back
+        if own is None and not frame.yielded:
+            frame.back = None
+
+
+def throw_into_delegate(frame: Frame, e: BaseException) -> Any:
+    """An exception thrown while the frame waits in `yield from`: the inner iterator gets it first."""
+    inner = frame.stack[-1]
+    if isinstance(e, GeneratorExit):
+        close = getattr(inner, "close", None)
+        if close is not None:
+            close()
+        raise e
+    throw = getattr(inner, "throw", None)
+    if throw is None:
+        raise e
+    try:
+        return throw(e)                     # the inner one yields again; the frame stays where it is
+    except StopIteration as stop:
+        send = next(a for op, a in frame.code.ops[frame.pc - 2::-1] if op == "SEND")
+        frame.stack.pop()
+        if send[1]:
+            frame.stack.append(inner)
+        frame.stack.append(stop.value)
+        frame.pc = send[0]
+    return run(frame)
+
+
+# Functions that look at the frame that calls them.
+
+def _super(frame: Frame, *args: Any) -> Any:
+    if args:
+        return super(*args)
+    names = frame.code.locals
+    if "__class__" not in names:
+        raise RuntimeError("super(): __class__ cell not found")
+    first = frame.locals[0]
+    if type(first) is CellType:
+        first = first.cell_contents
+    return super(frame.locals[names.index("__class__")].cell_contents, first)
+
+
+def _locals(frame: Frame) -> dict[str, Any]:
+    if frame.names is not None:
+        return frame.names
+    out = {}
+    for name, value in zip(frame.code.locals, frame.locals):
+        value = frame.world.load_cell(value) if type(value) is CellType else value
+        if value is not NULL:
+            out[name] = value
+    return out
+
+
+def _vars(frame: Frame, *args: Any) -> Any:
+    return vars(*args) if args else _locals(frame)
+
+
+def _dir(frame: Frame, *args: Any) -> Any:
+    return dir(*args) if args else sorted(_locals(frame))
+
+
+def _exc_info(frame: Frame) -> tuple:
+    e = frame.exc
+    return (None, None, None) if e is None else (type(e), e, e.__traceback__)
+
+
+def _getattr(frame: Frame, obj: Any, name: str, *default: Any) -> Any:
+    try:
+        return frame.world.getattr(obj, name)
+    except AttributeError:
+        if default:
+            return default[0]
+        raise
+
+
+def _hasattr(frame: Frame, obj: Any, name: str) -> bool:
+    try:
+        frame.world.getattr(obj, name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _eval(frame: Frame, source: Any, globals: Any = None, locals: Any = None) -> Any:
+    return eval(source, frame.globals if globals is None else globals, _locals(frame) if globals is None and locals is None else locals)
+
+
+def _refuse_frame(frame: Frame, *args: Any, **kwargs: Any) -> Any:
+    raise Refusal("frame-access", "the program looks at its own frame", frame.where)
+
+
+SPECIAL: dict[Any, Callable[..., Any]] = {
+    super: _super, locals: _locals, vars: _vars, dir: _dir, eval: _eval, globals: lambda frame: frame.globals,
+    sys.exc_info: _exc_info, getattr: _getattr, hasattr: _hasattr,
+    setattr: lambda frame, *a: frame.world.setattr(*a), delattr: lambda frame, *a: frame.world.delattr(*a),
+    iter: lambda frame, *a: frame.world.iter(*a), next: lambda frame, *a: frame.world.next(*a),
+    len: lambda frame, *a: frame.world.len(*a), sys._getframe: _refuse_frame,
+}
