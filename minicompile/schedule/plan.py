@@ -1,21 +1,30 @@
 """Plan: kernels in order, with the tiling as data and every buffer placed. What an emitter gets.
 
-Takes `Loops` (through schedule.fuse and schedule.memory), gives what `codegen` prints; both emitters read this and argue about nothing.
+Takes `Loops` (through schedule.fuse and schedule.memory), gives what `codegen` prints; both emitters read this
+and argue about nothing.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..loops.ir import Axis, Buffer, Extern, Loop, Loops
+from .check import check_plan
+from .execute import run_plan
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
     """How a kernel's iteration space is walked.
 
-    vector     the Var name that runs over SIMD lanes (innermost), or None for scalar code; a vector axis is the last par axis of a
-               flat kernel or the inner axis of a row kernel
-    parallel   how many leading par axes are collapsed into the OpenMP loop (0: run by the caller alone)
+    vector     the Var name that runs over SIMD lanes, or None for scalar code. Three cases:
+               the last par axis of a flat kernel (one stage without inner axes);
+               the last inner axis, where every stage that has inner axes vectorises its own last one (row kernel;
+               `vector` is then "inner");
+               the last par axis of a kernel that has inner axes (column reduction): each lane is one par point,
+               accumulators are vectors, inner loops run in order
+    parallel   how many leading par axes are collapsed into the OpenMP loop (0: the caller's thread alone)
     work       estimated nanoseconds of the whole kernel on one core (decides `parallel`, shown to the user)
     transpose  (var, var) of a 2-D tile where reads and writes disagree on the fast axis, or None
     """
@@ -28,8 +37,12 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One pass over the inner axes of a row kernel (or the only body of a flat one): loops that share the axes `inner`, run point by point
-    in order. A stage is a reduction pass if any of its loops reduces; the results of its reductions are complete after it."""
+    """One pass over the axes `inner` (none: a single point): its loops share them and run point by point, in order.
+
+    A stage is a reduction pass if any of its loops reduces; the results of its reductions are complete after it, so
+    only later stages read them. Values that loops of one stage share are the same `Val` object (stores that a later
+    loop of the stage reads at the same point have been forwarded), so emit each distinct Val of a stage once.
+    """
 
     inner: tuple[Axis, ...]
     loops: tuple[Loop, ...]
@@ -39,9 +52,14 @@ class Stage:
 class Kernel:
     """for par axes (parallel): for stage in stages: for stage.inner: loops
 
-    local   buffers that live only inside one point of the par axes: a scalar (no inner index) is a register, a row is per-thread scratch.
-            They are stored and loaded through Store/Load as any buffer; their index has only inner variables. A buffer in `local` is absent from the arena.
-    All loops have been renamed to the kernel's own axis variables, so the same `Val` in two loops is the same object.
+    A loop's own axes are `par` + (inner, where it does not reduce); its reduce_axes are the stage's inner axes.
+    Par axes are named i0, i1, …; inner axes j0, j1, …, in every kernel, so equal kernels print equal text.
+
+    local   temp buffers that live only inside one point of the par axes: shape () is a scalar (a register, stored by a
+            reduction or in a stage without inner axes), shape (n,) is a row of per-thread scratch. Stored and loaded
+            through Store and Load like any buffer; their index has only inner variables. Absent from the arena.
+    No Load of a kernel reads a place that an earlier loop of the same stage stores, so loads can be hoisted to the
+    start of a point. Different par points never touch each other's results.
     """
 
     name: str
@@ -55,6 +73,21 @@ class Kernel:
     def loops(self) -> tuple[Loop, ...]:
         return tuple(loop for stage in self.stages for loop in stage.loops)
 
+    def __str__(self) -> str:
+        t = self.tiling
+        head = f"kernel {self.name}: parallel={t.parallel} vector={t.vector} work={t.work / 1000:.1f}us"
+        lines = [head + (f" transpose={t.transpose}" if t.transpose else "") + (f"  # {self.where}" if self.where else "")]
+        if self.local:
+            lines.append(f"  local {', '.join(self.local)}")
+        lines.append(f"  for {', '.join(map(str, self.par)) or '()'}:")
+        for stage in self.stages:
+            pad = "    "
+            if stage.inner:
+                lines.append(f"    for {', '.join(map(str, stage.inner))}:")
+                pad = "      "
+            lines += [pad + str(loop).split(": ", 2)[2] for loop in stage.loops]
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -64,6 +97,9 @@ class Refused:
     b: str
     reason: str
     bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.a} + {self.b}: {self.reason} ({self.bytes} bytes)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +119,23 @@ class Plan:
     arena_bytes: int
     frees: dict[int, tuple[str, ...]]
     refused: tuple[Refused, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"plan({', '.join(self.loops.inputs)}):  # arena of {self.arena_bytes} bytes"]
+        for b in self.buffers.values():
+            place = f" at {self.arena[b.name]}" if b.name in self.arena else ""
+            lines.append(f"    {b.kind} {b.name}: {b.spec}{place}")
+        for i, s in enumerate(self.steps):
+            lines += ["    " + line for line in str(s).split("\n")]
+            if i in self.frees:
+                lines.append(f"    free {', '.join(self.frees[i])}")
+        lines += [f"    # not fused: {r}" for r in self.refused]
+        return "\n".join([*lines, f"    return {', '.join(map(str, self.loops.results))}"])
+
+    def check(self) -> None:
+        """Raises CheckError naming the kernel: see schedule.check."""
+        check_plan(self)
+
+    def run(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """The caller's results by the reference executor, in the plan's order and memory. See schedule.execute."""
+        return run_plan(self, inputs)

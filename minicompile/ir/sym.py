@@ -1,0 +1,506 @@
+"""Sym: integers that depend on loop variables and (later) on sizes, with bounds; what indices, extents and strides are made of.
+
+Takes nothing; `loops` builds index expressions, `schedule` compares them, `codegen` prints them. A small algebra of our own, because a
+general computer algebra system in the hot path is a main reason for long compile times.
+
+Normal form: `sum(coefficient * atom) + const`, where an atom is a `Var`, a product of atoms, a floor division or a modulo. Every Sym is
+hash-consed: equal normal forms are one object, so `is`, `==` and `hash` are cheap. Plain ints are Syms without atoms and stay ints:
+wherever this file says `Sym | int`, both may come.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import gcd, inf
+from threading import Lock
+from typing import Any
+from weakref import WeakValueDictionary
+
+Bound = int | float                      # an int, or ±inf where nothing is known
+_interned: WeakValueDictionary[tuple, Sym] = WeakValueDictionary()
+_lock = Lock()
+
+
+def _intern(key: tuple, make: Callable[[], Sym]) -> Sym:
+    """The one Sym with this key. Keys hold ids of sub-objects, which the interned Sym keeps alive."""
+    found = _interned.get(key)
+    if found is None:
+        with _lock:
+            found = _interned.get(key)
+            if found is None:
+                _interned[key] = found = make()
+    return found
+
+
+class Sym:
+    """Base of all symbolic integers. `lo <= value <= hi` always holds; `terms` are (atom, coefficient) pairs, `const` the rest."""
+
+    __slots__ = ("lo", "hi", "text", "vars", "__weakref__")
+    lo: Bound
+    hi: Bound
+    text: str
+    vars: frozenset[Var]
+
+    @property
+    def terms(self) -> tuple[tuple[Sym, int], ...]:
+        return ((self, 1),)
+
+    @property
+    def const(self) -> int:
+        return 0
+
+    def __add__(self, other: Sym | int) -> Sym | int:
+        return _linear(((self, 1), (other, 1)))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Sym | int) -> Sym | int:
+        return _linear(((self, 1), (other, -1)))
+
+    def __rsub__(self, other: Sym | int) -> Sym | int:
+        return _linear(((other, 1), (self, -1)))
+
+    def __neg__(self) -> Sym | int:
+        return _linear(((self, -1),))
+
+    def __mul__(self, other: Sym | int) -> Sym | int:
+        return _linear(((self, other),)) if isinstance(other, int) else _product(self, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Sym | int) -> Sym | int:
+        return floordiv(self, other)
+
+    def __rfloordiv__(self, other: int) -> Sym | int:
+        return floordiv(other, self)
+
+    def __mod__(self, other: Sym | int) -> Sym | int:
+        return mod(self, other)
+
+    def __rmod__(self, other: int) -> Sym | int:
+        return mod(other, self)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Sym is not pickled: print it, or substitute values first")
+
+
+class Var(Sym):
+    """A variable with bounds: a loop index, an index read from memory, or a size."""
+
+    __slots__ = ("name",)
+    name: str
+
+    def __new__(cls, name: str, lo: Bound = 0, hi: Bound = inf) -> Var:
+        return _intern(("v", name, lo, hi), lambda: cls._make(name, lo, hi))  # type: ignore[return-value]
+
+    @classmethod
+    def _make(cls, name: str, lo: Bound, hi: Bound) -> Var:
+        self = object.__new__(cls)
+        self.name, self.lo, self.hi, self.text = name, lo, hi, name
+        return self
+
+    @property
+    def vars(self) -> frozenset[Var]:    # type: ignore[override]  # a stored set would be a reference cycle
+        return frozenset((self,))
+
+
+class Sum(Sym):
+    """At least two terms, or one with a coefficient or a constant beside it. Made by arithmetic only."""
+
+    __slots__ = ("_terms", "_const")
+
+    @property
+    def terms(self) -> tuple[tuple[Sym, int], ...]:
+        return self._terms
+
+    @property
+    def const(self) -> int:
+        return self._const
+
+
+class Prod(Sym):
+    """A product of two or more atoms (a size times an index)."""
+
+    __slots__ = ("factors",)
+    factors: tuple[Sym, ...]
+
+
+class Div(Sym):
+    """num // den, rounded down."""
+
+    __slots__ = ("num", "den")
+    num: Sym
+    den: Sym | int
+
+
+class Mod(Sym):
+    """num % den, with the sign of den."""
+
+    __slots__ = ("num", "den")
+    num: Sym
+    den: Sym | int
+
+
+# ---- sums and products ----
+
+def _linear(parts: Iterable[tuple[Sym | int, int]]) -> Sym | int:
+    """sum(coefficient * part)."""
+    coefficients: dict[Sym, int] = {}
+    const = 0
+    for part, k in parts:
+        if isinstance(part, int):
+            const += k * part
+            continue
+        const += k * part.const
+        for atom, c in part.terms:
+            coefficients[atom] = coefficients.get(atom, 0) + k * c
+    return _sum(coefficients, const)
+
+
+def _sum(coefficients: dict[Sym, int], const: int) -> Sym | int:
+    terms = [(a, c) for a, c in coefficients.items() if c]
+    if not terms:
+        return const
+    if len(terms) > 1:
+        for a, c in terms:
+            if isinstance(a, Mod) and isinstance(a.den, int) and _rejoin(coefficients, a, c):
+                return _sum(coefficients, const + c * a.num.const)
+        terms.sort(key=_text_of)
+    elif const == 0 and terms[0][1] == 1:
+        return terms[0][0]
+    key = ("+", const, *((id(a), c) for a, c in terms))
+    return _intern(key, lambda: _make_sum(tuple(terms), const))
+
+
+def _text_of(term: tuple[Sym, int]) -> str:
+    return term[0].text
+
+
+def _rejoin(coefficients: dict[Sym, int], m: Mod, c: int) -> bool:
+    """c*(x % d) + c*d*(x // d) is c*x: what is left when one reshape undoes another. (x's constant is left to the caller.)"""
+    quotient = floordiv(m.num, m.den)
+    if isinstance(quotient, int) or len(quotient.terms) != 1 or quotient.const:
+        return False
+    (q, k), = quotient.terms
+    if k != 1 or coefficients.get(q) != c * int(m.den):
+        return False
+    del coefficients[m], coefficients[q]
+    for a, ca in m.num.terms:
+        coefficients[a] = coefficients.get(a, 0) + c * ca
+    return True
+
+
+def _make_sum(terms: tuple[tuple[Sym, int], ...], const: int) -> Sum:
+    self = object.__new__(Sum)
+    self._terms, self._const = terms, const
+    lo: Bound = const
+    hi: Bound = const
+    for a, c in terms:
+        lo += c * (a.lo if c > 0 else a.hi)
+        hi += c * (a.hi if c > 0 else a.lo)
+    self.lo, self.hi = lo, hi
+    self.vars = frozenset().union(*(a.vars for a, _ in terms))
+    text = " + ".join(_term_text(a, c) for a, c in terms)
+    self.text = f"({text} + {const})" if const else f"({text})"
+    return self
+
+
+def _term_text(a: Sym, c: int) -> str:
+    return a.text if c == 1 else f"{c}*{a.text}"
+
+
+def _product(a: Sym, b: Sym) -> Sym | int:
+    """The product, multiplied out term by term."""
+    total: Sym | int = a.const * b.const
+    for x, k in a.terms:
+        total = total + x * (k * b.const)
+        for y, m in b.terms:
+            total = total + _atom_product(x, y) * (k * m)
+    for y, m in b.terms:
+        total = total + y * (m * a.const)
+    return total
+
+
+def _atom_product(x: Sym, y: Sym) -> Sym:
+    factors = sorted((*(x.factors if isinstance(x, Prod) else (x,)), *(y.factors if isinstance(y, Prod) else (y,))), key=str)
+    return _intern(("*", *map(id, factors)), lambda: _make_prod(tuple(factors)))
+
+
+def _make_prod(factors: tuple[Sym, ...]) -> Prod:
+    self = object.__new__(Prod)
+    self.factors = factors
+    lo: Bound = 1
+    hi: Bound = 1
+    for f in factors:
+        corners = [0 if 0 in (p, q) else p * q for p in (lo, hi) for q in (f.lo, f.hi)]      # 0 * inf is 0 here
+        lo, hi = min(corners), max(corners)
+    self.lo, self.hi = lo, hi
+    self.vars = frozenset().union(*(f.vars for f in factors))
+    self.text = "*".join(f.text for f in factors)
+    return self
+
+
+# ---- division and modulo ----
+
+def _floor(b: Bound, d: int) -> Bound:
+    return b if b in (inf, -inf) else b // d
+
+
+def _split(n: Sym, d: int) -> tuple[Sym | int, Sym | int]:
+    """n = d*q + r, where r holds what d does not divide; r's constant lies in [0, d)."""
+    whole: dict[Sym, int] = {}
+    rest: dict[Sym, int] = {}
+    for a, c in n.terms:
+        k = c // d if c % d == 0 or abs(c) > d else 0
+        if k:
+            whole[a] = k
+        if c - k * d:
+            rest[a] = c - k * d
+    q, r = divmod(n.const, d)
+    return _sum(whole, q), _sum(rest, r)
+
+
+def _coarse(r: Sym, d: int) -> tuple[int, Sym | int, Sym | int] | None:
+    """(g, s, t) with r = g*s + t, 0 <= t < g, 1 < g, g divides d: then r // d = s // (d/g) and r % d = g*(s % (d/g)) + t."""
+    for g in sorted({gcd(c, d) for _, c in r.terms} - {1}, reverse=True):
+        fine = {a: c for a, c in r.terms if c % g}
+        t = _sum(fine, r.const % g)
+        lo, hi = bounds(t)
+        if lo >= 0 and hi < g:
+            s = _sum({a: c // g for a, c in r.terms if c % g == 0}, r.const // g)
+            return g, s, t
+    return None
+
+
+def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
+    """n // d, rounded down. d must not be 0."""
+    if isinstance(n, int) and isinstance(d, int):
+        return n // d
+    if n is d:
+        return 1
+    if not isinstance(d, int):
+        return _symbolic_div(n, d)
+    if d < 0:
+        return floordiv(-n, -d)
+    if d == 1 or d == 0:
+        return n if d else n // 0        # type: ignore[operator]  # raises ZeroDivisionError
+    q, r = _split(n, d)                  # type: ignore[arg-type]
+    if isinstance(r, int):
+        return q
+    low = _floor(r.lo, d)
+    if low == _floor(r.hi, d):
+        return q + int(low)
+    coarse = _coarse(r, d)
+    if coarse:
+        return q + floordiv(coarse[1], d // coarse[0])
+    if len(r.terms) == 1 and r.terms[0][1] == 1 and isinstance(r.terms[0][0], Div):
+        inner = r.terms[0][0]            # (x // a + c) // d = (x + c*a) // (a*d)
+        if isinstance(inner.den, int):
+            return q + floordiv(inner.num + r.const * inner.den, inner.den * d)
+    return q + _intern(("/", id(r), d), lambda: _make_div(r, d))
+
+
+def mod(n: Sym | int, d: Sym | int) -> Sym | int:
+    """n % d, with the sign of d. d must not be 0."""
+    if isinstance(n, int) and isinstance(d, int):
+        return n % d
+    if n is d:
+        return 0
+    if not isinstance(d, int):
+        return _symbolic_mod(n, d)
+    if d < 0:
+        return -mod(-n, -d)
+    if d == 1 or d == 0:
+        return 0 if d else n % 0         # type: ignore[operator]  # raises ZeroDivisionError
+    dropped = _drop_mods(n, d)
+    r = dropped % d if isinstance(dropped, int) else _split(dropped, d)[1]
+    if isinstance(r, int):
+        return r
+    low = _floor(r.lo, d)
+    if low == _floor(r.hi, d):
+        return r - d * int(low)
+    coarse = _coarse(r, d)
+    if coarse:
+        g, s, t = coarse
+        return g * mod(s, d // g) + t
+    return _intern(("%", id(r), d), lambda: _make_mod(r, d))
+
+
+def _drop_mods(n: Sym | int, d: int) -> Sym | int:
+    """n with each c*(x % a) replaced by c*x where d divides c*a: equal modulo d."""
+    if isinstance(n, int) or not any(isinstance(a, Mod) for a, _ in n.terms):
+        return n
+    return _linear([(n.const, 1)] + [
+        (a.num if isinstance(a, Mod) and isinstance(a.den, int) and c * a.den % d == 0 else a, c) for a, c in n.terms])
+
+
+def _symbolic_div(n: Sym | int, d: Sym) -> Sym | int:
+    whole: Sym | int = 0
+    rest: Sym | int = n
+    if not isinstance(n, int):
+        whole, rest = _split_by(n, d)
+    if d.lo > 0:
+        lo, hi = bounds(rest)
+        if lo >= 0 and hi < d.lo:
+            return whole
+    r = rest
+    return whole + _intern(("/", *_key(r), *_key(d)), lambda: _make_div(r, d))
+
+
+def _symbolic_mod(n: Sym | int, d: Sym) -> Sym | int:
+    rest: Sym | int = n if isinstance(n, int) else _split_by(n, d)[1]
+    lo, hi = bounds(rest)
+    if rest == 0 or (d.lo > 0 and lo >= 0 and hi < d.lo):
+        return rest
+    return _intern(("%", *_key(rest), *_key(d)), lambda: _make_mod(rest, d))
+
+
+def _key(s: Sym | int) -> tuple:
+    return ("int", s) if isinstance(s, int) else ("sym", id(s))
+
+
+def _split_by(n: Sym, d: Sym) -> tuple[Sym | int, Sym | int]:
+    """n = d*q + r for a symbolic d that is one atom or product: terms that contain all its factors go to q."""
+    if len(d.terms) != 1 or d.const or d.terms[0][1] != 1:
+        return 0, n
+    need = d.factors if isinstance(d, Prod) else (d,)
+    whole: Sym | int = 0
+    rest: Sym | int = n.const
+    for a, c in n.terms:
+        have = list(a.factors if isinstance(a, Prod) else (a,))
+        if all(have.count(f) >= need.count(f) for f in need):
+            for f in need:
+                have.remove(f)
+            left: Sym | int = 1
+            for f in have:
+                left = left * f
+            whole = whole + c * left
+        else:
+            rest = rest + c * a
+    return whole, rest
+
+
+def _make_div(num: Sym | int, den: Sym | int) -> Div:
+    self = object.__new__(Div)
+    self.num, self.den = num, den        # type: ignore[assignment]
+    (lo, hi), (dlo, dhi) = bounds(num), bounds(den)
+    if dlo > 0:
+        corners = [_bound_div(b, d) for b in (lo, hi) for d in (dlo, dhi)]
+        self.lo, self.hi = min(corners), max(corners)
+    else:
+        self.lo, self.hi = -inf, inf
+    self.vars = free_vars(num) | free_vars(den)
+    self.text = f"({_bare(num)}//{_bare(den)})"
+    return self
+
+
+def _bound_div(b: Bound, d: Bound) -> Bound:
+    if b in (inf, -inf):
+        return b
+    return (0 if b >= 0 else -1) if d == inf else b // d
+
+
+def _make_mod(num: Sym | int, den: Sym | int) -> Mod:
+    self = object.__new__(Mod)
+    self.num, self.den = num, den        # type: ignore[assignment]
+    (lo, hi), (dlo, dhi) = bounds(num), bounds(den)
+    if dlo > 0:
+        self.lo, self.hi = 0, dhi - 1
+        if lo >= 0:
+            self.hi = min(self.hi, hi)
+    else:
+        self.lo, self.hi = -inf, inf
+    self.vars = free_vars(num) | free_vars(den)
+    self.text = f"({_bare(num)}%{_bare(den)})"
+    return self
+
+
+def _bare(s: Sym | int) -> str:
+    return str(s) if not isinstance(s, Prod) else f"({s})"
+
+
+# ---- questions ----
+
+def bounds(s: Sym | int) -> tuple[Bound, Bound]:
+    """(lo, hi), inclusive; ±inf where unknown."""
+    return (s, s) if isinstance(s, int) else (s.lo, s.hi)
+
+
+def free_vars(s: Sym | int) -> frozenset[Var]:
+    return frozenset() if isinstance(s, int) else s.vars
+
+
+def less(a: Sym | int, b: Sym | int) -> bool | None:
+    """a < b: True or False where the bounds decide it, None where they don't."""
+    lo, hi = bounds(a - b)
+    return True if hi < 0 else False if lo >= 0 else None
+
+
+def coefficient(s: Sym | int, v: Var) -> int | None:
+    """k where s = k*v + (something without v); None where s is not affine in v."""
+    if isinstance(s, int) or v not in s.vars:
+        return 0
+    k = 0
+    for a, c in s.terms:
+        if a is v:
+            k = c
+        elif v in a.vars:
+            return None
+    return k
+
+
+def atoms(s: Sym | int) -> Iterator[Sym]:
+    """Every atom inside s, the inner ones of // and % and products included, outermost first."""
+    if isinstance(s, int):
+        return
+    for a, _ in s.terms:
+        yield a
+        for part in children(a):
+            yield from atoms(part)
+
+
+def children(a: Sym) -> tuple[Sym | int, ...]:
+    """What an atom is made of."""
+    if isinstance(a, (Div, Mod)):
+        return (a.num, a.den)
+    return a.factors if isinstance(a, Prod) else ()
+
+
+def substitute(s: Sym | int, env: Mapping[Var, Sym | int]) -> Sym | int:
+    """s with variables replaced, simplified again under the new bounds."""
+    if isinstance(s, int) or not any(v in env for v in s.vars):
+        return s
+    total: Sym | int = s.const
+    for a, c in s.terms:
+        total = total + c * _rebuild(a, lambda part: substitute(part, env), lambda v: env.get(v, v))
+    return total
+
+
+def evaluate(s: Sym | int, env: Mapping[str, Any]) -> Any:
+    """The value of s where each variable's name stands for env[name]: an int, or an integer tensor (then everything broadcasts)."""
+    if isinstance(s, int):
+        return s
+    total: Any = s.const
+    for a, c in s.terms:
+        total = total + c * _rebuild(a, lambda part: evaluate(part, env), lambda v: env[v.name])
+    return total
+
+
+def _rebuild(a: Sym, again: Callable[[Sym | int], Any], leaf: Callable[[Var], Any]) -> Any:
+    if isinstance(a, Var):
+        return leaf(a)
+    if isinstance(a, Prod):
+        out: Any = 1
+        for f in a.factors:
+            out = out * again(f)
+        return out
+    if isinstance(a, Div):
+        return again(a.num) // again(a.den)
+    if isinstance(a, Mod):
+        return again(a.num) % again(a.den)
+    raise TypeError(f"not an atom: {a!r}")
