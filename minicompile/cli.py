@@ -1,0 +1,138 @@
+"""The command line: `python -m minicompile demo | explain | cache | doctor`.
+
+Takes argv, gives the exit status; sits on top of everything. Each command is one function below, with its options beside it.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__, api, demo
+from .config import config
+from .errors import MinicompileError, ToolchainError
+from .runtime import cache, toolchain
+
+Options = Callable[[argparse.ArgumentParser], None]
+COMMANDS: dict[str, tuple[str, Options, Callable[[argparse.Namespace], int]]] = {}
+
+
+def command(name: str, text: str, options: Options = lambda p: None) -> Callable:
+    """Registers a function as a command; `options` adds its arguments to the command's parser."""
+    def register(f: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+        COMMANDS[name] = (text, options, f)
+        return f
+    return register
+
+
+def demo_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--compare", action="store_true", help="add torch.compile's column")
+    p.add_argument("--rounds", type=int, default=20, help="turns to time (the median counts)")
+    p.add_argument("--out", default="minicompile-demo", help="folder for every stage's artefacts")
+
+
+@command("demo", "embed sentences with a trained model, eager and compiled", demo_options)
+def run_demo(args: argparse.Namespace) -> int:
+    return demo.run(args.compare, args.out, args.rounds)
+
+
+def explain_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("function", help="FILE.py:NAME or MODULE:NAME")
+    p.add_argument("args", nargs="*", help="arguments as Python expressions, e.g. 'torch.randn(8, 8)'")
+
+
+@command("explain", "compile a function for the given arguments and tell what became of it", explain_options)
+def run_explain(args: argparse.Namespace) -> int:
+    function, values = target(args.function), [eval(a, {"torch": torch}) for a in args.args]
+    with torch.no_grad():
+        explanation = api.explain(function)(*values)
+    print(explanation)
+    return 0 if explanation.graph_count else 1
+
+
+def target(text: str) -> Any:
+    """The object that "FILE.py:NAME" or "MODULE:NAME" names; raises MinicompileError if there is none."""
+    home, _, name = text.rpartition(":")
+    if not home:
+        raise MinicompileError(f"{text!r} is not FILE.py:NAME or MODULE:NAME")
+    if home.endswith(".py"):
+        if not Path(home).is_file():
+            raise MinicompileError(f"there is no file {home!r}")
+        found = runpy.run_path(home)
+    elif importlib.util.find_spec(home) is None:
+        raise MinicompileError(f"there is no module {home!r}")
+    else:
+        found = vars(importlib.import_module(home))
+    if name not in found:
+        raise MinicompileError(f"{home} has no {name!r}")
+    return found[name]
+
+
+def cache_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--clear", action="store_true", help="remove every entry")
+
+
+@command("cache", "where compiled code is cached and how much there is", cache_options)
+def run_cache(args: argparse.Namespace) -> int:
+    folder = Path(cache.directory())
+    if args.clear:
+        cache.clear()
+    files = [f for f in folder.rglob("*") if f.is_file()] if folder.exists() else []
+    print(f"{folder}: {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB "
+          f"of at most {config.cache_size_mb}")
+    return 0
+
+
+@command("doctor", "what minicompile found on this machine, and every setting")
+def run_doctor(args: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    rows, ok = facts()
+    for name, value in rows:
+        console.print(f"{name:<14} {value}", markup=False)
+    settings = Table("setting", "value", "environment", "meaning", title="Settings", title_justify="left")
+    for row in config.describe():
+        settings.add_row(*row)
+    console.print(settings)
+    return 0 if ok else 1
+
+
+def facts() -> tuple[list[tuple[str, str]], bool]:
+    """Rows (name, finding), and whether everything needed is there."""
+    ok, native = True, importlib.util.find_spec("minicompile._native")
+    if native is None:
+        ok = False
+    try:
+        compiler = str(toolchain.find())
+    except ToolchainError as e:
+        compiler, ok = f"MISSING: {e}", False
+    return [("minicompile", f"{__version__} in {Path(__file__).parent}"),
+            ("python", f"{platform.python_version()} on {platform.platform()}"),
+            ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads, "
+                      f"CUDA {torch.version.cuda if torch.cuda.is_available() else 'not available'}"),
+            ("frame hook", native.origin or "" if native else "MISSING: build it with pip install -e ."),
+            ("C++ compiler", compiler),
+            ("cache", str(cache.directory()))], ok
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; errors of our own are one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(prog="minicompile", description="torch.compile, built again from scratch")
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, options, _) in COMMANDS.items():
+        options(subparsers.add_parser(name, help=text, description=text))
+    args = parser.parse_args(argv)
+    try:
+        return COMMANDS[args.command][2](args)
+    except MinicompileError as e:
+        print(f"minicompile: {e}", file=sys.stderr)
+        return 2

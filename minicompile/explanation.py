@@ -1,0 +1,180 @@
+"""Explanation: what became of a function, as data and as text.
+
+Takes what `api` kept of a compilation (every stage's object per graph, and the refusals); gives
+`minicompile.explain`'s result.
+"""
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .config import STAGES
+from .errors import Refusal, Where
+from .loops.ir import Extern
+from .schedule.plan import Kernel, Plan, Refused
+
+
+class Compiled(Protocol):
+    """What an Explanation needs to know of one compiled graph. Stages that were not reached are None."""
+
+    capture: Any
+    aten: Any
+    prims: Any
+    loops: Any
+    plan: Any
+    source: Any
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """Where the graph ended or the function was left to eager, and why."""
+
+    code: str
+    reason: str
+    where: Where | None = None
+
+    def __str__(self) -> str:
+        lines = [f"[{self.code}] {self.reason}"]
+        if self.where:
+            lines += [f"  at {self.where}", *excerpt(self.where)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """One step of a graph's plan, for people.
+
+    kind    "kernel" (emitted by us) or "library" (an ATen kernel)
+    does    what it computes; space: the sizes of its parallel axes; nanoseconds: the estimate on one core
+    (kernels)
+    """
+
+    graph: int
+    name: str
+    kind: str
+    does: str
+    space: tuple[Any, ...] = ()
+    passes: int = 1
+    vector: str | None = None
+    parallel: int = 0
+    nanoseconds: float = 0.0
+    where: Where | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "library":
+            return f"{self.name:<28} library  {self.does}"
+        how = [f"{self.passes} pass{'es' if self.passes > 1 else ''}",
+               "vector" if self.vector else "scalar",
+               "threads" if self.parallel else "one thread", f"~{self.nanoseconds / 1000:.1f} us"]
+        return f"{self.name:<28} {'x'.join(map(str, self.space)) or '1':<12} {', '.join(how)}  {self.does}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What became of one function.
+
+    graphs      the captured torch.fx.GraphModules; op_count: torch calls in them
+    guards      per graph, the guards under which it is used
+    kernels     every kernel and library call, graph by graph; refusals of fusion are in `not_fused`
+    stages      per graph, stage name -> border object
+    seconds     stage name -> compile seconds, summed over the graphs
+    """
+
+    graph_count: int
+    graph_break_count: int
+    break_reasons: tuple[Break, ...]
+    graphs: tuple[Any, ...]
+    guards: tuple[tuple[Any, ...], ...]
+    kernels: tuple[KernelInfo, ...]
+    not_fused: tuple[Refused, ...]
+    stages: tuple[Mapping[str, Any], ...]
+    op_count: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, compiled: Sequence[Compiled], refusals: Sequence[Refusal] = ()) -> Explanation:
+        """From what the API kept: one item per compiled graph, and the refusals met."""
+        stages = tuple({s: getattr(c, s) for s in STAGES if getattr(c, s, None) is not None}
+                       for c in compiled)
+        graphs = tuple(s["capture"].gm for s in stages if "capture" in s)
+        plans = [s.get("plan") for s in stages]
+        seconds: dict[str, float] = {}
+        for c in compiled:
+            for stage, n in c.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + n
+        return cls(
+            graph_count=len(graphs),
+            graph_break_count=len(refusals),
+            break_reasons=tuple(Break(r.code, r.reason, r.where) for r in refusals),
+            graphs=graphs,
+            guards=tuple(tuple(s["capture"].guards) for s in stages if "capture" in s),
+            kernels=tuple(k for i, plan in enumerate(plans) if plan for k in kernels_of(plan, i)),
+            not_fused=tuple(r for plan in plans if plan for r in plan.refused),
+            stages=stages,
+            op_count=sum(torch_calls(g) for g in graphs),
+            seconds=seconds,
+        )
+
+    def __str__(self) -> str:
+        guards = [(f"guards of graph {i}", list(map(str, gs))) for i, gs in enumerate(self.guards)]
+        graphs = [(f"graph {i}", [str(g.graph).strip()]) for i, g in enumerate(self.graphs)]
+        parts = [("summary", self._summary()),
+                 ("refused", [str(b) for b in self.break_reasons]),
+                 *guards,
+                 *graphs,
+                 ("kernels", [str(k) for k in self.kernels]),
+                 ("not fused", [str_refused(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
+                 ("seconds", [f"{stage:<12} {n:8.3f}" for stage, n in self.seconds.items()])]
+        return "\n\n".join(section(title, lines) for title, lines in parts if lines)
+
+    def _summary(self) -> list[str]:
+        ours = sum(k.kind == "kernel" for k in self.kernels)
+        lines = [f"graphs {self.graph_count}, breaks {self.graph_break_count}, torch calls {self.op_count}, "
+                 f"kernels emitted {ours}, library calls {len(self.kernels) - ours}, "
+                 f"compiled in {sum(self.seconds.values()):.2f} s"]
+        if not self.graph_count:
+            lines.append("nothing was compiled: the function runs as in eager mode")
+        return lines
+
+
+def kernels_of(plan: Plan, graph: int) -> Iterable[KernelInfo]:
+    """The plan's steps in order."""
+    for step in plan.steps:
+        if isinstance(step, Kernel):
+            t = step.tiling
+            yield KernelInfo(graph, step.name, "kernel", step.where, tuple(a.size for a in step.par),
+                             len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where)
+        elif isinstance(step, Extern):
+            yield KernelInfo(graph, step.name, "library", str(step.op), where=step.where)
+        else:
+            raise TypeError(f"a plan has kernels and library calls, not {type(step).__name__}")
+
+
+def torch_calls(gm: Any) -> int:
+    """Torch calls in a captured graph: its nodes less inputs, attributes and the output."""
+    return sum(n.op in ("call_function", "call_method", "call_module") for n in gm.graph.nodes)
+
+
+def section(title: str, lines: Iterable[str]) -> str:
+    body = "\n".join(lines).replace("\n", "\n    ")
+    return f"{title}\n    {body}"
+
+
+def str_refused(r: Refused) -> str:
+    return f"{r.a} and {r.b}: {r.reason} ({r.bytes / 1024:.1f} KiB of memory traffic)"
+
+
+def excerpt(where: Where) -> list[str]:
+    """The user's line with a caret line under the part that is meant; nothing if the source is not at
+    hand."""
+    line = linecache.getline(where.file, where.line).rstrip("\n")
+    if not line.strip():
+        return []
+    start, end = where.columns or (len(line) - len(line.lstrip()), len(line))
+    if not start < end <= len(line):                    # an expression over several lines: to this one's end
+        end = len(line)
+    cut = len(line) - len(line.lstrip())
+    return ["    " + line[cut:], "    " + " " * (start - cut) + "^" * (end - start)]
