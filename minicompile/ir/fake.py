@@ -7,16 +7,21 @@ meta tensor, so aliasing is torch's own.
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Refusal
+from .shapes import shape_rule
 from .spec import TensorSpec
 
+EMPTY_CELL = CellType()
 META = torch.device("meta")
+MASKS = (torch.bool, torch.uint8)
 KNOWN_LIMIT = 1          # values are followed for tensors of at most this many elements: enough for .item() on a constant
 
 
@@ -93,7 +98,7 @@ class Facts:
     def __init__(self, func: Any):
         schema, tags = func._schema, func.tags
         self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-        self.refuse = torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
+        self.refuse = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
         self.device_arg = any(a.name == "device" for a in schema.arguments)
         self.writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
         self.inplace_view = torch.Tag.inplace_view in tags
@@ -106,8 +111,32 @@ _facts: dict[Any, Facts] = {}          # a pure function of the operator, rememb
 def facts_of(func: Any) -> Facts:
     known = _facts.get(func)
     if known is None:
+        if not _facts and "torch._dynamo" not in sys.modules:
+            _unshield()
         known = _facts[func] = Facts(func)
     return known
+
+
+def _unshield() -> None:
+    """Let torch's Python shape rules run without torch._dynamo.
+
+    Those behind torch._disable_dynamo import it at their first call (0.7 s and sympy) only to say that it should keep away from them.
+    They look for an answer kept from an earlier call; the answer "the function itself" is right as long as nothing is compiling them.
+    """
+    shield = torch._disable_dynamo(_unshield).__code__
+    packets = [p for p in vars(torch.ops.aten).values() if isinstance(p, torch._ops.OpOverloadPacket)]
+    overloads = [o for p in packets for o in vars(p).values() if isinstance(o, torch._ops.OpOverload)]
+    todo = [o.py_kernels[torch._C.DispatchKey.Meta] for o in overloads if torch._C.DispatchKey.Meta in o.py_kernels]
+    seen: set[int] = set()
+    while todo:
+        rule = todo.pop()
+        if id(rule) in seen or not isinstance(rule, FunctionType):
+            continue
+        seen.add(id(rule))
+        inner = [cell.cell_contents for cell in rule.__closure__ or () if cell != EMPTY_CELL]
+        if rule.__code__ is shield and not hasattr(inner[0], "__dynamo_disable"):
+            inner[0].__dynamo_disable = inner[0]          # outside a class, so the name is not mangled
+        todo += inner
 
 
 def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.Tensor, Fake]]) -> Any:
@@ -122,7 +151,7 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
     unwrapped = _unwrap(args, fakes, real)
     unwrapped_kwargs = {k: _unwrap(v, fakes, real) for k, v in kwargs.items()} if kwargs else {}
     values = _follow(func, facts, args, kwargs, fakes, real)
-    if facts.refuse:
+    if facts.refuse and (func is not torch.ops.aten.index.Tensor or any(f.dtype in MASKS for f in fakes[1:])):
         return _scalar(func, values)
     device = unwrapped_kwargs.get("device")
     if facts.device_arg:
@@ -133,7 +162,9 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
             device = next((f.device for f in fakes if f.device.type != "cpu"), device)
     stride_rule = STRIDES.get(func)
     try:
-        out = func(*unwrapped, **unwrapped_kwargs)
+        out = shape_rule(func, unwrapped, unwrapped_kwargs)
+        if out is None:
+            out = func(*unwrapped, **unwrapped_kwargs)
     except NotImplementedError as error:
         raise Refusal("no-meta", f"torch has no shape rule for {func}: {str(error).splitlines()[0]}") from error
     if stride_rule is not None:
