@@ -1,6 +1,6 @@
 """The command line: `python -m minicompile demo | explain | cache | doctor`.
 
-Takes argv, gives the exit status; sits on top of everything. Each command is one function below, with its options beside it.
+Takes argv, gives the exit status; sits on top of everything. Each command is one function below.
 """
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def facts() -> tuple[list[tuple[str, str]], bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; errors of our own are one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(prog="minicompile", description="torch.compile, built again from scratch")
+    parser = argparse.ArgumentParser(prog="minicompile", description="torch.compile, rebuilt from scratch")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, options, _) in COMMANDS.items():
