@@ -15,15 +15,12 @@ from .config import config
 from .errors import CheckError, MinicompileError, Refusal, ToolchainError
 
 if TYPE_CHECKING:
-    from .api import (
-        bisect, compile, disable, explain, graph_break, is_compiling, mark_dynamic, reset, set_stance,
-    )
+    from .api import bisect, compile, disable, explain, is_compiling, reset
     from .explanation import Explanation
 
 __version__ = "0.1.0"
 
-_FROM_API = ("bisect", "compile", "disable", "explain", "graph_break", "is_compiling", "mark_dynamic",
-             "reset", "set_stance")
+_FROM_API = ("bisect", "compile", "disable", "explain", "is_compiling", "reset")
 _HOME = {**dict.fromkeys(_FROM_API, "api"), "Explanation": "explanation"}
 
 __all__ = ["CheckError", "Explanation", "MinicompileError", "Refusal", "ToolchainError", "config", *_FROM_API]

@@ -1,8 +1,9 @@
 """Bisection: which stage of a compilation is wrong, and at which node.
 
-Takes a `pipeline.Compilation` and the real inputs of its graph; gives a `Finding`. Every border object is verified
-by its `check()` and run by its slow reference on the same inputs; the first that differs from eager names the stage.
-The node is then found by compiling ever shorter beginnings of the graph. The user's entry is `api.bisect`.
+Takes a `pipeline.Compilation` and the real inputs of its graph; gives a `Finding`. Every border object is
+verified by its `check()` and run by its slow reference on the same inputs; the first that differs from eager
+names the stage. The node is then found by compiling ever shorter beginnings of the graph. The user's entry is
+`api.bisect`.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from .ir.spec import TensorSpec
 from .lower.trace import trace
 from .pipeline import STAGES, Compilation
 
-RUN_ORDER = ("aten", "prims", "loops", "plan", "executable")     # after the captured graph, which is the reference
+RUN_ORDER = ("aten", "prims", "loops", "plan", "executable")     # the captured graph is the reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,13 @@ class Finding:
     where: Where | None = None
     agreed: tuple[str, ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.stage)
+    @property
+    def agrees(self) -> bool:
+        return not self.stage
 
     def __str__(self) -> str:
         before = f"agree with eager: {', '.join(self.agreed)}" if self.agreed else "nothing before it agrees"
-        if not self:
+        if self.agrees:
             return f"no stage is wrong ({before})"
         at = (f" at {self.node}" if self.node else "") + (f" ({self.where})" if self.where else "")
         return f"{self.stage} is wrong{at}: {self.reason} ({before})"
@@ -74,12 +76,14 @@ class Reference:
         return cls(eager, precise if usable else None)
 
 
-def bisect_compilation(done: Compilation, inputs: Sequence[Any],
+def bisect_compilation(done: Compilation, inputs: Sequence[Any] | None = None,
                        expected: Sequence[torch.Tensor] = ()) -> Finding:
-    """The first wrong stage of `done`, judged on the graph's `inputs` (left untouched), and its first wrong node.
+    """The first wrong stage of `done` and its first wrong node.
 
+    inputs      the graph's, left untouched; None: those that `done` has kept
     expected    tensors that the original function returned; the captured graph must give each of them
     """
+    inputs = done.inputs if inputs is None else inputs
     reference = Reference.of(done.capture.gm, inputs)
     finding = _verify("capture", done.capture) or _missing(reference, expected)
     if finding:
@@ -182,8 +186,8 @@ def differs(got: Outcome, reference: Reference) -> str:
 
 
 def value_differs(got: Any, eager: Any, precise: Any = None) -> str:
-    """What differs, or "". Floats may differ by what reassociation explains: 16 times eager's own error against
-    float64, plus 64 units in the last place of the largest element."""
+    """What differs, or "". Floats may differ by what reassociation explains: 16 times eager's own error
+    against float64, plus 64 units in the last place of the largest element."""
     if not isinstance(eager, torch.Tensor):
         return "" if got == eager or eager is None else f"{got!r}, not {eager!r}"
     if not isinstance(got, torch.Tensor) or got.shape != eager.shape or got.dtype != eager.dtype:
@@ -192,7 +196,8 @@ def value_differs(got: Any, eager: Any, precise: Any = None) -> str:
         wrong = int((got != eager).sum())
         return f"{wrong} of {eager.numel()} elements differ" if wrong else ""
     finite = eager.isfinite()
-    if not torch.equal(got[~finite].nan_to_num(), eager[~finite].nan_to_num()) or not got[finite].isfinite().all():
+    other = got[~finite].nan_to_num(), eager[~finite].nan_to_num()
+    if not torch.equal(*other) or not got[finite].isfinite().all():
         return "NaN or infinity at other places"
     g, e = got[finite].double(), eager[finite].double()
     if not e.numel():
@@ -207,7 +212,7 @@ def value_differs(got: Any, eager: Any, precise: Any = None) -> str:
 # ----------------------------------------------------------------------------------------- finding the node
 
 def first_wrong_node(stage: str, done: Compilation, inputs: Sequence[Any]) -> tuple[str, Where | None]:
-    """The node up to which the graph must be compiled for `stage` to go wrong, and its place in the user's program.
+    """The node up to which the graph must be compiled for `stage` to go wrong, and the user's place.
 
     ("", None) if recompiling the whole graph does not go wrong: then the fault is in this one object.
     """
@@ -248,7 +253,7 @@ def _built(stage: str, border: Any, source: str) -> Callable[..., Any]:
 
 
 def graph_beginnings(graph: Graph) -> Iterator[tuple[Node, Graph]]:
-    """Every node that gives a tensor, with the graph up to it, which returns all values that nothing uses yet."""
+    """Every node that gives a tensor, with the graph up to it, which returns all values nothing uses yet."""
     for k, node in enumerate(graph.nodes):
         if isinstance(node.spec, TensorSpec):
             part = dataclasses.replace(graph, nodes=graph.nodes[:k + 1], outputs=(), writes=(), returned=-1)

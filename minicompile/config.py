@@ -112,7 +112,7 @@ class Config:
     @contextmanager
     def patch(self, **changes: Any) -> Iterator[Config]:
         """The fields in `changes` set inside a with block, all or none."""
-        dataclasses.replace(self, **changes)                # raises before anything is set
+        self.validate(changes)
         before = {name: getattr(self, name) for name in changes}
         try:
             for name, value in changes.items():
@@ -121,6 +121,13 @@ class Config:
         finally:
             for name, value in before.items():
                 setattr(self, name, value)
+
+    @staticmethod
+    def validate(options: Mapping[str, Any]) -> None:
+        """Raises ConfigError unless every key is a field and every value one it takes."""
+        fresh = Config()
+        for name, value in options.items():
+            setattr(fresh, name, value)
 
     def describe(self) -> list[tuple[str, str, str, str]]:
         """Rows (field, value now, environment variable, meaning) for `doctor` and the documentation."""

@@ -197,7 +197,9 @@ def run(compare: bool = False, out: str = "minicompile-demo", rounds: int = 20,
     with torch.no_grad():
         model(**inputs)                                 # the first eager call also warms up the allocator
         measure(columns, inputs, rounds)
-    explanation = api.explanation_of(compiled)
+    handle = api.handle_of(compiled)
+    assert handle is not None, "compile() gives a function or module with a handle"
+    explanation = Explanation.of(handle.compilations, handle.refusals)
     console.print(table(columns, explanation))
     same = show_answers(console, columns)
     for b in explanation.break_reasons:
