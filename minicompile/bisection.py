@@ -83,8 +83,9 @@ def bisect_compilation(done: Compilation, inputs: Sequence[Any] | None = None,
     inputs      the graph's, left untouched; None: those that `done` has kept
     expected    tensors that the original function returned; the captured graph must give each of them
     """
-    inputs = done.inputs if inputs is None else inputs
-    reference = Reference.of(done.capture.gm, inputs)
+    given = done.inputs if inputs is None else inputs
+    inputs = tensors_of(given)
+    reference = Reference.of(with_numbers(done.capture.gm, given), inputs)
     finding = _verify("capture", done.capture) or _missing(reference, expected)
     if finding:
         return finding
@@ -94,22 +95,22 @@ def bisect_compilation(done: Compilation, inputs: Sequence[Any] | None = None,
             border = done.reach(stage) if stage in STAGES else getattr(done, stage)
         except ToolchainError:
             break                                       # then the user, too, gets what the reference gives
-        finding = _judge(stage, done, border, inputs, reference)
+        finding = _judge(stage, done, border, given, reference)
         if finding:
             return dataclasses.replace(finding, agreed=tuple(agreed))
         agreed.append(stage)
     return Finding(agreed=tuple(agreed))
 
 
-def _judge(stage: str, done: Compilation, border: Any, inputs: Sequence[Any],
+def _judge(stage: str, done: Compilation, border: Any, given: Sequence[Any],
            reference: Reference) -> Finding | None:
     checked = _verify(stage, border) if stage != "executable" else _verify("source", done.source)
     if checked:
         return checked
-    reason = differs(observe(border.run, inputs), reference)
+    reason = differs(observe(border.run, tensors_of(given)), reference)
     if not reason:
         return None
-    node, where = first_wrong_node(stage, done, inputs)
+    node, where = first_wrong_node(stage, done, given)
     return Finding(stage, node, reason, where)
 
 
@@ -136,6 +137,19 @@ def _missing(reference: Reference, expected: Sequence[torch.Tensor]) -> Finding 
 
 def is_float(t: Any) -> bool:
     return isinstance(t, torch.Tensor) and t.dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+def tensors_of(inputs: Sequence[Any]) -> list[torch.Tensor]:
+    """What the stages behind the captured graph take: Python numbers are constants to them."""
+    return [t for t in inputs if isinstance(t, torch.Tensor)]
+
+
+def with_numbers(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """`gm` as a function of tensors alone, with the numbers among `inputs` put where they belong."""
+    def run(*tensors: torch.Tensor) -> Any:
+        rest = iter(tensors)
+        return gm(*(next(rest) if isinstance(x, torch.Tensor) else x for x in inputs))
+    return run
 
 
 def fresh(inputs: Sequence[Any]) -> list[Any]:
@@ -216,11 +230,11 @@ def first_wrong_node(stage: str, done: Compilation, inputs: Sequence[Any]) -> tu
 
     ("", None) if recompiling the whole graph does not go wrong: then the fault is in this one object.
     """
-    beginnings = _beginnings(stage, done, inputs)
+    beginnings, tensors = _beginnings(stage, done, inputs), tensors_of(inputs)
 
     def wrong(k: int) -> bool:
         _, _, run, reference = beginnings[k]
-        return bool(differs(observe(run, inputs), Reference.of(reference, inputs)))
+        return bool(differs(observe(run, tensors), Reference.of(reference, tensors)))
 
     if not beginnings or not wrong(len(beginnings) - 1):
         return "", None
@@ -275,11 +289,9 @@ def _fx_beginnings(done: Compilation, inputs: Sequence[Any]) -> Iterator[Beginni
                 copied[n] = part.node_copy(n, copied.__getitem__)
         part.output((copied[last],))
         module = fx.GraphModule(gm, part)
-        yield last.name, None, _traced(module), module
+        where = getattr(done.capture, "where", {}).get(last)
+        yield last.name, where, _traced(module, inputs), with_numbers(module, inputs)
 
 
-def _traced(gm: fx.GraphModule) -> Callable[..., Any]:
-    def run(*inputs: Any) -> Any:
-        specs = [TensorSpec.of(t) if isinstance(t, torch.Tensor) else t for t in inputs]
-        return trace(gm, specs, {}).run(*inputs)
-    return run
+def _traced(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    return lambda *tensors: trace(gm, inputs, {}).run(*tensors)
