@@ -29,9 +29,9 @@ docs: $(STAMP)
 # torch is installed first and on its own: any other package that asks for "torch" would take whichever build is newest.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard minicompile/*/*.c minicompile/*/*.h) | check-tools
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -c constraints.txt --upgrade setuptools
-	$(PY) -m pip install --quiet -c constraints.txt $(TORCH)
-	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[demo,test]'
+	$(PY) -m pip install -qq -c constraints.txt --upgrade setuptools
+	$(PY) -m pip install -qq -c constraints.txt $(TORCH)
+	$(PY) -m pip install -qq -c constraints.txt --no-build-isolation -e '.[demo,test]'
 	@touch $@
 
 check-tools:

@@ -83,11 +83,17 @@ def cache_options(p: argparse.ArgumentParser) -> None:
 
 @command("cache", "where compiled code is cached and how much there is", cache_options)
 def run_cache(args: argparse.Namespace) -> int:
-    folder = Path(cache.directory())
+    folder = cache.folder()
+    if folder is None:
+        print("no disk cache: turned off by cache_size_mb = 0, or its folder cannot be used")
+        return 1
+    files = [f for f in folder.iterdir() if f.suffix in (".so", ".sum", ".lock")]
     if args.clear:
-        cache.clear()
-    files = [f for f in folder.rglob("*") if f.is_file()] if folder.exists() else []
-    print(f"{folder}: {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB "
+        for f in files:
+            f.unlink(missing_ok=True)       # another process may be clearing, too
+        files = []
+    size = sum(f.stat().st_size for f in files) / 2**20
+    print(f"{folder}: {sum(f.suffix == '.so' for f in files)} compiled graphs, {size:.1f} MiB "
           f"of at most {config.cache_size_mb}")
     return 0
 
@@ -111,7 +117,8 @@ def facts() -> tuple[list[tuple[str, str]], bool]:
     if native is None:
         ok = False
     try:
-        compiler = str(toolchain.find())
+        found = toolchain.find()
+        compiler = f"{' '.join(found.command)}: {found.version}"
     except ToolchainError as e:
         compiler, ok = f"MISSING: {e}", False
     return [("minicompile", f"{__version__} in {Path(__file__).parent}"),
@@ -120,7 +127,8 @@ def facts() -> tuple[list[tuple[str, str]], bool]:
                       f"CUDA {torch.version.cuda if torch.cuda.is_available() else 'not available'}"),
             ("frame hook", native.origin or "" if native else "MISSING: build it with pip install -e ."),
             ("C++ compiler", compiler),
-            ("cache", str(cache.directory()))], ok
+            ("vector units", f"{', '.join(toolchain.machine_isas())}; used: {toolchain.detect_isa()}"),
+            ("cache", str(cache.folder() or "none"))], ok
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -126,7 +126,7 @@ class Explanation:
                  *guards,
                  *graphs,
                  ("kernels", [str(k) for k in self.kernels]),
-                 ("not fused", [str_refused(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
+                 ("not fused", [str(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
                  ("seconds", [f"{stage:<12} {n:8.3f}" for stage, n in self.seconds.items()])]
         return "\n\n".join(section(title, lines) for title, lines in parts if lines)
 
@@ -161,10 +161,6 @@ def torch_calls(gm: Any) -> int:
 def section(title: str, lines: Iterable[str]) -> str:
     body = "\n".join(lines).replace("\n", "\n    ")
     return f"{title}\n    {body}"
-
-
-def str_refused(r: Refused) -> str:
-    return f"{r.a} and {r.b}: {r.reason} ({r.bytes / 1024:.1f} KiB of memory traffic)"
 
 
 def excerpt(where: Where) -> list[str]:
