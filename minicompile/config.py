@@ -56,13 +56,13 @@ def flag(value: Any) -> bool:
     raise ValueError("True or False (in the environment: 1 or 0)")
 
 
-def number(kind: type, low: float) -> Parse:
+def number(kind: type[int] | type[float], low: float) -> Parse:
     def parse(value: Any) -> Any:
         try:
             got = kind(value) if isinstance(value, str) or (kind is float and type(value) is int) else value
         except ValueError:
             got = None
-        if type(got) is not kind or not got >= low:
+        if got is None or type(got) is not kind or not got >= low:
             raise ValueError(f"{'an integer' if kind is int else 'a number'} of at least {low}")
         return got
     return parse
@@ -150,7 +150,8 @@ def variable(name: str) -> str:
 def from_environment(environ: Mapping[str, str]) -> Config:
     """A Config with the MINICOMPILE_* variables of `environ` applied. Raises ConfigError for a bad value."""
     names = (f.name for f in dataclasses.fields(Config))
-    return Config(**{name: environ[variable(name)] for name in names if variable(name) in environ})
+    given: dict[str, Any] = {name: environ[variable(name)] for name in names if variable(name) in environ}
+    return Config(**given)
 
 
 config = from_environment(os.environ)

@@ -8,24 +8,13 @@ from __future__ import annotations
 import linecache
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from .config import STAGES
 from .errors import Refusal, Where
 from .loops.ir import Extern
+from .pipeline import Compilation
 from .schedule.plan import Kernel, Plan, Refused
-
-
-class Compiled(Protocol):
-    """What an Explanation needs to know of one compiled graph. Stages that were not reached are None."""
-
-    capture: Any
-    aten: Any
-    prims: Any
-    loops: Any
-    plan: Any
-    source: Any
-    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +84,8 @@ class Explanation:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, compiled: Sequence[Compiled], refusals: Sequence[Refusal] = ()) -> Explanation:
-        """From what the API kept: one item per compiled graph, and the refusals met."""
+    def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = ()) -> Explanation:
+        """From what the API kept: the compiled graphs, and the refusals met."""
         stages = tuple({s: getattr(c, s) for s in STAGES if getattr(c, s, None) is not None}
                        for c in compiled)
         graphs = tuple(s["capture"].gm for s in stages if "capture" in s)
