@@ -1,0 +1,250 @@
+"""Attributes: `obj.name`, read and written, on objects of the world.
+
+`Attributes` is the third part of the capture world. It follows Python's own lookup order to decide which guard to leave and which method
+runs; methods, properties and `__getattr__` written in Python are then called as any function is, so that their own reads are seen.
+Objects made while capturing need none of this: the host's getattr and setattr serve them.
+"""
+from __future__ import annotations
+
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import torch
+
+from ..ir.fake import Fake
+from . import policy
+from .frame import NULL
+from .reads import CONTAINERS, FIXED, IDENTITIES, lookup, python_method
+from .writes import Writes
+
+UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "grad_fn", "_grad", "names"})
+
+
+class Attributes(Writes):
+    """Attribute access."""
+
+    lookups: dict[tuple[type, str], tuple[Any, type | None]]
+
+    def find(self, kind: type, name: str) -> tuple[Any, type | None]:
+        """`lookup`, remembered for this capture."""
+        key = (kind, name)
+        found = self.lookups.get(key)
+        if found is None:
+            found = self.lookups[key] = lookup(kind, name)
+        return found
+
+    def getattr(self, obj: Any, name: str) -> Any:  # type: ignore[override]
+        source = self.origin.get(id(obj))
+        if source is None:
+            return self.getattr_unknown(obj, name)
+        if isinstance(obj, ModuleType):
+            return self.getattr_module(obj, name)
+        if isinstance(obj, type):
+            return self.getattr_class(obj, name)
+        if isinstance(obj, IDENTITIES):
+            value = getattr(obj, name)
+            return value if name in FIXED else self.read_constant(getattr(obj, "__module__", None), source.attr(name), value)
+        if name == "__class__":
+            return type(obj)
+        own = python_method(type(obj), "__getattribute__")
+        if own is not None:
+            return self.call(self.current, own, [obj, name])
+        return self.getattr_instance(obj, name, True)
+
+    def getattr_unknown(self, obj: Any, name: str) -> Any:
+        """An attribute of a leaf, a fake, an object made while capturing, or a constant of a trusted module."""
+        if isinstance(obj, Fake):
+            return self.getattr_tensor(obj, name)
+        if isinstance(obj, ModuleType):
+            return self.getattr_module(obj, name)
+        if isinstance(obj, type):
+            return self.getattr_class(obj, name)
+        if isinstance(obj, FunctionType) and id(obj) not in self.born and name not in FIXED:
+            return self.read_constant(obj.__module__, self.const(obj).attr(name), getattr(obj, name))
+        found, _ = self.find(type(obj), name)
+        if type(found) is property and isinstance(found.fget, FunctionType):
+            return self.call(self.current, found.fget, [obj])
+        if found is NULL and type(obj) is not super:
+            method = python_method(type(obj), "__getattr__")
+            if method is not None and name not in getattr(obj, "__dict__", ()):
+                return self.call(self.current, method, [obj, name])
+        return getattr(obj, name)
+
+    def getattr_tensor(self, fake: Fake, name: str) -> Any:
+        if name in UNSAFE_TENSOR_ATTRIBUTES:
+            raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
+        if name == "__class__":
+            return self.type_of(fake)
+        if name in ("meta", "known", "spec", "from_spec"):
+            raise AttributeError(f"'Tensor' object has no attribute {name!r}")
+        i = self.input_of.get(id(fake))
+        if i is not None and not hasattr(torch.Tensor, name) and name != "_is_param":
+            source, t, _ = self.inputs[i]
+            if name in t.__dict__:
+                return self.read(source.dict_attr(name), t.__dict__[name])
+            self.guard(source.dict_attr(name), "absent")
+        return getattr(fake, name)
+
+    def getattr_module(self, module: ModuleType, name: str) -> Any:
+        changes = self.changed.get(id(module.__dict__))
+        if changes is not None and changes.get(name, NULL) is not NULL:
+            return changes[name]
+        value = getattr(module, name)
+        if name in module.__dict__:
+            return self.read_constant(module.__name__, self.const(module.__dict__).item(name), value)
+        return self.read_constant(module.__name__, self.const(module).attr(name), value)
+
+    def getattr_class(self, cls: type, name: str) -> Any:
+        slot = self.slots.get((id(cls), name))
+        if slot is not None:
+            return slot[1]
+        found, owner = self.find(cls, name)
+        meta, meta_owner = self.find(type(cls), name)
+        if isinstance(meta, property) or name in FIXED or owner is None and meta_owner is None:
+            return getattr(cls, name)
+        if owner is None:
+            if isinstance(meta, FunctionType):
+                return MethodType(meta, cls)
+            return getattr(cls, name)
+        if type(found) is classmethod:
+            self.read_class_entry(cls, owner, name, found)
+            inner = found.__func__
+            return MethodType(inner, cls) if isinstance(inner, FunctionType) else getattr(cls, name)
+        if type(found) is staticmethod:
+            return self.read_class_entry(cls, owner, name, found).__func__
+        value = found if isinstance(found, FunctionType) else getattr(cls, name)
+        return self.read_constant(owner.__module__, self.const(cls).attr(name), value)
+
+    def read_class_entry(self, cls: type, owner: type, name: str, entry: Any) -> Any:
+        """An entry of a class's own dict (a function, property, class or static method, or plain value), guarded."""
+        if isinstance(entry, FunctionType | property):
+            return self.read_constant(owner.__module__, self.const(cls).attr(name), entry)
+        return self.read_constant(owner.__module__, self.const(owner).type_attr(name), entry)
+
+    def getattr_instance(self, obj: Any, name: str, fallback: bool) -> Any:
+        """What object.__getattribute__ does, then `__getattr__` if `fallback`."""
+        kind = type(obj)
+        found, owner = self.find(kind, name)
+        if owner is not None and hasattr(type(found), "__set__"):
+            return self.get_data_descriptor(obj, kind, name, found, owner)
+        own = self.instance_dict(obj)
+        if own is not None:
+            value = self.dict_get(own, name)
+            if value is not NULL:
+                return value
+        if owner is not None:
+            return self.get_from_class(obj, kind, name, found, owner)
+        method, _ = self.find(kind, "__getattr__")
+        if fallback and isinstance(method, FunctionType):
+            return self.call(self.current, method, [obj, name])
+        if method is not NULL and fallback:
+            return getattr(obj, name)
+        raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}", name=name, obj=obj)
+
+    def get_data_descriptor(self, obj: Any, kind: type, name: str, found: Any, owner: type) -> Any:
+        if name == "__dict__":
+            return self.instance_dict(obj)
+        if isinstance(found, property):
+            self.read_class_entry(kind, owner, name, found)
+            if isinstance(found.fget, FunctionType):
+                return self.call(self.current, found.fget, [obj])
+            return found.__get__(obj, kind)
+        if isinstance(found, MemberDescriptorType | GetSetDescriptorType):
+            slot = self.slots.get((id(obj), name))
+            if slot is not None:
+                if slot[1] is NULL:
+                    raise AttributeError(name)
+                return slot[1]
+            return self.read(self.origin[id(obj)].attr(name), getattr(obj, name))
+        get = python_method(type(found), "__get__")
+        if get is None:
+            raise self.refuse("descriptor", f"{kind.__name__}.{name} is a {type(found).__name__}")
+        self.read_class_entry(kind, owner, name, found)
+        return self.call(self.current, get, [found, obj, kind])
+
+    def get_from_class(self, obj: Any, kind: type, name: str, found: Any, owner: type) -> Any:
+        if isinstance(found, FunctionType):
+            self.read_class_entry(kind, owner, name, found)
+            return MethodType(found, obj)
+        if type(found) is classmethod and isinstance(found.__func__, FunctionType):
+            self.read_class_entry(kind, owner, name, found)
+            return MethodType(found.__func__, kind)
+        if type(found) is staticmethod:
+            return self.read_class_entry(kind, owner, name, found).__func__
+        get = python_method(type(found), "__get__")
+        if get is not None:
+            self.read_class_entry(kind, owner, name, found)
+            return self.call(self.current, get, [found, obj, kind])
+        if hasattr(type(found), "__get__"):
+            return getattr(obj, name)             # a C method of a builtin base
+        return self.read_class_entry(kind, owner, name, found)
+
+    # Writing
+
+    def setattr(self, obj: Any, name: str, value: Any) -> None:  # type: ignore[override]
+        if isinstance(obj, Fake):
+            return self.setattr_tensor(obj, name, value)
+        method, _ = self.find(type(obj), "__setattr__")
+        if isinstance(method, FunctionType):
+            self.call(self.current, method, [obj, name, value])
+        elif id(obj) in self.origin or isinstance(obj, type | ModuleType):
+            self.setattr_instance(obj, name, value)
+        else:
+            setattr(obj, name, value)
+
+    def delattr(self, obj: Any, name: str) -> None:  # type: ignore[override]
+        method, _ = self.find(type(obj), "__delattr__")
+        if isinstance(method, FunctionType):
+            self.call(self.current, method, [obj, name])
+        elif id(obj) in self.origin or isinstance(obj, type | ModuleType):
+            self.setattr_instance(obj, name, NULL)
+        else:
+            delattr(obj, name)
+
+    def setattr_tensor(self, fake: Fake, name: str, value: Any) -> None:
+        raise self.refuse("tensor-attribute", f"Tensor.{name} is set")
+
+    def setattr_instance(self, obj: Any, name: str, value: Any) -> None:
+        """What object.__setattr__ (object.__delattr__ for NULL) does, on an object of the world: nothing real changes yet."""
+        if isinstance(obj, ModuleType):
+            self.dicts.setdefault(id(obj.__dict__), (obj.__dict__, None))
+            return self.dict_set(obj.__dict__, name, value)
+        if isinstance(obj, type):
+            raise self.refuse("class-write", f"{obj.__name__}.{name} is set")
+        kind = type(obj)
+        if id(obj) not in self.origin:
+            return object.__delattr__(obj, name) if value is NULL else object.__setattr__(obj, name, value)
+        found, _ = self.find(kind, name)
+        if isinstance(found, property):
+            accessor = found.fdel if value is NULL else found.fset
+            if accessor is None:
+                raise AttributeError(f"property {name!r} of {kind.__name__!r} object has no {'deleter' if value is NULL else 'setter'}")
+            self.call(self.current, accessor, [obj] if value is NULL else [obj, value])
+            return None
+        if isinstance(found, MemberDescriptorType):
+            self.slots[(id(obj), name)] = (obj, value)
+            return None
+        if found is not NULL and hasattr(type(found), "__set__"):
+            return self.set_by_descriptor(obj, name, found, value)
+        own = self.instance_dict(obj)
+        if own is None:
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
+        if value is NULL and not self.dict_has(own, name):
+            raise AttributeError(name)
+        return self.dict_set(own, name, value)
+
+    def set_by_descriptor(self, obj: Any, name: str, found: Any, value: Any) -> None:
+        method = python_method(type(found), "__delete__" if value is NULL else "__set__")
+        if method is None:
+            raise self.refuse("descriptor", f"{type(obj).__name__}.{name} is a {type(found).__name__}")
+        self.call(self.current, method, [found, obj] if value is NULL else [found, obj, value])
+
+    def type_of(self, value: Any) -> type:
+        """type(value) as the program would see it."""
+        if not isinstance(value, Fake):
+            return type(value)
+        i = self.input_of.get(id(value))
+        return type(self.inputs[i][1]) if i is not None else torch.Tensor
+
+
+__all__ = ["CONTAINERS", "Attributes", "policy"]

@@ -1,0 +1,288 @@
+"""Capture: one call of a Python function turned into a graph, guards and a program.
+
+Takes a function and the values of its parameters; gives a `Capture`, or raises Refusal. While it runs, the world does not change. The stage
+after this is `lower.trace`, which takes the graph; `compiled` puts guards, graph and program to work.
+"""
+from __future__ import annotations
+
+import contextvars
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+from .. import _native, errors
+from ..errors import CheckError, Refusal, Where
+from ..ir import fake as fake_module
+from ..ir import spec as spec_module
+from ..ir.fake import Fake, FakeMode
+from ..ir.spec import TensorSpec
+from . import attributes, bytecode, frame, guards, handlers, interp, policy, program, reads, record, sources, world, writes
+from .guards import Guard, first_failure
+from .program import Program, build_program
+from .record import Recorder
+from .sources import Source
+from .world import CaptureWorld
+from .writes import Effect
+
+VARARGS, VARKEYWORDS = 0x4, 0x8
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor the graph takes: where it is found, what it is like, and its placeholder's name."""
+
+    source: Source
+    spec: TensorSpec
+    name: str
+    requires_grad: bool = False
+    is_param: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What was captured.
+
+    gm        the torch calls: inputs (tensors, in order of `inputs`) -> tuple of tensors, those that `program` uses
+    guards    what must hold of a call for this capture to stand for it
+    effects   what the program changes after the graph has run
+    program   the text that replaces the call
+    where     the user's line of each node of gm
+    """
+
+    name: str
+    gm: torch.fx.GraphModule
+    inputs: tuple[Input, ...]
+    guards: tuple[Guard, ...]
+    effects: tuple[Effect, ...]
+    program: Program
+    where: dict[torch.fx.Node, Where] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        listed = "\n".join(f"#   {i.name}: {i.source}, {i.spec}" for i in self.inputs)
+        checks = "\n".join(f"#   {g}" for g in self.guards)
+        graph = self.gm.code.strip() if self.has_graph else "# no tensor is computed"
+        return f"# {self.name}\n# inputs:\n{listed}\n# guards:\n{checks}\n{graph}\n\n{self.program}"
+
+    @property
+    def has_graph(self) -> bool:
+        return any(n.op not in ("placeholder", "output") for n in self.gm.graph.nodes)
+
+    def check(self) -> None:
+        """Raises CheckError unless the graph is well formed, takes the inputs and gives what the program uses."""
+        try:
+            self.gm.graph.lint()
+        except RuntimeError as error:
+            raise CheckError("capture", "graph", str(error)) from error
+        names = [n.name for n in self.gm.graph.nodes if n.op == "placeholder"]
+        if len(names) != len(self.inputs):
+            raise CheckError("capture", "inputs", f"the graph takes {len(names)} tensors, {len(self.inputs)} are fetched")
+        returned = next(n for n in self.gm.graph.nodes if n.op == "output").args[0]
+        if len(returned) != len(self.program.outputs):  # type: ignore[arg-type]
+            raise CheckError("capture", "output", f"the graph gives {returned}, the program uses {len(self.program.outputs)}")
+        guarded = {g.source for g in self.guards if g.check == "tensor"}
+        for i in self.inputs:
+            if i.source not in guarded:
+                raise CheckError("capture", i.name, f"the tensor {i.source} is not guarded")
+        for node in self.gm.graph.nodes:
+            if node.op not in ("placeholder", "output") and node not in self.where:
+                raise CheckError("capture", node.name, "has no place in the user's program")
+
+    def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The graph, eagerly."""
+        return self.gm(*inputs)
+
+    def examples(self) -> list[Fake]:
+        """Fakes like the inputs, fresh for each call."""
+        return [Fake.from_spec(i.spec, i.requires_grad, i.is_param) for i in self.inputs]
+
+
+class Partial(Exception):
+    """Carries a Refusal out of capture with the guards recorded until then."""
+
+    def __init__(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]):
+        super().__init__(str(refusal))
+        self.refusal, self.guards, self.tensors = refusal, guards, tensors
+
+
+class Capturer:
+    """One capture in progress."""
+
+    def __init__(self, function: FunctionType, slots: Sequence[Any]):
+        _exclude_own_code()
+        self.function, self.slots = function, slots
+        self.world = CaptureWorld()
+        self.recorder = Recorder(self.world.where)
+        self.names: dict[str, int] = {}
+        self.world.new_input = self.add_input
+        self.versions: list[tuple[Fake, int]] = []
+        self.input_names: list[str] = []
+
+    def add_input(self, source: Source, t: torch.Tensor, fake: Fake) -> None:
+        base = re.sub(r"\W+", "_", str(source).removeprefix("self.")).strip("_") or "x"
+        base = f"_{base}" if base[0].isdigit() else base
+        count = self.names.get(base, 0)
+        self.names[base] = count + 1
+        node = self.recorder.add_input(f"{base}_{count}" if count else base, fake)
+        self.input_names.append(node.name)
+        self.versions.append((fake, fake._version))
+
+    def run(self) -> Capture:
+        state = _torch_state()
+        try:
+            return self.captured(state)
+        except Refusal as refusal:
+            raise Partial(refusal, self.all_guards(), self.tensors()) from refusal
+        finally:
+            _restore_torch_state(state)
+
+    def captured(self, state: dict[str, Any]) -> Capture:
+        with FakeMode(), self.recorder:
+            try:
+                result = contextvars.copy_context().run(_native.capture, self.world.offered, self.top)
+            except Refusal:
+                raise
+            except Exception as error:
+                raise Refusal("raises", f"{type(error).__name__}: {error}", self.world.where()) from error
+        if _torch_state() != state:
+            raise self.world.refuse("ambient-state", "the call leaves grad mode, autocast or default dtype changed")
+        effects = self.world.effects()
+        program = build_program(self.world, result, effects, [(s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)])
+        self.guard_aliasing()
+        return self.assemble(effects, program)
+
+    def top(self) -> Any:
+        """Runs the captured function's own frame: parameters are read, *args and **kwargs are made anew from what they hold."""
+        f, world, raw = self.function, self.world, self.function.__code__
+        world.enter_function(f)
+        world.keep.append(f)
+        code = world.code_of(raw)
+        slots = [frame.NULL] * len(code.locals)
+        plain = raw.co_argcount + raw.co_kwonlyargcount
+        for i in range(plain):
+            slots[i] = world.read(Source.local(i, raw.co_varnames[i]), self.slots[i])
+        if raw.co_flags & VARARGS:
+            slots[plain] = world.read(Source.local(plain, raw.co_varnames[plain]), self.slots[plain])
+        if raw.co_flags & VARKEYWORDS:
+            i = plain + bool(raw.co_flags & VARARGS)
+            source = Source.local(i, raw.co_varnames[i])
+            world.guard(source, "keys", tuple(self.slots[i]))
+            slots[i] = {k: world.read(source.item(k), v) for k, v in self.slots[i].items()}
+        return world.run_slots(code, f, slots)
+
+    def guard_aliasing(self) -> None:
+        """A graph that writes into an input stands only for calls whose inputs share no storage."""
+        written = [fake for fake, version in self.versions if fake._version != version]
+        if not written:
+            return
+        tensors = [t for _, t, _ in self.world.inputs]
+        storages = {t.untyped_storage()._cdata for t in tensors}
+        if len(storages) != len(tensors):
+            raise Refusal("aliased-inputs", "a tensor is written that shares storage with another input", self.world.where())
+        if len(tensors) > 1:
+            self.world.guard(None, "none_alias", tuple(s for s, _, _ in self.world.inputs))
+
+    def all_guards(self) -> tuple[Guard, ...]:
+        return (Guard(None, "ambient", _native.ambient()), *self.world.guards.values())
+
+    def tensors(self) -> dict[Source, Any]:
+        return {s: t for s, t, _ in self.world.inputs}
+
+    def assemble(self, effects: list[Effect], program: Program) -> Capture:
+        recorder = self.recorder
+        missing = [f for f in program.outputs if id(f) not in recorder.nodes]
+        if missing:
+            raise Refusal("untracked-tensor", "a tensor that was made unseen outlives the call")
+        recorder.graph.output(tuple(recorder.nodes[id(f)] for f in program.outputs))
+        gm = torch.fx.GraphModule(torch.nn.Module(), recorder.graph)
+        inputs = tuple(
+            Input(source, _spec(t), name, t.requires_grad, isinstance(t, torch.nn.Parameter))
+            for (source, t, _), name in zip(self.world.inputs, self.input_names))
+        return Capture(self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program, recorder.places)
+
+
+def _spec(t: torch.Tensor) -> TensorSpec:
+    return TensorSpec.of(t)
+
+
+def capture(function: FunctionType, slots: Sequence[Any]) -> tuple[Capture, dict[Source, Any]]:
+    """Captures one call of `function`.
+
+    slots   values of the parameters in the order of co_varnames (positional, keyword-only, *args tuple, **kwargs dict)
+    Gives the Capture and the real tensors by source. Raises Partial (a Refusal with the guards so far).
+    """
+    capturer = Capturer(function, slots)
+    done = capturer.run()
+    return done, capturer.tensors()
+
+
+def capture_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Capture:
+    """Captures the call function(*args, **kwargs), for tests and tools. Raises Refusal."""
+    if not isinstance(function, FunctionType):
+        function, args = (lambda callee, *args, **kwargs: callee(*args, **kwargs)), (function, *args)  # type: ignore[assignment]
+    plain = interp.World()
+    slots = interp.bind(plain, plain.code_of(function.__code__), function, args, kwargs)
+    try:
+        return capture(function, slots)[0]
+    except Partial as partial:
+        raise partial.refusal from None
+
+
+# Torch's thread state. It is not part of the world that capture may change: what a captured `with` changes, it changes back.
+
+def _torch_state() -> dict[str, Any]:
+    with torch._C.DisableTorchFunction():
+        return {
+            "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(), "dtype": torch.get_default_dtype(),
+            "autocast": torch.is_autocast_enabled("cpu"), "autocast_dtype": torch.get_autocast_dtype("cpu"),
+            "autocast_cache": torch.is_autocast_cache_enabled()}
+
+
+def _restore_torch_state(state: dict[str, Any]) -> None:
+    torch._C._set_grad_enabled(state["grad"])
+    torch.set_default_dtype(state["dtype"])
+    torch.set_autocast_enabled("cpu", state["autocast"])
+    torch.set_autocast_dtype("cpu", state["autocast_dtype"])
+    torch.set_autocast_cache_enabled(state["autocast_cache"])
+
+
+_MODULES: tuple[ModuleType, ...] = (attributes, bytecode, frame, guards, handlers, interp, policy, program, reads, record, sources, world, writes,
+                                    fake_module, spec_module, errors)
+_excluded: list[bool] = []
+
+
+def _exclude_own_code() -> None:
+    """Tells the hook, once, which frames are the capturer's own."""
+    if _excluded:
+        return
+    _excluded.append(True)
+    for module in _MODULES:
+        for code in _codes(module):
+            _native.set_policy(code, _native.NATIVE, nested=True)
+    for code in (Recorder.append.__code__, Recorder.arg.__code__, Recorder.name_results.__code__, Capturer.add_input.__code__,
+                 torch.overrides.TorchFunctionMode.__enter__.__code__):
+        _native.set_policy(code, _native.SUSPEND)
+    for name in ("run", "captured", "top"):
+        _native.set_policy(getattr(Capturer, name).__code__, _native.NATIVE)
+
+
+def _codes(module: ModuleType) -> list[CodeType]:
+    found: list[CodeType] = []
+    for value in vars(module).values():
+        if isinstance(value, FunctionType):
+            found.append(value.__code__)
+        elif isinstance(value, type) and value.__module__ == module.__name__:
+            for entry in vars(value).values():
+                inner = getattr(entry, "__func__", None) or getattr(entry, "fget", None) or entry
+                inner = getattr(inner, "func", inner)
+                if isinstance(inner, FunctionType):
+                    found.append(inner.__code__)
+    for table in (v for v in vars(module).values() if isinstance(v, dict)):
+        found += [f.__code__ for f in table.values() if isinstance(f, FunctionType)]
+    return found
+
+
+__all__ = ["Capture", "Input", "Partial", "capture", "capture_call", "first_failure"]

@@ -1,0 +1,169 @@
+"""Compiled: a Python function whose calls are captured, compiled once per set of guards, and served by a native cache.
+
+Takes a function and `compile_graph(capture, examples) -> callable(*tensors) -> sequence of tensors`; gives a callable with the function's
+behaviour. The last part of capture; the API wraps it.
+"""
+from __future__ import annotations
+
+import functools
+import itertools
+import linecache
+import logging
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+from .. import _native
+from ..errors import MinicompileError, Refusal
+from .capture import Capture, Partial, capture
+from .guards import Guard
+from .native_guards import lower_guards
+from .sources import Source
+
+log = logging.getLogger("minicompile.guards")
+_numbers = itertools.count()
+
+
+
+@dataclass(eq=False)
+class Entry:
+    """One compiled variant: a capture with its program, or a refusal, whose program is the function itself."""
+
+    capture: Capture | None
+    refusal: Refusal | None
+    guards: tuple[Guard, ...]
+    owner: dict[int, Guard]
+    native: Any = None
+
+    @property
+    def program(self) -> Callable[..., Any]:
+        return self.native.program
+
+    @property
+    def hits(self) -> int:
+        return self.native.hits
+
+    def why_missed(self, function: FunctionType, slots: Sequence[Any]) -> str:
+        """Which guard fails for these arguments, with what was found."""
+        miss = self.native.guards.check(function, slots)
+        if miss is None:
+            return "no guard failed"
+        guard = self.owner.get(miss[0])
+        found = "nothing" if miss[1] is _native.NULL else f"{type(miss[1]).__name__} {_short(miss[1])}"
+        return f"{guard}: found {miss[2] or found}"
+
+
+def _short(x: Any) -> str:
+    return repr(x)[:60] if isinstance(x, (int, float, str, bool, bytes, type(None))) else ""
+
+
+class Compiled:
+    """The compiled function. `native` is what callers should call; it goes through `entries`, most recently hit first."""
+
+    def __init__(self, function: FunctionType, compile_graph: Callable[[Capture, list[Any]], Callable[..., Sequence[Any]]], *,
+                 fullgraph: bool = False, limit: int = 8, on_event: Callable[[str, Any], None] | None = None):
+        self.function, self.compile_graph, self.fullgraph, self.limit = function, compile_graph, fullgraph, limit
+        self.on_event = on_event or (lambda kind, payload: None)
+        self.native = _native.CompiledFunction(function, self.miss)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.native(*args, **kwargs)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [e.data for e in self.native.entries]
+
+    def reset(self) -> None:
+        self.native.entries.clear()
+
+    def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
+        """A call that no entry stands for: capture and compile it, then run what was compiled."""
+        if native.entries:
+            reasons = [e.why_missed(self.function, slots) for e in self.entries]
+            self.on_event("recompile", reasons)
+        program, fetched = self.add(slots)
+        return program(*fetched)
+
+    def add(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
+        """Adds the entry for these arguments; gives its program and what to call it with."""
+        try:
+            entry, program, sources, tensors = self.build(slots)
+        except Partial as partial:
+            entry, program, sources, tensors = self.refused(partial.refusal, partial.guards, partial.tensors)
+        except MinicompileError:
+            raise
+        except Exception as error:
+            if os.environ.get("MINICOMPILE_STRICT") == "1":
+                raise
+            log.warning("%s runs as in eager mode after an internal error\n%s", self.function.__qualname__, traceback.format_exc())
+            refusal = Refusal("internal", f"{type(error).__name__}: {error}")
+            entry, program, sources, tensors = self.refused(refusal, (), {})
+        self.enter(entry, program, sources, tensors)
+        if entry.refusal is not None:
+            return program, tuple(slots)
+        return program, tuple(s.get(slots) for s in sources)
+
+    def build(self, slots: list[Any]) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
+        done, tensors = capture(self.function, slots)
+        self.on_event("capture", done)
+        try:
+            graph = self.compile_graph(done, [tensors[i.source] for i in done.inputs]) if done.has_graph else _no_graph
+        except Refusal as refusal:
+            raise Partial(refusal, done.guards, tensors) from refusal
+        name = f"<minicompile {self.function.__qualname__} {next(_numbers)}>"
+        linecache.cache[name] = (len(done.program.text), None, done.program.text.splitlines(True), name)
+        program = done.program.compile(graph, name)
+        return Entry(done, None, done.guards, {}), program, [s for _, s in done.program.fetches], tensors
+
+    def refused(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
+                ) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
+        """An entry that runs the function as it is, for calls like this one."""
+        if self.fullgraph:
+            raise refusal
+        self.on_event("refusal", refusal)
+        code = self.function.__code__
+        names = code.co_varnames
+        plain = code.co_argcount + code.co_kwonlyargcount
+        more = bool(code.co_flags & 4) + bool(code.co_flags & 8)
+        return Entry(None, refusal, guards, {}), eager(self.function), [Source.local(i, names[i]) for i in range(plain + more)], tensors
+
+    def enter(self, entry: Entry, program: Callable[..., Any], sources: list[Source], tensors: dict[Source, Any]) -> None:
+        guard_program, entry.owner = lower_guards(entry.guards, sources, tensors)
+        native = entry.native = _native.Entry(guard_program, program, entry)
+        entries = self.native.entries
+        entries.insert(0, native)
+        if len(entries) > self.limit:
+            gone = entries.pop()
+            log.warning("%s: more than %d variants; the least recently used one is dropped", self.function.__qualname__, self.limit)
+            self.on_event("evicted", gone.data)
+
+
+def _no_graph(*tensors: Any) -> tuple:
+    return ()
+
+
+def eager(function: FunctionType) -> Callable[..., Any]:
+    """`function` called with the values of its slots, *args and **kwargs packed as the frame has them."""
+    code = function.__code__
+    positional, keyword = code.co_argcount, code.co_kwonlyargcount
+    has_args, has_kwargs = bool(code.co_flags & 4), bool(code.co_flags & 8)
+    names = code.co_varnames[positional:positional + keyword]
+
+    def run(*slots: Any) -> Any:
+        rest = slots[positional + keyword:]
+        args = rest[0] if has_args else ()
+        kwargs = dict(rest[-1]) if has_kwargs else {}
+        return function(*slots[:positional], *args, **dict(zip(names, slots[positional:])), **kwargs)
+    return run
+
+
+def force_eager(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, wrapped so that it always runs natively; where capture meets it, it refuses ("disabled")."""
+    @functools.wraps(fn)
+    def disabled_function(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+    disabled_function.__minicompile_disabled__ = True  # type: ignore[attr-defined]
+    return disabled_function

@@ -1,0 +1,269 @@
+"""Programs: the Python text that stands in for a captured frame.
+
+Takes the captured frame's result and effects as in-trace objects and gives text: a function of the fetched inputs that calls the graph,
+commits the effects, builds the result anew and returns it. What the text cannot spell is a named constant.
+"""
+from __future__ import annotations
+
+import keyword
+import re
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import CellType, FunctionType, MethodType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from ..errors import Refusal
+from ..ir.fake import Fake
+from .frame import NULL
+from .reads import IDENTITIES, LEAVES
+from .sources import Source
+from .world import CaptureWorld
+from .writes import Effect
+
+
+@dataclass(slots=True)
+class Program:
+    """A program's text, what it fetches (its parameters, in order), and its named constants. `outputs` are the graph's results it uses."""
+
+    text: str
+    fetches: tuple[tuple[str, Source], ...]
+    constants: dict[str, Any]
+    outputs: tuple[Fake, ...]
+
+    def compile(self, graph: Callable[..., Any], filename: str) -> Callable[..., Any]:
+        """The function, calling `graph` (tensors -> tuple of tensors)."""
+        scope = dict(self.constants, graph=graph)
+        exec(compile(self.text, filename, "exec"), scope)
+        return scope["program"]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _identifier(text: str) -> str:
+    name = re.sub(r"\W+", "_", text).strip("_") or "x"
+    return f"_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
+
+
+@dataclass(slots=True)
+class Builder:
+    """Turns in-trace objects into expressions, keeping identity: a mutable object met twice is built once."""
+
+    world: CaptureWorld
+    inputs: list[str] = field(default_factory=list)
+    fetches: dict[Source, str] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    constant_names: dict[int, str] = field(default_factory=dict)
+    outputs: dict[int, tuple[str, Fake]] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    built: dict[int, str] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=lambda: {"graph", "program"})
+    keep: list[Any] = field(default_factory=list)
+
+    def name(self, hint: str) -> str:
+        base = name = _identifier(hint)[-40:].lstrip("_0123456789") or "x"
+        i = 1
+        while name in self.taken or keyword.iskeyword(name):
+            name, i = f"{base}_{i}", i + 1
+        self.taken.add(name)
+        return name
+
+    def fetch(self, source: Source) -> str:
+        if source not in self.fetches:
+            self.fetches[source] = self.name(str(source).removeprefix("self."))
+        return self.fetches[source]
+
+    def constant(self, value: Any) -> str:
+        known = self.constant_names.get(id(value))
+        if known is None:
+            known = self.constant_names[id(value)] = self.name(getattr(value, "__name__", type(value).__name__))
+            self.constants[known] = value
+        return known
+
+    def expression(self, value: Any) -> str:
+        """An expression for an in-trace value; lines that must run before it are added to `lines`."""
+        kind = type(value)
+        value = self.world.real(value)
+        if kind in LEAVES:
+            return self.leaf(value)
+        if isinstance(value, Fake):
+            return self.tensor(value)
+        source = self.world.source_of(value)
+        if source is not None:
+            return self.fetch(source)
+        known = self.built.get(id(value))
+        if known is not None:
+            return known
+        if isinstance(value, MethodType):
+            return f"{self.constant(MethodType)}({self.expression(value.__func__)}, {self.expression(value.__self__)})"
+        if isinstance(value, FunctionType) and id(value) in self.world.born:
+            return self.function(value)
+        if isinstance(value, IDENTITIES):
+            return self.constant(value)
+        return self.made(value, kind)
+
+    def leaf(self, value: Any) -> str:
+        if isinstance(value, (bool, int, str, bytes)) or value is None or value is Ellipsis:
+            return repr(value)
+        if type(value) is float and value == value and abs(value) != float("inf"):
+            return repr(value)
+        return self.constant(value)
+
+    def tensor(self, fake: Fake) -> str:
+        i = self.world.input_of.get(id(fake))
+        if i is not None:
+            return self.fetch(self.world.inputs[i][0])
+        if id(fake) not in self.outputs:
+            self.outputs[id(fake)] = (self.name(f"out{len(self.outputs)}"), fake)
+        return self.outputs[id(fake)][0]
+
+    def made(self, value: Any, kind: type) -> str:
+        """An object made while capturing."""
+        self.keep.append(value)
+        if kind is tuple:
+            items = [self.expression(v) for v in value]
+            return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+        if isinstance(value, tuple):
+            return f"tuple.__new__({self.constant(kind)}, {self.made(tuple(value), tuple)})"
+        if kind is frozenset:
+            return f"frozenset({self.made(tuple(value), tuple)})"
+        builder = next((b for k, b in _BUILDERS if kind is k), None)
+        if builder is None:
+            return self.instance(value, kind)
+        name = self.built[id(value)] = self.name(kind.__name__ + "0")
+        at = len(self.lines)
+        text = builder(self, value)
+        self.lines.insert(at if self.lines[at:] == [] else len(self.lines), f"{name} = {text}")
+        return name
+
+    def instance(self, value: Any, kind: type) -> str:
+        """An instance of a user's class: made bare, then given its state, so that no __init__ or __setattr__ runs again."""
+        base = next((b for b in (OrderedDict, dict, list, set, deque, BaseException) if isinstance(value, b)), object)
+        if base is object and kind.__new__ is not object.__new__ and kind.__flags__ & 1 << 9 == 0 or isinstance(value, _UNBUILDABLE):
+            raise Refusal("escapes", f"a {kind.__name__} made while capturing outlives the call")
+        name = self.built[id(value)] = self.name(kind.__name__.lower())
+        args = "".join(f", {self.expression(a)}" for a in value.args) if isinstance(value, BaseException) else ""
+        maker = base if base is not object and kind.__new__ is base.__new__ else object
+        self.lines.append(f"{name} = {self.constant(maker) if maker is OrderedDict or maker is deque else maker.__name__}"
+                          f".__new__({self.constant(kind)}{args})")
+        self.content(name, value, base)
+        state = getattr(value, "__dict__", None)
+        if state:
+            self.lines.append(f"{name}.__dict__.update({self.mapping(state)})")
+        for slot in (s for cls in kind.__mro__ for s in _slots(cls)):
+            if (v := getattr(value, slot, NULL)) is not NULL:
+                self.lines.append(f"object.__setattr__({name}, {slot!r}, {self.expression(v)})")
+        return name
+
+    def content(self, name: str, value: Any, base: type) -> None:
+        if base is OrderedDict or base is dict:
+            cls = self.constant(OrderedDict) if base is OrderedDict else "dict"
+            for k, v in base.items(value):
+                self.lines.append(f"{cls}.__setitem__({name}, {self.expression(k)}, {self.expression(v)})")
+        elif base in (list, set, deque):
+            for v in base.__iter__(value):
+                self.lines.append(f"{self.constant(base)}.{'add' if base is set else 'append'}({name}, {self.expression(v)})")
+
+    def mapping(self, d: dict) -> str:
+        return "{" + ", ".join(f"{self.expression(k)}: {self.expression(v)}" for k, v in d.items()) + "}"
+
+    def sequence(self, values: Any) -> str:
+        return ", ".join(self.expression(v) for v in values)
+
+    def function(self, f: FunctionType) -> str:
+        """A function made while capturing that outlives the call: made again, over cells made again."""
+        cells = []
+        for cell in f.__closure__ or ():
+            if id(cell) in self.world.world_cells:
+                cells.append(self.constant(cell))
+                continue
+            if id(cell) not in self.built:
+                name = self.built[id(cell)] = self.name("cell0")
+                self.keep.append(cell)
+                self.lines.append(f"{name} = {self.constant(CellType)}()")
+                content = self.world.load_cell(cell)
+                if content is not NULL:
+                    self.lines.append(f"{name}.cell_contents = {self.expression(content)}")
+            cells.append(self.built[id(cell)])
+        name = self.built[id(f)] = self.name(f.__name__)
+        closure = f"({''.join(c + ', ' for c in cells)})" if cells else "None"
+        self.lines.append(f"{name} = {self.constant(FunctionType)}({self.constant(f.__code__)}, {self.constant(f.__globals__)}, "
+                          f"{f.__name__!r}, {self.expression(f.__defaults__)}, {closure})")
+        for attribute in ("__kwdefaults__", "__qualname__", "__annotations__", "__module__", "__doc__"):
+            content = getattr(f, attribute)
+            if content:
+                self.lines.append(f"{name}.{attribute} = {self.expression(content)}")
+        if f.__dict__:
+            self.lines.append(f"{name}.__dict__.update({self.mapping(f.__dict__)})")
+        return name
+
+    def effect(self, effect: Effect) -> None:
+        """Adds the line that commits one effect."""
+        target = self.constant(effect.target) if isinstance(effect.target, CellType) else self.target(effect.target)
+        value = self.expression(effect.value) if effect.kind not in ("delattr", "delitem", "fill") else ""
+        if effect.kind == "fill":
+            self.fill(target, effect.value)
+            return
+        key = effect.key if effect.kind.endswith("attr") else self.expression(effect.key)
+        dunder = effect.kind == "setattr" and (type(effect.target).__setattr__ is not object.__setattr__ or not str(key).isidentifier())
+        self.lines.append({
+            "cell": f"{target}.cell_contents = {value}",
+            "setattr": f"object.__setattr__({target}, {key!r}, {value})" if dunder else f"{target}.{key} = {value}",
+            "delattr": f"object.__delattr__({target}, {key!r})",
+            "setitem": f"dict.__setitem__({target}, {key}, {value})" if type(effect.target) is not dict else f"{target}[{key}] = {value}",
+            "delitem": f"dict.__delitem__({target}, {key})",
+        }[effect.kind])
+
+    def target(self, real: Any) -> str:
+        source = self.world.source_of(real)
+        return self.constant(real) if source is None else self.fetch(source)
+
+    def fill(self, target: str, copy: Any) -> None:
+        if isinstance(copy, list):
+            self.lines.append(f"list.__setitem__({target}, slice(None), [{self.sequence(copy)}])")
+        elif isinstance(copy, dict):
+            cls = self.constant(OrderedDict) if isinstance(copy, OrderedDict) else "dict"
+            self.lines += [f"{cls}.clear({target})", f"{cls}.update({target}, {self.mapping(copy)})"]
+        else:
+            cls = "set" if isinstance(copy, set) else self.constant(deque)
+            method = "update" if isinstance(copy, set) else "extend"
+            self.lines += [f"{cls}.clear({target})", f"{cls}.{method}({target}, [{self.sequence(copy)}])"]
+
+
+_UNBUILDABLE = (CellType, torch.nn.Module)
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    names = cls.__dict__.get("__slots__", ())
+    return tuple(n for n in ((names,) if isinstance(names, str) else names) if n not in ("__dict__", "__weakref__"))
+
+
+_BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
+    (list, lambda b, v: f"[{b.sequence(v)}]"),
+    (dict, lambda b, v: b.mapping(v)),
+    (set, lambda b, v: f"{{{b.sequence(v)}}}" if v else "set()"),
+    (OrderedDict, lambda b, v: f"{b.constant(OrderedDict)}({b.mapping(v)})"),
+    (defaultdict, lambda b, v: f"{b.constant(defaultdict)}({b.expression(v.default_factory)}, {b.mapping(v)})"),
+    (deque, lambda b, v: f"{b.constant(deque)}([{b.sequence(v)}], {v.maxlen})"),
+    (SimpleNamespace, lambda b, v: f"{b.constant(SimpleNamespace)}(**{b.mapping(v.__dict__)})"),
+]
+
+
+def build_program(world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]]) -> Program:
+    """The program that calls the graph on `inputs`, commits `effects` and returns `result`."""
+    b = Builder(world)
+    for source, hint in inputs:
+        b.fetches[source] = b.name(hint)
+    for effect in effects:
+        b.effect(effect)
+    returned = b.expression(result)
+    b.lines.append(f"return {returned}")
+    outs = [name for name, _ in b.outputs.values()]
+    call = f"graph({', '.join(b.fetches[s] for s, _ in inputs)})"
+    first = [f"{', '.join(outs)}{',' if len(outs) == 1 else ''} = {call}"] if outs else [call] if inputs else []
+    body = "".join(f"    {line}\n" for line in [*first, *b.lines])
+    text = f"def program({', '.join(b.fetches.values())}):\n{body}"
+    return Program(text, tuple((n, s) for s, n in b.fetches.items()), b.constants, tuple(f for _, f in b.outputs.values()))

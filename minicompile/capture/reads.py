@@ -1,0 +1,257 @@
+"""Reads: every way in which a captured program learns something about the world, each leaving a guard.
+
+`Reads` is the first part of the capture world (see `world`). It takes real values met at a `Source` and gives what the captured program works
+with: leaves become constants, tensors become fakes, and every other object stays itself, with its source remembered by identity.
+"""
+from __future__ import annotations
+
+import enum
+import functools
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from types import (BuiltinFunctionType, CellType, CodeType, FunctionType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType,
+                   MethodDescriptorType, MethodType, MethodWrapperType, ModuleType, WrapperDescriptorType)
+from typing import Any
+
+import torch
+
+from ..errors import Refusal, Where
+from ..ir.fake import Fake
+from . import policy
+from .frame import NULL, Frame
+from .guards import Guard, TensorFact
+from .interp import World
+from .sources import Source
+
+NONE = type(None)
+LEAVES = frozenset({int, float, complex, str, bytes, bool, NONE, type(Ellipsis), type(NotImplemented), torch.dtype, torch.device, torch.layout,
+                    torch.memory_format, torch.Size, range, slice})
+IDENTITIES = (FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType, GetSetDescriptorType,
+              MemberDescriptorType, MethodWrapperType, CodeType, MethodType, functools._lru_cache_wrapper, property, classmethod, staticmethod,
+              enum.Enum)
+CONTAINERS = (list, dict, set, deque)
+EXACT = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
+# Facts of a class or function that follow from its identity.
+FIXED = frozenset({"__name__", "__qualname__", "__module__", "__mro__", "__bases__", "__base__", "__doc__", "__dict__", "__code__", "__class__",
+                   "__init_subclass__", "__subclasshook__", "__globals__", "__builtins__", "__flags__", "__dataclass_fields__", "__new__",
+                   "__members__", "__wrapped__", "__func__", "__self__", "__abstractmethods__"})
+
+
+class Reads(World):
+    """Sources by identity, guards, and reading of values, globals, cells and constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origin: dict[int, Source] = {}
+        self.keep: list[Any] = []                       # ids stay valid while their objects live
+        self.guards: dict[tuple[Source | None, str], Guard] = {}
+        self.fakes: dict[int, Fake] = {}                # id of a real tensor -> its fake
+        self.inputs: list[tuple[Source, torch.Tensor, Fake]] = []
+        self.input_of: dict[int, int] = {}              # id of an input's fake -> its index
+        self.new_input: Callable[[Source, torch.Tensor, Fake], None] = lambda source, t, fake: None
+        self.constants: dict[int, Source] = {}
+        self.globals_read: dict[tuple[int, str], Any] = {}
+        self.changed: dict[int, dict[Any, Any]] = {}    # id of a real dict -> {key: value or NULL}; see `writes`
+        self.cells: dict[int, Any] = {}                 # id of a cell of the world -> its new content
+        self.world_cells: dict[int, CellType] = {}
+        self.born: set[int] = set()                     # ids of functions made while capturing
+        self.tuples: dict[int, tuple] = {}              # id of a real tuple -> the tuple that stands for it
+
+    # Places and guards
+
+    def user_frame(self) -> Frame | None:
+        frame = self.current
+        while frame is not None and not policy.is_user_file(frame.code.code.co_filename):
+            frame = frame.back
+        return frame or self.current
+
+    def where(self) -> Where | None:
+        frame = self.user_frame()
+        return frame.where if frame is not None else None
+
+    def refuse(self, code: str, reason: str) -> Refusal:
+        return Refusal(code, reason, self.where())
+
+    def guard(self, source: Source | None, check: str, expected: Any = None) -> None:
+        key = (source, check)
+        if key not in self.guards:
+            self.guards[key] = Guard(source, check, expected, self.where())
+
+    def const(self, value: Any) -> Source:
+        """The source of an object that the captured function reaches by an identity that is already guarded."""
+        source = self.constants.get(id(value))
+        if source is None:
+            name = value.get("__name__", "globals") if isinstance(value, dict) else getattr(value, "__qualname__", None)
+            source = self.constants[id(value)] = Source.const(value, name or getattr(value, "__name__", type(value).__name__))
+            self.keep.append(value)
+        return source
+
+    def source_of(self, value: Any) -> Source | None:
+        return self.origin.get(id(value))
+
+    def remember(self, value: Any, source: Source) -> None:
+        self.origin[id(value)] = source
+        self.keep.append(value)
+
+    # Values
+
+    def read(self, source: Source, value: Any) -> Any:
+        """The in-trace form of `value`, found at `source`. This is the only way in for the state of the world."""
+        kind = type(value)
+        if kind in LEAVES:
+            if kind is NONE or kind is bool:
+                self.guard(source, "id", value)
+            else:
+                self.guard(source, "equals", value)
+            return value
+        if isinstance(value, torch.Tensor):
+            return self.read_tensor(source, value)
+        known = self.origin.get(id(value))
+        if known is not None:
+            if known is not source and not isinstance(value, IDENTITIES):
+                self.read_twice(source, known, value)
+            elif known is not source:
+                self.guard(source, "id", value)
+            return value
+        if isinstance(value, IDENTITIES):
+            self.guard(source, "id", value)
+            self.remember(value, source)
+            if kind is MethodType:
+                self.read(source.attr("__self__"), value.__self__)
+            return value
+        if isinstance(value, tuple):
+            return self.read_tuple(source, value)
+        self.guard(source, "type", kind)
+        self.remember(value, source)
+        return value
+
+    def read_twice(self, source: Source, known: Source, value: Any) -> None:
+        """One object at two sources: the program sees one object, so both must lead to the same one."""
+        self.guard(source, "same", known)
+
+    def read_tuple(self, source: Source, value: tuple) -> tuple:
+        """A tuple is immutable, so all of it is read at once; the stand-in differs only if something inside does."""
+        done = self.tuples.get(id(value))
+        if done is not None:
+            return done
+        kind = type(value)
+        self.guard(source, "type", kind)
+        self.guard(source, "len", len(value))
+        items = [self.read(source.index(i), v) for i, v in enumerate(value)]
+        same = all(a is b for a, b in zip(items, value))
+        done = value if same else tuple.__new__(kind, items)
+        if same:
+            self.origin[id(value)] = source
+        self.keep += (value, done)
+        self.tuples[id(value)] = done
+        return done
+
+    def read_tensor(self, source: Source, t: torch.Tensor) -> Any:
+        fake = self.fakes.get(id(t))
+        if fake is not None:
+            first = self.inputs[self.input_of[id(fake)]][0]
+            if first is not source:
+                self.guard(source, "same", first)
+            return fake
+        if isinstance(t, Fake):
+            raise self.refuse("nested-capture", "a tensor of another capture is met")
+        if type(t) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+            raise self.refuse("tensor-subclass", f"{source} is a {type(t).__name__}")
+        if t.layout is not torch.strided or t.is_quantized:
+            raise self.refuse("tensor-layout", f"{source} is not a strided tensor")
+        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+            fake = Fake.of(t)
+            self.guard(source, "tensor", TensorFact.of(t))
+        self.fakes[id(t)] = fake
+        self.keep += (t, fake)
+        self.input_of[id(fake)] = len(self.inputs)
+        self.inputs.append((source, t, fake))
+        self.new_input(source, t, fake)
+        return fake
+
+    def read_constant(self, module: str | None, source: Source, value: Any) -> Any:
+        """A name found in a module or class: identities in trusted modules need no guard."""
+        if isinstance(value, IDENTITIES) and policy.trusted(module):
+            return value
+        return self.read(source, value)
+
+    # Names
+
+    def load_global(self, frame: Frame, name: str) -> Any:
+        names = frame.globals
+        key = (id(names), name)
+        value = self.globals_read.get(key, NULL)
+        if value is not NULL:
+            return value
+        changes = self.changed.get(id(names))
+        if changes is not None and name in changes:
+            value = changes[name]
+            if value is not NULL:
+                return value
+        source = self.const(names).item(name)
+        if name in names and (changes is None or name not in changes):
+            value = self.read_constant(names.get("__name__"), source, names[name])
+        else:
+            if changes is None or name not in changes:
+                if not policy.trusted(names.get("__name__")):
+                    self.guard(source, "absent")
+            value = frame.builtins.get(name, NULL)
+            if value is NULL:
+                raise NameError(f"name {name!r} is not defined", name=name)
+        self.globals_read[key] = value
+        return value
+
+    def load_cell(self, cell: CellType) -> Any:
+        if id(cell) not in self.world_cells:
+            return super().load_cell(cell)
+        if id(cell) in self.cells:
+            return self.cells[id(cell)]
+        value = super().load_cell(cell)
+        source = self.const(cell).attr("cell_contents")
+        if value is NULL:
+            self.guard(source, "absent")
+            return value
+        return self.read(source, value)
+
+    def store_cell(self, cell: CellType, value: Any) -> None:
+        if id(cell) in self.world_cells:
+            self.cells[id(cell)] = value
+        else:
+            super().store_cell(cell, value)
+
+    def made_function(self, function: FunctionType) -> None:
+        self.born.add(id(function))
+        self.keep.append(function)
+
+    def enter_function(self, f: FunctionType) -> None:
+        """A function of the world is about to run: the cells of its closure belong to the world."""
+        if f.__closure__ and id(f) not in self.born:
+            for cell in f.__closure__:
+                if id(cell) not in self.world_cells:
+                    self.world_cells[id(cell)] = cell
+                    self.keep.append(cell)
+
+    def defaulted(self, function: FunctionType) -> None:
+        if id(function) in self.born or policy.trusted(function.__module__):
+            return
+        for name in ("__defaults__", "__kwdefaults__"):
+            if getattr(function, name):
+                self.guard(self.const(function).attr(name), "id", getattr(function, name))
+
+
+def lookup(kind: type, name: str) -> tuple[Any, type | None]:
+    """The entry `name` on the method resolution order of `kind` and the class that has it; (NULL, None) if there is none."""
+    for cls in kind.__mro__:
+        found = cls.__dict__.get(name, NULL)
+        if found is not NULL:
+            return found, cls
+    return NULL, None
+
+
+def python_method(kind: type, name: str) -> FunctionType | None:
+    """The method `name` of a class where it is written in Python."""
+    found, _ = lookup(kind, name)
+    return found if isinstance(found, FunctionType) else None
+
+
+__all__ = ["CONTAINERS", "EXACT", "FIXED", "IDENTITIES", "LEAVES", "MappingProxyType", "Reads", "lookup", "python_method"]

@@ -1,0 +1,120 @@
+"""Record: torch calls made while capturing become nodes of a torch.fx graph.
+
+Takes each call as torch's function mode offers it (public torch functions and Tensor methods, before any of their own Python runs), computes
+its result on fakes and appends a node. Gives the graph and the user's place of each node. No operator is known here.
+"""
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from types import FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..errors import Refusal, Where
+from ..ir.fake import Fake
+
+# Tensor's operators, so that the graph reads as the user wrote it.
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    f"__{n}__": getattr(operator, n.rstrip("_") if n not in ("and_", "or_", "not_") else n)
+    for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "invert", "eq", "ne", "lt", "le", "gt", "ge",
+              "getitem", "setitem", "lshift", "rshift", "xor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "iand", "ior", "ixor")}
+_OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
+_STATE_SETTERS = frozenset({"_set_grad_enabled", "set_autocast_enabled", "set_autocast_dtype", "set_autocast_cache_enabled", "_enter_inference_mode",
+                            "autocast_increment_nesting", "autocast_decrement_nesting", "clear_autocast_cache"})
+
+
+def holds_tensor(x: Any) -> bool:
+    """Whether a call's result has a tensor in it."""
+    if isinstance(x, torch.Tensor):
+        return True
+    return isinstance(x, (tuple, list)) and any(map(holds_tensor, x))
+
+
+class Recorder(TorchFunctionMode):
+    """The function mode. `where` gives the user's current place, `refuse` makes a Refusal there."""
+
+    def __init__(self, where: Callable[[], Where | None]) -> None:
+        super().__init__()
+        self.graph = torch.fx.Graph()
+        self.nodes: dict[int, torch.fx.Node] = {}       # id of a fake -> its node
+        self.keep: list[Any] = []
+        self.places: dict[torch.fx.Node, Where] = {}
+        self.where = where
+
+    def add_input(self, name: str, fake: Fake) -> torch.fx.Node:
+        """A placeholder, put behind the other placeholders."""
+        last = next((n for n in reversed(self.graph.nodes) if n.op == "placeholder"), None)
+        with self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(next(iter(self.graph.nodes), None)):
+            node = self.graph.placeholder(name)
+        self.nodes[id(fake)] = node
+        self.keep.append(fake)
+        return node
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        try:
+            out = func(*args, **kwargs)
+        except Refusal as refusal:
+            raise Refusal(refusal.code, refusal.reason, refusal.where or self.where()) from refusal
+        if out is None or holds_tensor(out):
+            self.append(func, args, kwargs, out)
+        return out
+
+    def append(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+        if out is None and not args and not kwargs:
+            return
+        kind, target = target_of(func)
+        if kind == "getattr":
+            kind, target, args = "call_function", getattr, (args[0], target)
+        node = self.graph.create_node(kind, target, tuple(self.arg(a) for a in args), {k: self.arg(v) for k, v in kwargs.items()})
+        where = self.where()
+        if where is not None:
+            self.places[node] = where
+        self.name_results(node, out)
+
+    def name_results(self, node: torch.fx.Node, out: Any) -> None:
+        if isinstance(out, torch.Tensor):
+            if id(out) not in self.nodes:               # an in-place call gives a tensor that has its node already
+                self.nodes[id(out)] = node
+                self.keep.append(out)
+        elif isinstance(out, (tuple, list)):
+            for i, x in enumerate(out):
+                if holds_tensor(x) and id(x) not in self.nodes:
+                    part = self.graph.call_function(operator.getitem, (node, i))
+                    self.places[part] = self.places.get(node)  # type: ignore[assignment]
+                    self.name_results(part, x)
+
+    def arg(self, x: Any) -> Any:
+        """A call's argument as the graph has it: nodes for fakes, through nested containers."""
+        if isinstance(x, torch.Tensor):
+            node = self.nodes.get(id(x))
+            if node is None:
+                raise Refusal("untracked-tensor", "a tensor that capture has not seen being read is used", self.where())
+            return node
+        kind = type(x)
+        if kind is tuple or kind is list:
+            return kind([self.arg(e) for e in x])
+        if kind is dict:
+            return {k: self.arg(v) for k, v in x.items()}
+        if kind is slice:
+            return slice(self.arg(x.start), self.arg(x.stop), self.arg(x.step))
+        if isinstance(x, tuple) and kind is not torch.Size:
+            return tuple(self.arg(e) for e in x)
+        return x
+
+
+def target_of(func: Any) -> tuple[str, Any]:
+    """The kind and target of the node for a torch function, Tensor method or property getter."""
+    name = getattr(func, "__name__", "")
+    if isinstance(func, MethodWrapperType) and name == "__get__":
+        return "getattr", func.__self__.__name__
+    owner = getattr(func, "__objclass__", None)
+    method = isinstance(func, (MethodDescriptorType, WrapperDescriptorType)) and owner is not None and issubclass(torch.Tensor, owner)
+    if method or isinstance(func, FunctionType) and getattr(torch.Tensor, name, None) is func:
+        if name in _OPERATORS:
+            return "call_function", _OPERATORS[name]
+        return "call_method", name
+    return "call_function", func

@@ -1,0 +1,100 @@
+"""Sources: where a value was read from, as a tree whose roots are a call's arguments and constants.
+
+Takes nothing; `world` makes a Source for each read, `guards` checks values at sources and fetches inputs by them. Sources are interned by
+path, so one path is one object, and its identity can key tables.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+
+class Source:
+    """One step of a path. `kind` says how `key` leads from the parent's value to this one:
+
+    local      no parent; slot number `key` of the captured function's frame
+    const      no parent; the object `value` itself, kept alive
+    attr       getattr(parent, key)
+    dict_attr  parent.__dict__[key], without descriptors and __getattr__
+    type_attr  the entry `key` of the class parent's own __dict__
+    item       parent[key] for a dict; the key is a constant
+    index      parent[key] for a list or tuple, with type(parent)'s own lookup
+    call       value(parent)
+    """
+
+    __slots__ = ("kind", "parent", "key", "value", "children", "text")
+
+    def __init__(self, kind: str, parent: Source | None, key: Any, value: Any, text: str):
+        self.kind, self.parent, self.key, self.value, self.text = kind, parent, key, value, text
+        self.children: dict[tuple[str, type, Hashable], Source] = {}
+
+    @classmethod
+    def local(cls, slot: int, name: str) -> Source:
+        return cls("local", None, slot, None, name)
+
+    @classmethod
+    def const(cls, value: Any, text: str) -> Source:
+        return cls("const", None, None, value, text)
+
+    def _child(self, kind: str, key: Any, text: str, value: Any = None) -> Source:
+        name = (kind, type(key), key)
+        child = self.children.get(name)
+        if child is None:
+            child = self.children[name] = Source(kind, self, key, value, text)
+        return child
+
+    def attr(self, name: str) -> Source:
+        return self._child("attr", name, f"{self.text}.{name}")
+
+    def dict_attr(self, name: str) -> Source:
+        return self._child("dict_attr", name, f"{self.text}.{name}")
+
+    def type_attr(self, name: str) -> Source:
+        return self._child("type_attr", name, f"{self.text}.{name}")
+
+    def item(self, key: Any) -> Source:
+        text = key if self.kind == "const" and isinstance(key, str) and isinstance(self.value, dict) else f"{self.text}[{_show(key)}]"
+        return self._child("item", key, text)
+
+    def index(self, i: int) -> Source:
+        return self._child("index", i, f"{self.text}[{i}]")
+
+    def call(self, function: Callable[[Any], Any]) -> Source:
+        return self._child("call", function, f"{getattr(function, '__name__', function)}({self.text})", function)
+
+    def get(self, slots: Sequence[Any]) -> Any:
+        """The value here for a call with these frame slots. Raises LookupError, AttributeError, … where the path does not lead anywhere."""
+        if self.parent is None:
+            return self.value if self.kind == "const" else slots[self.key]
+        return _STEPS[self.kind](self.parent.get(slots), self.key)
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+def _show(key: Any) -> str:
+    return repr(key) if isinstance(key, (str, int, float, bytes, bool, type(None))) else getattr(key, "__name__", type(key).__name__)
+
+
+def _dict_attr(obj: Any, name: str) -> Any:
+    return object.__getattribute__(obj, "__dict__")[name]
+
+
+def _item(container: Any, key: Any) -> Any:
+    return dict.__getitem__(container, key)
+
+
+def _index(container: Any, i: int) -> Any:
+    return (tuple if isinstance(container, tuple) else list).__getitem__(container, i)
+
+
+_STEPS: dict[str, Callable[[Any, Any], Any]] = {
+    "attr": getattr,
+    "dict_attr": _dict_attr,
+    "type_attr": lambda cls, name: type.__dict__["__dict__"].__get__(cls)[name],
+    "item": _item,
+    "index": _index,
+    "call": lambda value, function: function(value),
+}

@@ -1,0 +1,374 @@
+"""The capture world: what a frame meets instead of CPython's own state while its program is captured.
+
+Takes the operations of `interp`'s frames (calls, items, iteration, truth, operators) and decides what C code may be handed: leaves, fakes
+and objects made while capturing as they are, containers of the world as shadows. Python frames that C code starts come back through
+`offered`, the native hook's handler. Built from `reads`, `writes` and `attributes`; `capture` drives it.
+"""
+from __future__ import annotations
+
+import contextvars
+import functools
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import BuiltinFunctionType, CodeType, FunctionType, GeneratorType, MappingProxyType, MethodType, MethodWrapperType, ModuleType
+from typing import Any
+
+import torch
+
+from .. import _native
+from ..errors import Refusal
+from ..ir.fake import Fake
+from . import policy
+from .attributes import Attributes
+from .frame import NULL, Frame
+from .interp import World, bind
+from .policy import Policy
+from .reads import CONTAINERS, IDENTITIES, LEAVES, python_method
+
+# C functions that look only at an object's identity or class.
+_LOOKS_AT_TYPE = {id(f): f for f in (isinstance, issubclass, callable, id, object.__new__, super, operator.is_, operator.is_not)}
+_BUILTIN_METHODS = (BuiltinFunctionType, MethodWrapperType)
+
+
+class CaptureWorld(Attributes):
+    """One capture's world. `special` routes the few functions that must not run as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lookups = {}
+        self.policies: dict[CodeType, Policy] = {}
+        self.special |= {id(f): h for f, h in SPECIAL.items()}
+
+    # Calls
+
+    def call(self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
+        kind = type(f)
+        if kind is MethodType:
+            args, f = (f.__self__, *args), f.__func__
+            kind = type(f)
+        special = self.special.get(id(f))
+        if special is not None:
+            return special(frame, *args, **kwargs or {})
+        if kind is FunctionType:
+            return self.call_function(f, args, kwargs)
+        if isinstance(f, type):
+            return self.call_class(frame, f, args, kwargs)
+        if kind in _BUILTIN_METHODS:
+            return self.call_builtin(f, args, kwargs)
+        if kind is functools._lru_cache_wrapper:
+            return self.call(frame, f.__wrapped__, args, kwargs)      # its cache must not keep fakes
+        if isinstance(f, functools.partial):
+            merged = {**self.getattr(f, "keywords"), **(kwargs or {})} if f.keywords or kwargs else None
+            return self.call(frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args), merged)
+        method = python_method(kind, "__call__")
+        if method is not None:
+            self.read_method(f, "__call__")
+            return self.call(frame, method, (f, *args), kwargs)
+        return self.call_native(f, args, kwargs)
+
+    def read_method(self, obj: Any, name: str) -> None:
+        """Guards the class attribute that an implicit special method call finds."""
+        found, owner = self.find(type(obj), name)
+        if owner is not None and id(obj) in self.origin:
+            self.read_class_entry(type(obj), owner, name, found)
+
+    def call_function(self, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        if "__minicompile_disabled__" in f.__dict__:
+            raise self.refuse("disabled", f"{f.__qualname__}() is marked to run as in eager mode")
+        chosen = self.policy_of(f.__code__)
+        if chosen is Policy.INTERPRET:
+            self.enter_function(f)
+            code = self.code_of(f.__code__)
+            return self.run_slots(code, f, bind(self, code, f, args, kwargs))
+        if chosen is Policy.FORBID:
+            raise self.refuse("forbidden", f"{f.__module__}.{f.__qualname__}() is not captured")
+        return self.call_native(f, args, kwargs)
+
+    def policy_of(self, code: CodeType) -> Policy:
+        known = self.policies.get(code)
+        if known is None:
+            known = self.policies[code] = _native.suspend(policy.of_code, code)
+        return known
+
+    def interprets(self, code: CodeType) -> bool:
+        return self.policy_of(code) is Policy.INTERPRET
+
+    def call_class(self, frame: Frame | None, cls: type, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        """cls(*args): `__new__` and `__init__` are called as any function is."""
+        if cls is type and len(args) == 1:
+            return self.type_of(args[0])
+        meta = python_method(type(cls), "__call__")
+        if meta is not None:
+            return self.call(frame, meta, (cls, *args), kwargs)
+        if type(cls).__call__ is not type.__call__:
+            return self.call_native(cls, args, kwargs)
+        new, _ = self.find(cls, "__new__")
+        init = python_method(cls, "__init__")
+        if isinstance(new, staticmethod) and isinstance(new.__func__, FunctionType):
+            obj = self.call(frame, new.__func__, (cls, *args), kwargs)
+            if isinstance(obj, cls) and (init is not None or cls.__init__ is not object.__init__):
+                self.call(frame, init or cls.__init__, (obj, *args), kwargs)
+            return obj
+        if init is None or cls.__new__ is not object.__new__ and not issubclass(cls, dict | list | set | BaseException):
+            return self.call_native(cls, args, kwargs)
+        if issubclass(cls, torch.Tensor):
+            raise self.refuse("tensor-subclass", f"a {cls.__name__} is made")
+        obj = cls.__new__(cls, *args, **kwargs or {})
+        self.call(frame, init, (obj, *args), kwargs)
+        return obj
+
+    def call_builtin(self, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        """A C function, or a C method bound to an object: a method of a container of the world acts on its shadow or overlay."""
+        owner = f.__self__
+        name = f.__name__
+        if owner is not None and not isinstance(owner, ModuleType) and id(owner) in self.origin:
+            if isinstance(owner, CONTAINERS):
+                keyed = _KEYED.get(name) if isinstance(owner, dict) and not kwargs else None
+                if keyed is not None and id(owner) not in self.shadows:
+                    return keyed(self, owner, *args)
+                base = next(b for b in type(owner).__mro__ if name in b.__dict__)
+                f = base.__dict__[name].__get__(self.shadow(owner)) if base is not object else f
+            elif name in _OBJECT_METHODS and isinstance(f, MethodWrapperType):
+                return _OBJECT_METHODS[name](self, owner, *args)
+            elif isinstance(owner, Iterator):
+                raise self.refuse("external-iterator", f"{self.origin[id(owner)]} would be advanced")
+            elif isinstance(owner, contextvars.ContextVar):
+                return self.context_variable(owner, name, f, args)
+        if id(f) in _LOOKS_AT_TYPE:
+            return f(*args, **kwargs or {})
+        return self.call_native(f, args, kwargs)
+
+    def context_variable(self, variable: contextvars.ContextVar, name: str, f: Any, args: Sequence[Any]) -> Any:
+        """get is guarded; set and reset act on this capture's copy of the context."""
+        if name != "get" or id(variable) in self.context_set:
+            self.context_set.add(id(variable))
+            return f(*args)
+        source = self.const(variable).call(_context_value)
+        value = _context_value(variable)
+        if value is NULL:
+            self.guard(source, "id", NULL)
+            return f(*args)
+        return self.read(source, value)
+
+    @functools.cached_property
+    def context_set(self) -> set[int]:
+        return set()
+
+    def call_native(self, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        if not isinstance(f, FunctionType):
+            reason = policy.why_not_native(f)
+            if reason is not None:
+                raise self.refuse("native-effect", reason)
+        if id(f) not in _LOOKS_AT_TYPE:
+            args = [self.consumed(a) for a in args]
+            if kwargs:
+                kwargs = {k: self.consumed(v) for k, v in kwargs.items()}
+        return f(*args, **kwargs) if kwargs else f(*args)
+
+    def consumed(self, value: Any) -> Any:
+        """What C code is handed for a value: containers of the world as shadows, also inside a tuple or a bound method."""
+        kind = type(value)
+        if kind in LEAVES:
+            return value
+        if kind is MethodType or kind in _BUILTIN_METHODS:
+            owner = value.__self__
+            if isinstance(owner, CONTAINERS) and id(owner) in self.origin:
+                return getattr(self.shadow(owner), value.__name__)
+            return value
+        if id(value) not in self.origin:
+            if kind is tuple or kind is list:
+                items = [self.consumed(v) for v in value]
+                if any(a is not b for a, b in zip(items, value)):
+                    return tuple(items) if kind is tuple else self.refill(value, items)
+            return value
+        if isinstance(value, CONTAINERS):
+            return self.shadow(value)
+        if isinstance(value, GeneratorType) or isinstance(value, Iterator) and not isinstance(value, IDENTITIES):
+            raise self.refuse("external-iterator", f"{self.origin[id(value)]} would be advanced")
+        return value
+
+    @staticmethod
+    def refill(value: list, items: list) -> list:
+        value[:] = items
+        return value
+
+    # Frames that C code starts
+
+    def offered(self, code: CodeType, f: FunctionType | None, slots: list, namespace: Any, resumed: bool) -> Any:
+        """The hook's handler: runs an offered frame in the interpreter, or tells the hook never to offer its code again."""
+        if code.co_filename.startswith(policy.OWN):         # met before `policy_of`, which is our own Python too
+            _native.set_policy(code, _native.NATIVE)
+            return NotImplemented
+        chosen = self.policy_of(code)
+        if chosen is Policy.NATIVE or f is None or namespace is not None:
+            _native.set_policy(code, _native.NATIVE)
+            return NotImplemented
+        if chosen is Policy.FORBID:
+            raise self.refuse("forbidden", f"{code.co_qualname}() is not captured")
+        if resumed:
+            if id(f) in self.born:
+                return NotImplemented
+            raise self.refuse("external-iterator", f"a generator of {code.co_qualname}() made before capture is resumed")
+        self.enter_function(f)
+        normal = self.code_of(code)
+        return self.run_slots(normal, f, [NULL if s is _native.NULL else s for s in slots])
+
+    # Items, iteration, truth
+
+    def getitem(self, obj: Any, key: Any) -> Any:  # type: ignore[override]
+        source = self.origin.get(id(obj))
+        if source is None:
+            method = python_method(type(obj), "__getitem__") if not isinstance(obj, Fake) else None
+            if method is not None:
+                return self.call(self.current, method, (obj, key))
+            return operator.getitem(obj, self.consumed(key))
+        method = python_method(type(obj), "__getitem__")
+        if method is not None:
+            self.read_method(obj, "__getitem__")
+            return self.call(self.current, method, (obj, key))
+        if not isinstance(obj, CONTAINERS) or id(obj) in self.shadows:
+            return operator.getitem(self.resolve(obj), key)
+        if isinstance(obj, dict):
+            value = self.dict_get(obj, key)
+            return operator.getitem(self.shadow(obj), key) if value is NULL else value
+        if isinstance(obj, list) and type(key) is int and -len(obj) <= key < len(obj):
+            if key < 0:
+                self.guard(source, "len", len(obj))
+                key += len(obj)
+            return self.read(source.index(key), obj[key])
+        return operator.getitem(self.shadow(obj), key)
+
+    def setitem(self, obj: Any, key: Any, value: Any) -> None:  # type: ignore[override]
+        method = python_method(type(obj), "__setitem__") if not isinstance(obj, Fake) else None
+        if method is not None:
+            self.call(self.current, method, (obj, key, value))
+        elif isinstance(obj, dict) and id(obj) in self.origin and type(key) in LEAVES:
+            self.dict_set(obj, key, value)
+        else:
+            operator.setitem(self.resolve(obj), key, self.consumed(value) if isinstance(obj, Fake) else value)
+
+    def delitem(self, obj: Any, key: Any) -> None:  # type: ignore[override]
+        method = python_method(type(obj), "__delitem__")
+        if method is not None:
+            self.call(self.current, method, (obj, key))
+        elif isinstance(obj, dict) and id(obj) in self.origin and type(key) in LEAVES and self.dict_has(obj, key):
+            self.dict_set(obj, key, NULL)
+        else:
+            operator.delitem(self.resolve(obj), key)
+
+    def contains(self, obj: Any, key: Any) -> bool:  # type: ignore[override]
+        method = python_method(type(obj), "__contains__") if not isinstance(obj, Fake) else None
+        if method is not None:
+            self.read_method(obj, "__contains__")
+            return self.truth(self.call(self.current, method, (obj, key)))
+        if isinstance(obj, dict) and id(obj) in self.origin:
+            return self.dict_has(obj, key)
+        if isinstance(obj, list | tuple) and any(isinstance(v, Fake) for v in self.resolve(obj)):
+            return any(v is key or self.truth(self.operate(operator.eq, v, key)) for v in self.resolve(obj))
+        if isinstance(obj, MappingProxyType):
+            return operator.contains(obj, key)
+        if id(obj) in self.origin and not isinstance(obj, CONTAINERS) and python_method(type(obj), "__iter__"):
+            return any(v is key or v == key for v in self.iter(obj))
+        return operator.contains(self.consumed(obj), self.real(key))
+
+    def iter(self, obj: Any, *sentinel: Any) -> Any:  # type: ignore[override]
+        if sentinel:
+            return iter(obj, *sentinel)
+        method = python_method(type(obj), "__iter__") if not isinstance(obj, Fake) else None
+        if method is not None:
+            self.read_method(obj, "__iter__")
+            return self.call(self.current, method, (obj,))
+        return iter(self.consumed(obj))
+
+    def next(self, it: Any, *default: Any) -> Any:  # type: ignore[override]
+        if id(it) in self.origin:
+            raise self.refuse("external-iterator", f"{self.origin[id(it)]} would be advanced")
+        if not default:
+            return next(it)
+        try:
+            return next(it)
+        except StopIteration:
+            return default[0]
+
+    def len(self, obj: Any) -> int:  # type: ignore[override]
+        source = self.origin.get(id(obj))
+        if source is None:
+            return len(obj)
+        if isinstance(obj, CONTAINERS):
+            if id(obj) not in self.shadows and id(obj) not in self.changed:
+                self.guard(source, "len", len(obj))
+                return len(obj)
+            return len(self.shadow(obj))
+        method = python_method(type(obj), "__len__")
+        if method is None:
+            return len(obj)
+        self.read_method(obj, "__len__")
+        return self.call(self.current, method, (obj,))
+
+    def truth(self, obj: Any) -> bool:  # type: ignore[override]
+        if obj is True or obj is False or obj is None:
+            return obj is True
+        if id(obj) in self.origin and not isinstance(obj, IDENTITIES):
+            method = python_method(type(obj), "__bool__")
+            if method is not None:
+                return bool(self.call(self.current, method, (obj,)))
+            if isinstance(obj, CONTAINERS) or python_method(type(obj), "__len__"):
+                return self.len(obj) != 0
+        return operator.truth(obj)
+
+    def is_(self, a: Any, b: Any) -> bool:  # type: ignore[override]
+        return self.real(a) is self.real(b)
+
+    def operate(self, function: Callable[..., Any], *args: Any) -> Any:
+        for a in args:
+            if type(a) not in LEAVES:
+                return function(*[self.consumed(a) for a in args])
+        return function(*args)
+
+    def import_name(self, frame: Frame, name: str, level: int, names: Any) -> Any:
+        """Importing what is loaded already is a read of sys.modules; loading a module while capturing is refused."""
+        if not level and name not in sys.modules:
+            raise self.refuse("import", f"module {name} would be loaded")
+        return _native.suspend(World.import_name, self, frame, name, level, names)
+
+
+def _context_value(variable: contextvars.ContextVar) -> Any:
+    return variable.get(NULL)
+
+
+
+def _is_compiling(frame: Frame) -> bool:
+    return True
+
+
+def _get(world: CaptureWorld, d: dict, key: Any, default: Any = None) -> Any:
+    value = world.dict_get(d, key)
+    return default if value is NULL else value
+
+
+def _object_getattr(world: CaptureWorld, obj: Any, name: str) -> Any:
+    return world.getattr_instance(obj, name, False)
+
+
+_KEYED: dict[str, Callable[..., Any]] = {
+    "get": _get, "__contains__": lambda w, d, k: w.dict_has(d, k),
+}
+_OBJECT_METHODS: dict[str, Callable[..., Any]] = {
+    "__setattr__": lambda w, obj, name, value: w.setattr_instance(obj, name, value),
+    "__delattr__": lambda w, obj, name: w.setattr_instance(obj, name, NULL),
+    "__getattribute__": _object_getattr,
+}
+
+SPECIAL: dict[Any, Callable[..., Any]] = {
+    torch.compiler.is_compiling: _is_compiling,
+    torch._utils.is_compiling if hasattr(torch._utils, "is_compiling") else torch.compiler.is_compiling: _is_compiling,
+    object.__setattr__: lambda frame, obj, name, value: frame.world.setattr_instance(obj, name, value),
+    object.__delattr__: lambda frame, obj, name: frame.world.setattr_instance(obj, name, NULL),
+    object.__getattribute__: lambda frame, obj, name: (
+        _object_getattr(frame.world, obj, name) if id(obj) in frame.world.origin else object.__getattribute__(obj, name)),
+    operator.is_: lambda frame, a, b: frame.world.is_(a, b),
+    bool: lambda frame, *a: frame.world.truth(*a) if a else False,
+    vars: lambda frame, *a: frame.world.getattr(a[0], "__dict__") if a else World().special[id(vars)](frame),
+
+}

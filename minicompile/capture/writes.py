@@ -1,0 +1,254 @@
+"""Writes: changes of the world are kept beside it while capturing, and become effects to commit at the end.
+
+`Writes` is the second part of the capture world. A dict (an instance's `__dict__`, a module's globals, any other) keeps single changed keys
+in an overlay; a container that C code is about to read or change as a whole gets a shadow, a copy whose children are in their in-trace
+form, with a snapshot. What differs at the end is an `Effect`; how it came about does not matter.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from .frame import NULL
+from .guards import same_value
+from .reads import CONTAINERS, EXACT, LEAVES, Reads
+from .sources import Source
+
+LARGEST = 20_000          # elements of a container that may be read as a whole
+
+
+@dataclass(slots=True)
+class Shadow:
+    """A container of the world, the copy that the captured program works on, and the copy's first state."""
+
+    real: Any
+    copy: Any
+    source: Source
+    before: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One change to commit after the graph has run.
+
+    kind      "setattr", "delattr", "setitem", "delitem" (target, key, value); "cell" (target, value); "fill" (target: a container that gets
+              the whole content of `value`)
+    target    the real object that changes
+    """
+
+    kind: str
+    target: Any
+    key: Any = None
+    value: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {type(self.target).__name__} {'' if self.key is None else repr(self.key)}".rstrip()
+
+
+class Writes(Reads):
+    """Overlays and shadows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadows: dict[int, Shadow] = {}             # id of the real container -> its shadow
+        self.shadow_of_copy: dict[int, Shadow] = {}
+        self.dicts: dict[int, tuple[dict, Any]] = {}     # id of a changed or instance dict -> (dict, its instance or None)
+        self.slots: dict[tuple[int, str], tuple[Any, Any]] = {}   # changed attributes that live in no dict: (object, value)
+
+    # Dicts, key by key
+
+    def instance_dict(self, obj: Any) -> dict | None:
+        """The `__dict__` of an instance of the world, known as such from now on."""
+        try:
+            d = object.__getattribute__(obj, "__dict__")
+        except AttributeError:
+            return None
+        if id(d) not in self.dicts:
+            self.dicts[id(d)] = (d, obj)
+            self.remember(d, self.origin[id(obj)].attr("__dict__"))
+        return d
+
+    def item_source(self, d: dict, key: Any) -> Source:
+        owner = self.dicts.get(id(d))
+        if owner is not None and owner[1] is not None and isinstance(key, str):
+            return self.origin[id(owner[1])].dict_attr(key)
+        return self.origin[id(d)].item(key)
+
+    def dict_get(self, d: dict, key: Any) -> Any:
+        """The value at a key of a dict of the world, guarded; NULL (guarded as absent) if there is none."""
+        shadow = self.shadows.get(id(d))
+        if shadow is not None:
+            return dict.get(shadow.copy, key, NULL)
+        changes = self.changed.get(id(d))
+        if changes is not None and key in changes:
+            return changes[key]
+        value = dict.get(d, key, NULL)
+        if type(key) not in LEAVES and id(key) not in self.origin and not isinstance(key, type):
+            return dict.get(self.shadow(d), key, NULL)
+        source = self.item_source(d, key)
+        if value is NULL:
+            self.guard(source, "absent")
+            return NULL
+        return self.read(source, value)
+
+    def dict_has(self, d: dict, key: Any) -> bool:
+        """Whether a dict of the world has a key, guarded, without looking at the value."""
+        shadow = self.shadows.get(id(d))
+        if shadow is not None:
+            return dict.__contains__(shadow.copy, key)
+        changes = self.changed.get(id(d))
+        if changes is not None and key in changes:
+            return changes[key] is not NULL
+        if type(key) not in LEAVES and id(key) not in self.origin and not isinstance(key, type):
+            return dict.__contains__(self.shadow(d), key)
+        here = dict.__contains__(d, key)
+        self.guard(self.item_source(d, key), "present" if here else "absent")
+        return here
+
+    def dict_set(self, d: dict, key: Any, value: Any) -> None:
+        """Changes (NULL: removes) one key of a dict of the world, in the overlay."""
+        shadow = self.shadows.get(id(d))
+        if shadow is not None:
+            if value is NULL:
+                dict.__delitem__(shadow.copy, key)
+            else:
+                dict.__setitem__(shadow.copy, key, value)
+            return
+        self.dicts.setdefault(id(d), (d, None))
+        self.changed.setdefault(id(d), {})[key] = value
+        self.keep += (d, value)
+        self.globals_read.pop((id(d), key), None)
+
+    # Containers as a whole
+
+    def shadow(self, real: Any) -> Any:
+        """The copy that stands for a container of the world from now on. All of its structure is guarded."""
+        known = self.shadows.get(id(real))
+        if known is not None:
+            return known.copy
+        source = self.origin[id(real)]
+        if len(real) > LARGEST:
+            raise self.refuse("huge-container", f"{source} has {len(real)} elements")
+        base = next(b for b in CONTAINERS if isinstance(real, b))
+        copy = self.empty_like(real)
+        shadow = Shadow(real, copy, source)
+        self.shadows[id(real)] = self.shadow_of_copy[id(copy)] = shadow
+        self.keep += (real, copy)
+        self.fill(base, real, copy, source)
+        shadow.before = shadow.before or self.state(copy)
+        return copy
+
+    def empty_like(self, real: Any) -> Any:
+        kind = type(real)
+        if isinstance(real, defaultdict):
+            return defaultdict.__new__(kind, real.default_factory) if kind is not defaultdict else defaultdict(real.default_factory)
+        if kind is deque:
+            return deque(maxlen=real.maxlen)
+        if kind in EXACT:
+            return kind()
+        copy = kind.__new__(kind)
+        own = getattr(real, "__dict__", None)
+        if own:
+            copy.__dict__.update({k: self.read(self.origin[id(real)].dict_attr(k), v) for k, v in own.items()})
+        return copy
+
+    def fill(self, base: type, real: Any, copy: Any, source: Source) -> None:
+        if base is dict:
+            self.guard(source, "keys", tuple(dict.keys(real)))
+            put = OrderedDict.__setitem__ if isinstance(real, OrderedDict) else dict.__setitem__
+            changes = self.changed.pop(id(real), {})
+            for key, value in dict.items(real):
+                put(copy, key, self.inside(self.read(self.item_source(real, key), value)))
+            self.pending_before(copy, changes)
+            return
+        if base is set:
+            if not all(type(v) in LEAVES or id(v) in self.origin for v in real):
+                raise self.refuse("set", f"{source} is a set of objects")
+            self.guard(source, "equals", frozenset(real)) if type(real) is frozenset else self.guard(
+                source.call(frozenset), "equals", frozenset(real))
+            set.update(copy, real)
+            return
+        self.guard(source, "len", len(real))
+        for i, value in enumerate(base.__iter__(real)):
+            base.append(copy, self.inside(self.read(source.index(i), value)))
+
+    def pending_before(self, copy: dict, changes: dict[Any, Any]) -> None:
+        """Single keys changed before the dict got its shadow: the shadow's first state has them already, its snapshot must not."""
+        if not changes:
+            return
+        shadow = self.shadow_of_copy[id(copy)]
+        shadow.before = self.state(copy)
+        for key, value in changes.items():
+            if value is NULL:
+                dict.pop(copy, key, None)
+            else:
+                dict.__setitem__(copy, key, value)
+
+    def inside(self, value: Any) -> Any:
+        """What stands for a container's child: nested containers are read as a whole too, since C code may look into them."""
+        return self.resolve(value, deep=True)
+
+    def resolve(self, value: Any, deep: bool = False) -> Any:
+        """What C code may be handed for `value`: the shadow of a container of the world, anything else as it is."""
+        if isinstance(value, CONTAINERS) and id(value) in self.origin:
+            return self.shadow(value)
+        return value
+
+    def real(self, value: Any) -> Any:
+        """The object of the world that a shadow's copy stands for; anything else as it is."""
+        shadow = self.shadow_of_copy.get(id(value))
+        return shadow.real if shadow is not None else value
+
+    @staticmethod
+    def state(copy: Any) -> list[Any]:
+        if isinstance(copy, dict):
+            return [list(dict.items(copy))]
+        return [set(copy)] if isinstance(copy, set) else [list(copy)]
+
+    # What changed
+
+    def effects(self) -> list[Effect]:
+        """The changes to commit, in an order in which they may be made."""
+        out = [Effect("cell", self.world_cells[i], None, v) for i, v in self.cells.items()
+               if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]))]
+        for i, changes in self.changed.items():
+            d, owner = self.dicts[i]
+            for key, value in changes.items():
+                if self.unchanged(value, dict.get(d, key, NULL)):
+                    continue
+                how, target = ("attr", owner) if owner is not None else ("item", d)
+                out.append(Effect(("del" if value is NULL else "set") + how, target, key, None if value is NULL else value))
+        for (_, name), (obj, value) in self.slots.items():
+            out.append(Effect("delattr" if value is NULL else "setattr", obj, name, None if value is NULL else value))
+        for shadow in list(self.shadows.values()):
+            out += self.shadow_effects(shadow)
+        return out
+
+    def unchanged(self, new: Any, old: Any) -> bool:
+        """Whether the in-trace value `new` is what the world has already."""
+        if new is old or self.real(new) is old:
+            return True
+        if type(new) in LEAVES:
+            return same_value(new, old)
+        return id(old) in self.fakes and self.fakes[id(old)] is new
+
+    def shadow_effects(self, shadow: Shadow) -> list[Effect]:
+        before, after = shadow.before or self.state(shadow.copy), self.state(shadow.copy)
+        if isinstance(shadow.copy, set):
+            same = before == after
+        elif isinstance(shadow.copy, dict):
+            return self.dict_effects(shadow, dict(before[0]), dict(after[0]))
+        else:
+            same = len(before[0]) == len(after[0]) and all(a is b for a, b in zip(before[0], after[0]))
+        return [] if same else [Effect("fill", shadow.real, None, shadow.copy)]
+
+    def dict_effects(self, shadow: Shadow, before: dict, after: dict) -> list[Effect]:
+        kept = [k for k in before if k in after]
+        new = [k for k in after if k not in before]
+        if [k for k in after] != kept + new:
+            return [Effect("fill", shadow.real, None, shadow.copy)]
+        owner = self.dicts.get(id(shadow.real), (None, None))[1]
+        how, target = ("attr", owner) if owner is not None else ("item", shadow.real)
+        gone = [Effect("del" + how, target, k) for k in before if k not in after]
+        return gone + [Effect("set" + how, target, k, v) for k, v in after.items() if k not in before or v is not before[k]]
