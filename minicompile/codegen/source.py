@@ -4,9 +4,22 @@ Takes `schedule.Plan` (through an emitter), gives what `codegen.driver.load` tur
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from ..errors import CheckError
+from ..loops.ir import Extern
 from ..schedule.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel call: the C function and the buffers whose pointers it takes, in order."""
+
+    function: str
+    buffers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +27,8 @@ class Source:
     """One translation unit.
 
     text    the C++; `flags` and `isa` ("avx512", "avx2", "scalar") take part in the cache key
-    kernels names of the emitted kernels, in order, for people
+    kernels names of the emitted functions, for people; equal kernels share one
+    calls   one per step of the plan: a Launch, or None where the step is a library call
     plan    the plan it was emitted from
     """
 
@@ -23,4 +37,23 @@ class Source:
     isa: str
     flags: tuple[str, ...]
     kernels: tuple[str, ...]
+    calls: tuple[Launch | None, ...]
     plan: Plan
+
+    def __str__(self) -> str:
+        return self.text
+
+    def check(self) -> None:
+        """Raises CheckError unless every kernel of the plan has a call, on buffers that exist."""
+        if len(self.calls) != len(self.plan.steps):
+            raise CheckError("source", "calls", f"{len(self.calls)} for {len(self.plan.steps)} steps")
+        for step, call in zip(self.plan.steps, self.calls):
+            if isinstance(step, Extern) != (call is None):
+                raise CheckError("source", step.name, "kernel without a call, or library call with one")
+            for name in call.buffers if call else ():
+                if name not in self.plan.buffers:
+                    raise CheckError("source", step.name, f"takes {name}, which does not exist")
+
+    def run(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The plan's reference: a Source is text, and has no meaning of its own but the compiled one."""
+        return self.plan.run(*inputs)

@@ -1,0 +1,420 @@
+// Elementwise functions, one name for scalars and vectors: the `cpp` column of the prim table calls these.
+//
+// float32 vectors: exp, exp2, log, sin, cos, tanh, erf are polynomials below, at most 2 units in the last place over all inputs (tests
+// measure it against float64); the rest, and all of float64, are Sleef's functions inside libtorch, at most 1 unit (erfc 1.5), bound once
+// per library by mc_bind. Scalars use the C library. NaN, infinities, signed zeros and denormals come out as in eager mode.
+#pragma once
+#include "vec.h"
+
+namespace mc {
+
+// ---- instructions that GCC's vector types lack ------------------------------------------------------------------------------------
+
+#define MC_EACH(V, expr) { V r; for (int l = 0; l < lanes_of<V>; ++l) r[l] = (expr); return r; }
+
+template <class V> MC_INLINE V fma(V a, V b, V c) {
+#ifdef __AVX2__
+  if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_vfmaddps256(a, b, c);
+  else if constexpr (same<V, vec<float, 4>>) return __builtin_ia32_vfmaddps(a, b, c);
+  else if constexpr (same<V, vec<double, 4>>) return __builtin_ia32_vfmaddpd256(a, b, c);
+  else
+#endif
+#ifdef __AVX512F__
+  if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_vfmaddps512_mask(a, b, c, (u16)-1, 4);
+  else if constexpr (same<V, vec<double, 8>>) return __builtin_ia32_vfmaddpd512_mask(a, b, c, (u8)-1, 4);
+  else
+#endif
+  return a * b + c;
+}
+
+template <int Mode, class V> MC_INLINE V rounded(V x) {                   // 0: to even, 1: floor, 2: ceil, 3: trunc
+#ifdef __AVX2__
+  if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_roundps256(x, Mode | 8);
+  else if constexpr (same<V, vec<float, 4>>) return __builtin_ia32_roundps(x, Mode | 8);
+  else if constexpr (same<V, vec<double, 4>>) return __builtin_ia32_roundpd256(x, Mode | 8);
+  else
+#endif
+#ifdef __AVX512F__
+  if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_rndscaleps_mask(x, Mode | 8, x, (u16)-1, 4);
+  else if constexpr (same<V, vec<double, 8>>) return __builtin_ia32_rndscalepd_mask(x, Mode | 8, x, (u8)-1, 4);
+  else
+#endif
+  if constexpr (is_vec<V>) MC_EACH(V, (rounded<Mode>(x[l])))
+  else if constexpr (same<V, float>)
+    return Mode == 0 ? __builtin_rintf(x) : Mode == 1 ? __builtin_floorf(x) : Mode == 2 ? __builtin_ceilf(x) : __builtin_truncf(x);
+  else if constexpr (same<V, double>)
+    return Mode == 0 ? __builtin_rint(x) : Mode == 1 ? __builtin_floor(x) : Mode == 2 ? __builtin_ceil(x) : __builtin_trunc(x);
+  else return x;                                                           // integers are whole already
+}
+template <class V> MC_INLINE V round(V x) { return rounded<0>(x); }
+template <class V> MC_INLINE V floor(V x) { return rounded<1>(x); }
+template <class V> MC_INLINE V ceil(V x) { return rounded<2>(x); }
+template <class V> MC_INLINE V trunc(V x) { return rounded<3>(x); }
+
+template <class V> MC_INLINE V sqrt(V x) {
+#ifdef __AVX2__
+  if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_sqrtps256(x);
+  else if constexpr (same<V, vec<float, 4>>) return __builtin_ia32_sqrtps(x);
+  else if constexpr (same<V, vec<double, 4>>) return __builtin_ia32_sqrtpd256(x);
+  else
+#endif
+#ifdef __AVX512F__
+  if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_sqrtps512_mask(x, x, (u16)-1, 4);
+  else if constexpr (same<V, vec<double, 8>>) return __builtin_ia32_sqrtpd512_mask(x, x, (u8)-1, 4);
+  else
+#endif
+  if constexpr (is_vec<V>) MC_EACH(V, (sqrt(x[l])))
+  else if constexpr (same<V, float>) return __builtin_sqrtf(x);
+  else return __builtin_sqrt(x);
+}
+template <class V> MC_INLINE V rsqrt(V x) { return lane<V>(1) / sqrt(x); }
+template <class V> MC_INLINE V reciprocal(V x) { return lane<V>(1) / x; }
+
+// ---- signs, comparisons, selection ---------------------------------------------------------------------------------------------------
+
+template <class V> using ints_of = typename Pick<is_vec<V>, vec<int_of<lane<V>>, LaneOf<V>::n>, int_of<lane<V>>>::type;
+template <class V> constexpr int_of<lane<V>> sign_bit() { return int_of<lane<V>>(1) << (sizeof(lane<V>) * 8 - 1); }
+
+template <class V> MC_INLINE V abs(V x) {
+  if constexpr (is_float<lane<V>>) return bits_as<V>(bits_as<ints_of<V>>(x) & ~sign_bit<V>());
+  else if constexpr (lane<V>(-1) > lane<V>(0)) return x;
+  else return x < 0 ? V(-x) : x;
+}
+template <class V> MC_INLINE V neg(V x) { return -x; }
+#define MC_OPERATOR(NAME, OP) template <class V> MC_INLINE V NAME(V a, V b) { return a OP b; }
+MC_OPERATOR(add, +) MC_OPERATOR(sub, -) MC_OPERATOR(mul, *) MC_OPERATOR(div, /)
+MC_OPERATOR(and_, &) MC_OPERATOR(or_, |) MC_OPERATOR(xor_, ^)
+template <class V> MC_INLINE V not_(V a) { return ~a; }
+#define MC_COMPARE(NAME, OP) template <class V> MC_INLINE auto NAME(V a, V b) { return a OP b; }
+MC_COMPARE(eq, ==) MC_COMPARE(ne, !=) MC_COMPARE(lt, <) MC_COMPARE(le, <=) MC_COMPARE(gt, >) MC_COMPARE(ge, >=)
+template <class V> MC_INLINE auto signbit(V x) {
+  if constexpr (is_float<lane<V>>) return bits_as<ints_of<V>>(x) < 0; else return x < 0;
+}
+template <class V> MC_INLINE V copysign(V x, V s) {
+  return bits_as<V>((bits_as<ints_of<V>>(x) & ~sign_bit<V>()) | (bits_as<ints_of<V>>(s) & sign_bit<V>()));
+}
+template <class V> MC_INLINE V sign(V x) {                                 // eager: NaN gives 0, as both comparisons fail
+  const V one = V{} + lane<V>(1), zero = V{};
+  return where(x > zero, one, where(x < zero, V(zero - one), zero));
+}
+template <class V> MC_INLINE auto isnan(V x) { return x != x; }
+template <class V> MC_INLINE auto isinf(V x) {
+  if constexpr (is_float<lane<V>>) return abs(x) == lane<V>(__builtin_inff()); else return x != x;
+}
+template <class V> MC_INLINE V maximum(V a, V b) {                         // NaN wins
+  if constexpr (is_float<lane<V>>) {
+    if constexpr (is_vec<V>) return ((a > b) | (a != a)) ? a : b; else return (a > b || a != a) ? a : b;
+  } else return a > b ? a : b;
+}
+template <class V> MC_INLINE V minimum(V a, V b) {
+  if constexpr (is_float<lane<V>>) {
+    if constexpr (is_vec<V>) return ((a < b) | (a != a)) ? a : b; else return (a < b || a != a) ? a : b;
+  } else return a < b ? a : b;
+}
+
+// ---- integers ------------------------------------------------------------------------------------------------------------------------
+
+// Division by zero: eager raises for scalars' sake on some paths and traps on others; here it gives 0 and never traps.
+template <class T> MC_INLINE T safe_div(T a, T b) { return b == 0 ? T(0) : b == T(-1) ? T(-a) : T(a / b); }
+template <class T> MC_INLINE T safe_mod(T a, T b) { return b == 0 || b == T(-1) ? T(0) : T(a % b); }
+template <class V> MC_INLINE V truncdiv(V a, V b) {
+  if constexpr (is_float<lane<V>>) return trunc(a / b);
+  else if constexpr (is_vec<V>) MC_EACH(V, (safe_div<lane<V>>(a[l], b[l])))
+  else if constexpr (V(-1) > V(0)) return b == 0 ? 0 : a / b;
+  else return safe_div<V>(a, b);
+}
+template <class V> MC_INLINE V remainder(V a, V b);
+template <class V> MC_INLINE V fmod(V a, V b);
+template <class V> MC_INLINE V floordiv(V a, V b) {
+  if constexpr (is_vec<V>) MC_EACH(V, (floordiv<lane<V>>(a[l], b[l])))
+  else if constexpr (V(-1) > V(0)) return b == 0 ? 0 : a / b;
+  else {
+    const V q = safe_div<V>(a, b), r = safe_mod<V>(a, b);
+    return q - ((r != 0) & ((r < 0) != (b < 0)));
+  }
+}
+// Shifts past the width: eager gives 0 to the left, all sign bits to the right.
+template <class V> MC_INLINE V shl(V a, V b) {
+  if constexpr (is_vec<V>) MC_EACH(V, (shl<lane<V>>(a[l], b[l])))
+  else return (b < 0 || b >= V(sizeof(V) * 8)) ? V(0) : V(u64(a) << b);
+}
+template <class V> MC_INLINE V shr(V a, V b) {
+  if constexpr (is_vec<V>) MC_EACH(V, (shr<lane<V>>(a[l], b[l])))
+  else {
+    constexpr int last = sizeof(V) * 8 - 1;
+    if (b < 0 || b >= V(sizeof(V) * 8)) return V(-1) > V(0) ? V(V(a >> last) >> (V(-1) > V(0))) : V(a >> last);
+    return a >> b;
+  }
+}
+
+// ---- Sleef and the C library -----------------------------------------------------------------------------------------------------------
+
+// MC_FN(name, args, Sleef suffix): the scalar overloads call the C library, vectors call Sleef where libtorch has the width, wider or
+// narrower vectors go through the nearest width, and lane by lane through the C library where Sleef is absent.
+typedef vec<float, 8> f32x8; typedef vec<double, 4> f64x4; typedef vec<float, 16> f32x16; typedef vec<double, 8> f64x8;
+typedef void* (*Lookup)(const char*);
+
+template <int N, class V> MC_INLINE auto widen(V x) {                      // N lanes, the new ones repeat the first
+  vec<lane<V>, N> r = x[0] - vec<lane<V>, N>{};
+  __builtin_memcpy(&r, &x, sizeof x);
+  return r;
+}
+template <class R, class V> MC_INLINE R narrow(V x) { R r; __builtin_memcpy(&r, &x, sizeof r); return r; }
+
+#if defined(__AVX512F__)
+#define MC_SLEEF_WIDTHS(X, NAME, U) X(NAME, float, 16, "f16_" U "avx512f") X(NAME, double, 8, "d8_" U "avx512f") \
+  X(NAME, float, 8, "f8_" U "avx2") X(NAME, double, 4, "d4_" U "avx2")
+#elif defined(__AVX2__)
+#define MC_SLEEF_WIDTHS(X, NAME, U) X(NAME, float, 8, "f8_" U "avx2") X(NAME, double, 4, "d4_" U "avx2")
+#else
+#define MC_SLEEF_WIDTHS(X, NAME, U)
+#endif
+
+template <class V, class F, class S> MC_INLINE V call1(V x, F native, S scalar) {
+  constexpr int full = 32 / sizeof(lane<V>);
+  if constexpr (lanes_of<V> < full && is_float<lane<V>>) return narrow<V>(native(widen<full>(x)));
+  else MC_EACH(V, (scalar(x[l])))
+}
+template <class V, class F, class S> MC_INLINE V call2(V x, V y, F native, S scalar) {
+  constexpr int full = 32 / sizeof(lane<V>);
+  if constexpr (lanes_of<V> < full && is_float<lane<V>>) return narrow<V>(native(widen<full>(x), widen<full>(y)));
+  else MC_EACH(V, (scalar(x[l], y[l])))
+}
+
+#define MC_SLOT(NAME, T, N, SUFFIX) static void* NAME##_##T##N;
+#define MC_VEC1(NAME, T, N, SUFFIX) MC_INLINE vec<T, N> NAME(vec<T, N> x) { typedef vec<T, N> Lanes_; \
+  if (__builtin_expect(!NAME##_##T##N, 0)) MC_EACH(Lanes_, (mc::NAME(x[l]))) \
+  return ((vec<T, N> (*)(vec<T, N>))NAME##_##T##N)(x); }
+#define MC_VEC2(NAME, T, N, SUFFIX) MC_INLINE vec<T, N> NAME(vec<T, N> x, vec<T, N> y) { typedef vec<T, N> Lanes_; \
+  if (__builtin_expect(!NAME##_##T##N, 0)) MC_EACH(Lanes_, (mc::NAME(x[l], y[l]))) \
+  return ((vec<T, N> (*)(vec<T, N>, vec<T, N>))NAME##_##T##N)(x, y); }
+#define MC_BIND(NAME, T, N, SUFFIX) NAME##_##T##N = lookup("Sleef_" #NAME SUFFIX);
+
+#define MC_FN1(NAME, U) MC_SLEEF_WIDTHS(MC_SLOT, NAME, U) \
+  MC_INLINE float NAME(float x) { return __builtin_##NAME##f(x); } \
+  MC_INLINE double NAME(double x) { return __builtin_##NAME(x); } \
+  MC_SLEEF_WIDTHS(MC_VEC1, NAME, U) \
+  template <class V> MC_INLINE V NAME(V x) { \
+    return call1(x, [](auto v) { return NAME(v); }, [](auto s) { return NAME(s); }); }
+#define MC_FN2(NAME, U) MC_SLEEF_WIDTHS(MC_SLOT, NAME, U) \
+  MC_INLINE float NAME(float x, float y) { return __builtin_##NAME##f(x, y); } \
+  MC_INLINE double NAME(double x, double y) { return __builtin_##NAME(x, y); } \
+  MC_SLEEF_WIDTHS(MC_VEC2, NAME, U) \
+  template <class V> MC_INLINE V NAME(V x, V y) { \
+    return call2(x, y, [](auto v, auto w) { return NAME(v, w); }, [](auto s, auto t) { return NAME(s, t); }); }
+
+#define MC_ALL1(X) X(expm1, "u10") X(log2, "u10") X(log10, "u10") X(log1p, "u10") X(tan, "u10") X(asin, "u10") \
+  X(acos, "u10") X(atan, "u10") X(sinh, "u10") X(cosh, "u10") X(asinh, "u10") X(acosh, "u10") X(atanh, "u10") X(erfc, "u15") \
+  X(lgamma, "u10")
+#define MC_OWN1(X) X(exp, "u10") X(exp2, "u10") X(log, "u10") X(sin, "u10") X(cos, "u10") X(tanh, "u10") X(erf, "u10")
+#define MC_ALL2(X) X(pow, "u10") X(atan2, "u10") X(hypot, "u05")
+MC_ALL1(MC_FN1)
+MC_ALL2(MC_FN2)
+
+// fmod and nextafter have other suffixes in Sleef; lane by lane is fast enough for them.
+#define MC_LIBM2(NAME, CNAME) \
+  MC_INLINE float NAME##1(float x, float y) { return __builtin_##CNAME##f(x, y); } \
+  MC_INLINE double NAME##1(double x, double y) { return __builtin_##CNAME(x, y); }
+MC_LIBM2(fmod, fmod)
+MC_LIBM2(nextafter, nextafter)
+template <class V> MC_INLINE V nextafter(V x, V y) {
+  if constexpr (is_vec<V>) MC_EACH(V, (nextafter1(x[l], y[l]))) else return nextafter1(x, y);
+}
+template <class V> MC_INLINE V fmod(V x, V y) {
+  if constexpr (is_vec<V>) MC_EACH(V, (fmod<lane<V>>(x[l], y[l])))
+  else if constexpr (is_float<V>) return fmod1(x, y);
+  else if constexpr (V(-1) > V(0)) return y == 0 ? 0 : x % y;
+  else return safe_mod<V>(x, y);
+}
+template <class V> MC_INLINE V remainder(V x, V y) {
+  if constexpr (is_vec<V>) MC_EACH(V, (remainder<lane<V>>(x[l], y[l])))
+  else {
+    const V r = fmod(x, y);
+    return r != 0 && (y < 0) != (r < 0) ? V(r + y) : r;
+  }
+}
+
+// ---- float32 polynomials -----------------------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+template <class V> MC_INLINE V poly(V x, float c) { return V{} + c; }
+template <class V, class... C> MC_INLINE V poly(V x, float c0, C... c) { return fma(poly(x, c...), x, V{} + c0); }
+
+// 2^n for whole |n| <= 252, as a product of two normal powers, so that results may be denormal or infinite.
+template <class V> MC_INLINE V times_pow2(V y, V n) {
+  auto i = __builtin_convertvector(n, ints_of<V>);
+  auto half = i >> 1;
+  return y * bits_as<V>((half + 127) << 23) * bits_as<V>((i - half + 127) << 23);
+}
+
+// e^r for |r| <= ln(2)/2: 1 + r + r^2 * P(r), |error| < 2e-9 before rounding.
+template <class V> MC_INLINE V exp_reduced(V r) {
+  V p = poly(r, 0.5f, 0.16666667f, 0.041666467f, 0.008333286f, 0.0013933643f, 0.0001990757f);
+  return fma(p * r, r, r) + 1.0f;
+}
+
+template <class V> MC_INLINE V exp(V x) {
+  const V lo = V{} - 104.0f, hi = V{} + 89.0f;
+  V c = x < lo ? lo : x;
+  c = c > hi ? hi : c;                                                     // a NaN passes both
+  V n = round(c * 1.44269504f);
+  V r = fma(n, V{} - 0.69314575f, c);
+  r = fma(n, V{} - 1.4286068e-06f, r);
+  n = x != x ? V{} : n;
+  return times_pow2(exp_reduced(r), n);
+}
+
+template <class V> MC_INLINE V exp2(V x) {
+  const V lo = V{} - 151.0f, hi = V{} + 129.0f;
+  V c = x < lo ? lo : x;
+  c = c > hi ? hi : c;
+  V n = round(c);
+  V r = (c - n) * 0.69314718f;
+  n = x != x ? V{} : n;
+  return times_pow2(exp_reduced(r), n);
+}
+
+// log(m * 2^e) with m in [sqrt(1/2), sqrt(2)): f = m - 1, log(m) = f - f^2/2 + f^3 P(f).
+template <class V> MC_INLINE V log(V x) {
+  typedef ints_of<V> I;
+  auto tiny = x < 1.17549435e-38f;
+  V y = tiny ? x * 8388608.0f : x;
+  I i = bits_as<I>(y);
+  I e = (i - 0x3f3504f3) >> 23;                                            // 0x3f3504f3 is sqrt(1/2)
+  V m = bits_as<V>(i - (e << 23));
+  V fe = __builtin_convertvector(e, V) - (tiny ? V{} + 23.0f : V{});
+  V f = m - 1.0f;
+  V p = poly(f, 0.3333331f, -0.24999987f, 0.20002152f, -0.16669197f, 0.14219919f, -0.12385798f, 0.11866035f, -0.11779667f,
+             0.06917984f);
+  V f2 = f * f;
+  V tail = fma(p * f, f2, fe * -2.1219444e-04f);
+  V r = fma(f2, V{} - 0.5f, tail) + f;
+  r = fma(fe, V{} + 0.693359375f, r);
+  r = x == V{} + __builtin_inff() ? x : r;
+  r = x == V{} ? V{} - __builtin_inff() : r;
+  return (x < V{}) | (x != x) ? V{} + __builtin_nanf("") : r;
+}
+
+// x = n * pi/2 + r with |r| <= pi/4 (three-part pi/2, good for |x| < 30000; beyond that `far`).
+template <class V> MC_INLINE V reduce_pi(V x, V& n) {
+  n = round(x * 0.636619772f);
+  V r = fma(n, V{} - 1.5707964f, x);
+  r = fma(n, V{} + 4.371139e-08f, r);
+  return fma(n, V{} + 1.7151245e-15f, r);
+}
+template <class V> MC_INLINE V sin_reduced(V r, V z) {
+  return fma(poly(z, -0.16666667f, 0.008333332f, -0.00019840064f, 2.7246947e-06f) * z, r, r);
+}
+template <class V> MC_INLINE V cos_reduced(V z) {
+  V p = poly(z, 0.041666668f, -0.0013888888f, 2.4800582e-05f, -2.7298464e-07f);
+  return fma(p * z, z, fma(z, V{} - 0.5f, V{} + 1.0f));
+}
+template <int Quarter, class V> MC_INLINE V sin_shifted(V x) {             // sin(x + Quarter * pi/2)
+  V n, r = reduce_pi(x, n), z = r * r;
+  auto q = __builtin_convertvector(n, ints_of<V>) + Quarter;
+  V y = (q & 1) != 0 ? cos_reduced(z) : sin_reduced(r, z);
+  y = bits_as<V>(bits_as<ints_of<V>>(y) ^ ((q & 2) << 30));
+  if constexpr (Quarter == 0) return x == V{} ? x : y;
+  else return y;
+}
+template <class V> V far(V x, V near, double (*f)(double)) {                 // arguments beyond the reduction's range, one by one
+  for (int l = 0; l < lanes_of<V>; ++l) if (!(abs(x[l]) < 30000.0f)) near[l] = float(f(x[l]));
+  return near;
+}
+template <class V> MC_INLINE V sin(V x) {
+  V y = sin_shifted<0>(x);
+  return __builtin_expect(any(~(abs(x) < 30000.0f)), 0) ? far(x, y, [](double v) { return __builtin_sin(v); }) : y;
+}
+template <class V> MC_INLINE V cos(V x) {
+  V y = sin_shifted<1>(x);
+  return __builtin_expect(any(~(abs(x) < 30000.0f)), 0) ? far(x, y, [](double v) { return __builtin_cos(v); }) : y;
+}
+
+template <class V> MC_INLINE V tanh(V x) {
+  V a = abs(x), z = x * x;
+  V small = fma(poly(z, -0.33333334f, 0.13333313f, -0.053961754f, 0.021789888f, -0.008415029f, 0.0023762663f) * z, x, x);
+  V c = a > 9.2f ? V{} + 9.2f : a;
+  V n = round(c * 2.88539008f);                                            // e^(2a), where it cannot overflow
+  V r = fma(n, V{} - 0.69314575f, c + c);
+  r = fma(n, V{} - 1.4286068e-06f, r);
+  V e = exp_reduced(r) * bits_as<V>((__builtin_convertvector(n, ints_of<V>) + 127) << 23);
+  V big = copysign(V(1.0f - 2.0f / (e + 1.0f)), x);
+  V y = a < 0.6f ? small : big;
+  return x != x ? x : copysign(y, x);
+}
+
+// |x| < 0.9: x * P(x^2); beyond: 1 - e^Q(|x|), Q a fit of log(erfc).
+template <class V> MC_INLINE V erf(V x) {
+  V a = abs(x), z = x * x;
+  V small = fma(x, poly(z, 0.12837917f, -0.37612635f, 0.112837195f, -0.026860753f, 0.005204436f, -0.0008181927f, 8.538839e-05f), x);
+  V c = a > 4.0f ? V{} + 4.0f : a;
+  V q = poly(c, 0.00015450311f, -1.1294156f, -0.633552f, -0.108049795f, 0.024967708f, -0.004112457f, 0.00042217915f,
+             -2.0017851e-05f);
+  V n = round(q * 1.44269504f);
+  V r = fma(n, V{} - 0.69314575f, q);
+  r = fma(n, V{} - 1.4286068e-06f, r);
+  V e = exp_reduced(r) * bits_as<V>((__builtin_convertvector(n, ints_of<V>) + 127) << 23);
+  V y = a < 0.9f ? small : copysign(V(1.0f - e), x);
+  return x != x ? x : y;
+}
+
+}  // namespace detail
+
+// The public names: float32 vectors take the polynomial, float64 vectors Sleef, scalars the C library.
+#define MC_MIXED(NAME, U) \
+  MC_SLEEF_WIDTHS(MC_SLOT, NAME, U) \
+  MC_INLINE float NAME(float x) { return __builtin_##NAME##f(x); } \
+  MC_INLINE double NAME(double x) { return __builtin_##NAME(x); } \
+  namespace sleef { \
+    MC_SLEEF_WIDTHS(MC_VEC1, NAME, U) \
+    template <class V> MC_INLINE V NAME(V x) { \
+      return call1(x, [](auto v) { return sleef::NAME(v); }, [](auto s) { return mc::NAME(s); }); } } \
+  template <class V> MC_INLINE V NAME(V x) { \
+    if constexpr (same<lane<V>, float>) return detail::NAME(x); else return sleef::NAME(x); }
+MC_OWN1(MC_MIXED)
+
+// ---- functions neither the C library nor Sleef has -----------------------------------------------------------------------------------------
+
+// Winitzki's first guess, then Newton steps on erf(y) = x (on erfc in the tail, where 1 - x is exact).
+MC_INLINE double erfinv(double x) {
+  if (!(x > -1 && x < 1)) return x == 1 ? __builtin_inf() : x == -1 ? -__builtin_inf() : __builtin_nan("");
+  const double w = __builtin_log1p(-x * x), b = 4.3307467508 + w / 2;       // 2 / (pi * 0.147)
+  double y = __builtin_copysign(__builtin_sqrt(__builtin_sqrt(b * b - w / 0.147) - b), x);
+  for (int i = 0; i < 3; ++i) {
+    const double a = __builtin_fabs(y);
+    const double tail = (1 - __builtin_fabs(x)) - __builtin_erfc(a);
+    const double miss = a < 0.5 ? __builtin_erf(y) - x : y < 0 ? -tail : tail;
+    const double step = miss * 0.88622692545275801365 * __builtin_exp(y * y);
+    y -= step / (1 + y * step);
+  }
+  return x == 0 ? x : y;
+}
+// Recurrence up to 10, then the asymptotic series; reflection for negative arguments.
+MC_INLINE double digamma(double x) {
+  if (x == 0) return __builtin_copysign(__builtin_inf(), -x);
+  double r = 0;
+  if (x < 0) {
+    const double whole = __builtin_trunc(x);
+    if (x == whole) return __builtin_nan("");
+    r = -3.14159265358979323846 / __builtin_tan(3.14159265358979323846 * (x - whole));
+    x = 1 - x;
+  }
+  for (; x < 10; x += 1) r -= 1 / x;
+  const double z = 1 / (x * x);
+  const double s = z * (1. / 12 - z * (1. / 120 - z * (1. / 252 - z * (1. / 240 - z * (1. / 132 - z * (691. / 32760 - z / 12))))));
+  return r + __builtin_log(x) - 0.5 / x - s;
+}
+MC_INLINE float erfinv(float x) { return float(erfinv(double(x))); }
+MC_INLINE float digamma(float x) { return float(digamma(double(x))); }
+template <class V> MC_INLINE V erfinv(V x) MC_EACH(V, (erfinv(x[l])))
+template <class V> MC_INLINE V digamma(V x) MC_EACH(V, (digamma(x[l])))
+
+// Called once when a library is loaded.
+static void bind_math(Lookup lookup) {
+  (void)lookup;
+#define MC_BIND_ALL(NAME, U) MC_SLEEF_WIDTHS(MC_BIND, NAME, U)
+  MC_ALL1(MC_BIND_ALL) MC_OWN1(MC_BIND_ALL) MC_ALL2(MC_BIND_ALL)
+}
+
+}  // namespace mc

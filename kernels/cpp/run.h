@@ -1,0 +1,60 @@
+// What a kernel needs beside arithmetic: its environment, threads, checked indices, scratch.
+#pragma once
+#include "vec.h"
+
+extern "C" int omp_get_thread_num(void);
+extern "C" int omp_get_num_threads(void);
+
+namespace mc {
+
+// Given to every kernel: how many threads it may use (the caller's torch.get_num_threads()), and where the number + 1 of the first failed
+// index check goes (0: none failed).
+// `found` is the value that failed.
+struct Env { int threads; int error; i64 found; };
+
+// f(begin, end) over [0, n), split evenly among at most `threads` threads.
+template <class F> MC_INLINE void parallel(int threads, i64 n, F f) {
+  if (threads <= 1 || n <= 1) { f(i64(0), n); return; }
+#pragma omp parallel num_threads(threads)
+  {
+    F mine = f;                                                            // a copy per thread stays in registers
+    const i64 t = omp_get_thread_num(), k = omp_get_num_threads();
+    const i64 begin = n * t / k, end = n * (t + 1) / k;
+    if (begin < end) mine(begin, end);
+  }
+}
+
+__attribute__((noinline, cold)) static void report(Env* env, int number, i64 found) {
+  int none = 0;
+  if (__atomic_compare_exchange_n(&env->error, &none, number + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) env->found = found;
+}
+
+// An index that must lie in [lo, hi): reported and clamped otherwise, so that the access stays inside the buffer.
+template <class V, class M> MC_INLINE V checked(Env* env, V x, lane<V> lo, lane<V> hi, int number, M m) {
+  if constexpr (is_vec<V>) {
+    auto bad = (x < lo) | (x >= hi);
+    if (__builtin_expect(any(bad), 0)) {
+      for (int l = 0; l < lanes_of<V> && l < m.n; ++l) if (bad[l]) report(env, number, x[l]);
+      return bad ? splat<lane<V>, lanes_of<V>>(lo) : x;
+    }
+    return x;
+  } else {
+    if (__builtin_expect(x < lo || x >= hi, 0)) { report(env, number, x); return lo; }
+    return x;
+  }
+}
+
+MC_INLINE i64 floordiv(i64 a, i64 b) { i64 q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
+MC_INLINE i64 floormod(i64 a, i64 b) { i64 r = a % b; return r + (r != 0 && (r < 0) != (b < 0) ? b : 0); }
+MC_INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+MC_INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
+
+// Memory for one thread's rows, where they are too large for its stack.
+struct Scratch {
+  char* at;
+  explicit Scratch(u64 bytes) : at((char*)__builtin_malloc(bytes + 64)) { if (!at) __builtin_trap(); }
+  ~Scratch() { __builtin_free(at); }
+  char* get() const { return (char*)(((u64)at + 63) & ~u64(63)); }
+};
+
+}  // namespace mc

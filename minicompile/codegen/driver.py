@@ -1,0 +1,191 @@
+"""Driver: from emitted text to something that runs.
+
+Takes `Source`, compiles it (or finds it in the disk cache), binds it to libtorch and builds the native `Graph`; gives
+`Executable`. The last stage before the program is called.
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ToolchainError
+from ..ir.spec import TensorSpec
+from ..loops.ir import Buffer, Extern, View
+from ..runtime import cache, toolchain
+from ..schedule.plan import Plan
+from .externs import Call, call_of
+from .source import Source
+
+try:
+    from .. import _launch
+except ImportError:                       # not built: `load` says so, and the caller runs the reference
+    _launch = None                        # type: ignore[assignment]
+
+INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL = range(6)
+KINDS = {"input": INPUT, "constant": CONSTANT, "temp": TEMP, "output": OUTPUT, "extern": EXTERN}
+RELEASE_NS = 5000.0                       # a call estimated shorter than this keeps the interpreter lock
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A compiled graph. `call(*tensors)` is native and gives a tuple of tensors; inputs with write-backs are changed.
+
+    seconds   what loading took: "compile" (0 on a cache hit) and "load"
+    cached    whether the library came from the disk cache
+    externs   how each library call is made: "direct", "dispatcher" or "python: why"
+    """
+
+    source: Source
+    call: Callable[..., tuple[torch.Tensor, ...]]
+    library: Path
+    cached: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    externs: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.call(*inputs)
+
+    run = __call__
+
+
+def load(source: Source) -> Executable:
+    """Compiles and binds. Raises ToolchainError where there is no compiler, or it fails."""
+    start = time.perf_counter()
+    _bind()
+    headers = headers_folder()
+    tool = toolchain.find()
+    key = cache.key_of(source.text, " ".join(source.flags), source.isa, tool.version, " ".join(tool.command),
+                       _headers_hash(headers), torch.__version__)
+
+    def make(path: Path) -> None:
+        text = path.with_suffix(".cpp")
+        text.write_text(source.text)
+        toolchain.build(tool, text, path, source.flags, headers)
+
+    path, cached = cache.get_or_make(key, make)
+    built = time.perf_counter()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as e:
+        raise ToolchainError(f"the compiled library does not load: {e}") from e
+    library.mc_bind(ctypes.c_void_p(_launch.lookup_address()))
+    graph, calls = _graph(source, library)
+    seconds = {"compile": 0.0 if cached else built - start, "load": time.perf_counter() - built}
+    return Executable(source, graph, path, cached, seconds, {name: c.how for name, c in calls.items()})
+
+
+@functools.lru_cache(maxsize=1)
+def headers_folder() -> Path:
+    """kernels/cpp: inside the package once installed, beside it in the repository."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "kernels" / "cpp", package.parent / "kernels" / "cpp"):
+        if folder.is_dir():
+            return folder
+    raise ToolchainError(f"the C++ headers of minicompile are missing (looked beside {package})")
+
+
+@functools.lru_cache(maxsize=1)
+def _headers_hash(folder: Path) -> str:
+    return cache.key_of(*(p.read_bytes() for p in sorted(folder.glob("*.h"))))
+
+
+@functools.lru_cache(maxsize=1)
+def _bind() -> None:
+    """Binds the launcher to libtorch once, and checks that it reads tensors rightly."""
+    if _launch is None:
+        raise ToolchainError("the native launcher is not built: install minicompile, or run setup.py build_ext --inplace")
+    try:
+        _launch.bind(torch.Tensor, torch._C.TensorBase)
+    except ImportError as e:
+        raise ToolchainError(str(e)) from e
+    t = torch.zeros(3, 5, dtype=torch.float64)[1:]
+    if _launch.probe(t)[0] != t.data_ptr() or _launch.probe(t)[2] != tuple(t.shape):
+        raise ToolchainError(f"torch {torch.__version__} lays out its tensor objects differently")
+
+
+@functools.lru_cache(maxsize=None)
+def dtype_code(dtype: torch.dtype) -> int:
+    """libtorch's integer for a dtype."""
+    return int(_launch.probe(torch.empty(0, dtype=dtype))[1])
+
+
+def _geometry(spec: TensorSpec) -> tuple:
+    return (dtype_code(spec.dtype), tuple(map(int, spec.shape)), tuple(map(int, spec.stride)), int(spec.offset))
+
+
+def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, Call]]:
+    """The native Graph of a source's plan, and the library calls in it."""
+    plan = source.plan
+    names = list(plan.buffers)
+    number = {name: i for i, name in enumerate(names)}
+    views: list[tuple] = []
+    known: dict[tuple, int] = {}
+
+    def view(v: View) -> int:
+        key = (v.buffer, v.spec)
+        if key not in known:
+            known[key] = len(views)
+            views.append((number[v.buffer], _is_whole(v, plan.buffers[v.buffer]), _geometry(v.spec)))
+        return known[key]
+
+    calls: dict[str, Call] = {}
+    steps: list[tuple] = []
+    for i, (step, launch) in enumerate(zip(plan.steps, source.calls)):
+        frees = tuple(number[b] for b in plan.frees.get(i, ()))
+        if isinstance(step, Extern):
+            call = calls[step.name] = call_of(step, view, dtype_code)
+            address = _launch.symbol(call.function) if call.function else 0
+            steps.append((1, address, (), frees, call.template))
+        else:
+            assert launch is not None
+            function = ctypes.cast(getattr(library, launch.function), ctypes.c_void_p).value
+            steps.append((0, function, tuple(number[b] for b in launch.buffers), frees, None))
+    buffers = [_buffer(plan.buffers[name], plan) for name in names]
+    results = [_result(r, plan, number) for r in _returned(plan)]
+    work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
+    release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
+    graph = _launch.Graph(len(plan.loops.inputs), plan.arena_bytes, release, buffers, views, steps, results,
+                          functools.partial(_raise, plan.loops.errors), torch.as_strided, library)
+    return graph, calls
+
+
+def _returned(plan: Plan) -> Sequence[Any]:
+    n = getattr(plan.loops, "returned", -1)
+    return plan.loops.results[:n] if n >= 0 else plan.loops.results
+
+
+def _buffer(b: Buffer, plan: Plan) -> tuple[int, int, Any]:
+    """(kind, number, payload) as _launch.c reads it."""
+    if b.kind == "constant":
+        return CONSTANT, 0, plan.loops.constants[b.index]
+    if b.kind == "temp":
+        return (TEMP, plan.arena[b.name], None) if b.name in plan.arena else (LOCAL, 0, None)
+    if b.kind == "output":
+        return OUTPUT, 0, _geometry(b.spec)
+    return KINDS[b.kind], b.index, None
+
+
+def _is_whole(v: View, b: Buffer) -> bool:
+    return (v.spec.shape, v.spec.stride, v.spec.dtype) == (b.spec.shape, b.spec.stride, b.spec.dtype) and v.spec.offset == 0
+
+
+def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | None]:
+    b = plan.buffers[r.buffer]
+    same = (r.spec.shape, r.spec.stride) == (b.spec.shape, b.spec.stride)
+    if not r.alias or (same and r.spec.offset == b.spec.offset):
+        return number[r.buffer], None
+    return number[r.buffer], (tuple(r.spec.shape), tuple(r.spec.stride), r.spec.offset)
+
+
+def _raise(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:
+    """Eager's exception for a failed index check."""
+    kind, message = errors[which]
+    types: dict[str, type[Exception]] = {"IndexError": IndexError, "RuntimeError": RuntimeError, "ValueError": ValueError}
+    raise types.get(kind, RuntimeError)(message.replace("{index}", str(found)))

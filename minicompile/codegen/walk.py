@@ -1,0 +1,95 @@
+"""The walk both emitters share: where a value of a kernel is computed, once, and how memory is reached along a vector axis.
+
+Takes the loops of `schedule.plan.Kernel`; `codegen.cpp` prints with it. Scopes (function, thread, par point, inner
+loops) nest, and each knows which loop variables exist in it; a value is printed in the outermost scope that has all
+its variables, so hoisting out of loops needs no analysis of text.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..ir.sym import Div, Mod, Prod, Sym, Var, bounds, coefficient
+from ..loops.ir import Load, Loop, Val, walk
+
+
+@dataclass
+class Scope:
+    """One level of nesting while it is being printed.
+
+    names    loop variables that exist here (those of outer scopes included)
+    lines    text so far; a value hoisted into this scope is appended while inner scopes are still open, hence before them
+    memo     what is already computed here: Val -> its text
+    """
+
+    names: frozenset[Var]
+    depth: int
+    lines: list[str] = field(default_factory=list)
+    memo: dict[Val, str] = field(default_factory=dict)
+
+    def put(self, text: str) -> None:
+        self.lines.append("  " * self.depth + text)
+
+
+def buffers_read(v: Val, memo: dict[Val, frozenset[str]]) -> frozenset[str]:
+    """Names of the buffers whose content `v` depends on."""
+    if v in memo:
+        return memo[v]
+    for x in walk(v):
+        if x not in memo:
+            own = frozenset((x.buffer,)) if isinstance(x, Load) else frozenset()
+            memo[x] = own.union(*(memo[a] for a in x.args))
+    return memo[v]
+
+
+def forget(scopes: Iterable[Scope], stored: frozenset[str], memo: dict[Val, frozenset[str]]) -> None:
+    """Drops remembered values that read a buffer which has been stored to since."""
+    if not stored:
+        return
+    for scope in scopes:
+        for v in [v for v in scope.memo if buffers_read(v, memo) & stored]:
+            del scope.memo[v]
+
+
+def widest(values: Iterable[Val], loops: Iterable[Loop], varying: Callable[[Val], bool]) -> int:
+    """Bytes of the widest element type among the values that differ from lane to lane: decides the number of lanes."""
+    size = 1
+    for loop in loops:
+        size = max(size, loop.store_dtype.itemsize, 8 if loop.combine in ("argmax", "argmin") else 1)
+    seen: set[Val] = set()
+    for root in values:
+        for v in walk(root):
+            if v not in seen and varying(v):
+                size = max(size, v.dtype.itemsize)
+            seen.add(v)
+    return size
+
+
+def lane_step(index: Sym | int, var: Var | None) -> int | None:
+    """How far apart in memory neighbouring lanes are: 0 for one place, 1 for a row, k for a stride, None for anything else."""
+    return 0 if var is None else coefficient(index, var)
+
+
+def index_text(s: Sym | int, names: Mapping[str, str] | None = None) -> str:
+    """C++ text of a Sym in 64-bit arithmetic; `names` replaces variables (bound by a gather) by their text."""
+    if isinstance(s, int):
+        return f"{s}L" if abs(s) >= 2 ** 31 else str(s)
+    parts = []
+    for atom, c in s.terms:
+        text = _atom_text(atom, names or {})
+        parts.append(text if c == 1 else f"-{text}" if c == -1 else f"{index_text(c)} * {text}")
+    if s.const:
+        parts.append(index_text(s.const))
+    return parts[0] if len(parts) == 1 else "(" + " + ".join(parts).replace("+ -", "- ") + ")"
+
+
+def _atom_text(a: Sym, names: Mapping[str, str]) -> str:
+    if isinstance(a, Var):
+        return names.get(a.name, a.name)
+    if isinstance(a, Prod):
+        return "(" + " * ".join(_atom_text(f, names) for f in a.factors) + ")"
+    assert isinstance(a, (Div, Mod)), a
+    num, den = index_text(a.num, names), index_text(a.den, names)
+    if bounds(a.num)[0] >= 0 and bounds(a.den)[0] > 0:           # then C's operators, which cut towards 0, agree
+        return f"({num} {'/' if isinstance(a, Div) else '%'} {den})"
+    return f"mc::{'floordiv' if isinstance(a, Div) else 'floormod'}(i64({num}), i64({den}))"

@@ -1,0 +1,397 @@
+/* Graph: one compiled graph as a native callable. Tensors in, tensors out, and nothing of Python in between.
+ *
+ * Takes a program from codegen.driver (buffers, views, steps, results: see Graph_new), gives `minicompile._launch`.
+ * A call collects the inputs' addresses, allocates the outputs, walks the steps (emitted kernels by function pointer,
+ * library kernels through the C interface that libtorch exports) and wraps the results. Temporaries lie in an arena
+ * that belongs to a workspace; concurrent calls of one graph get a workspace each.
+ *
+ * No torch header is used. Tensors cross as AtenTensorHandle, which points to an at::Tensor; a torch.Tensor object is
+ * { PyObject_HEAD; at::Tensor; ... }, so the address behind its head is such a handle (`probe` lets the driver verify).
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <dlfcn.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "_launch.h"
+
+Api api;
+
+/* ---- program structures ------------------------------------------------------------------------------------------ */
+
+int spec_of(PyObject* t, Geometry* g) {                   /* (dtype code, sizes, strides, offset) */
+  PyObject *sizes, *strides;
+  if (!PyArg_ParseTuple(t, "iO!O!L", &g->dtype, &PyTuple_Type, &sizes, &PyTuple_Type, &strides, &g->offset)) return -1;
+  g->dim = PyTuple_GET_SIZE(sizes);
+  g->sizes = PyMem_Calloc(2 * g->dim + 1, sizeof(int64_t));
+  if (!g->sizes) { PyErr_NoMemory(); return -1; }
+  g->strides = g->sizes + g->dim;
+  g->numel = 1;
+  for (int64_t d = 0; d < g->dim; ++d) {
+    g->sizes[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, d));
+    g->strides[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides, d));
+    g->numel *= g->sizes[d];
+  }
+  return PyErr_Occurred() ? -1 : 0;
+}
+
+static int read_buffers(Graph* g, PyObject* list) {
+  g->n_buffers = PyList_GET_SIZE(list);
+  g->buffers = PyMem_Calloc(g->n_buffers + 1, sizeof(Buffer));
+  if (!g->buffers) { PyErr_NoMemory(); return -1; }
+  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {         /* (kind, number, payload) */
+    Buffer* b = &g->buffers[i];
+    PyObject* payload;
+    if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iLO", &b->kind, &b->number, &payload)) return -1;
+    if (b->kind == CONSTANT) b->constant = Py_NewRef(payload);
+    else if (b->kind == OUTPUT && spec_of(payload, &b->geometry) < 0) return -1;
+  }
+  return 0;
+}
+
+static int read_views(Graph* g, PyObject* list) {
+  g->n_views = PyList_GET_SIZE(list);
+  g->views = PyMem_Calloc(g->n_views + 1, sizeof(View));
+  if (!g->views) { PyErr_NoMemory(); return -1; }
+  for (Py_ssize_t i = 0; i < g->n_views; ++i) {           /* (buffer, is the whole buffer, geometry) */
+    View* v = &g->views[i];
+    PyObject* geometry;
+    if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iiO", &v->buffer, &v->whole, &geometry)) return -1;
+    if (spec_of(geometry, &v->geometry) < 0) return -1;
+  }
+  return 0;
+}
+
+static int read_ints(PyObject* tuple, int** out, int* n) {
+  *n = (int)PyTuple_GET_SIZE(tuple);
+  *out = PyMem_Calloc(*n + 1, sizeof(int));
+  if (!*out) { PyErr_NoMemory(); return -1; }
+  for (int i = 0; i < *n; ++i) (*out)[i] = (int)PyLong_AsLong(PyTuple_GET_ITEM(tuple, i));
+  return PyErr_Occurred() ? -1 : 0;
+}
+
+static int read_steps(Graph* g, PyObject* list) {
+  g->n_steps = PyList_GET_SIZE(list);
+  g->steps = PyMem_Calloc(g->n_steps + 1, sizeof(Step));
+  if (!g->steps) { PyErr_NoMemory(); return -1; }
+  for (Py_ssize_t i = 0; i < g->n_steps; ++i) {
+    Step* s = &g->steps[i];
+    PyObject* t = PyList_GET_ITEM(list, i);               /* (kind, function address, operands, frees, extern or None) */
+    unsigned long long address;
+    PyObject *operands, *frees, *ext;
+    if (!PyArg_ParseTuple(t, "iKO!O!O", &s->kind, &address, &PyTuple_Type, &operands, &PyTuple_Type, &frees, &ext)) return -1;
+    s->function = (void*)(uintptr_t)address;
+    if (read_ints(operands, &s->operands, &s->n_operands) < 0 || read_ints(frees, &s->frees, &s->n_frees) < 0) return -1;
+    if (s->n_operands > g->max_operands) g->max_operands = s->n_operands;
+    if (ext != Py_None && read_extern(s, ext) < 0) return -1;
+  }
+  return 0;
+}
+
+static int read_results(Graph* g, PyObject* list) {
+  g->n_results = PyList_GET_SIZE(list);
+  g->results = PyMem_Calloc(g->n_results + 1, sizeof(Result));
+  if (!g->results) { PyErr_NoMemory(); return -1; }
+  for (Py_ssize_t i = 0; i < g->n_results; ++i) {         /* (buffer, None or arguments of as_strided) */
+    PyObject* alias;
+    if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iO", &g->results[i].buffer, &alias)) return -1;
+    g->results[i].alias = alias == Py_None ? NULL : Py_NewRef(alias);
+  }
+  return 0;
+}
+
+/* ---- workspaces -------------------------------------------------------------------------------------------------- */
+
+static void free_workspace(Graph* g, Workspace* w) {
+  if (!w) return;
+  for (Py_ssize_t i = 0; i < g->n_views; ++i)
+    if (w->fixed && w->fixed[i]) api.delete_tensor(w->fixed[i]);
+  if (w->arena) api.delete_tensor(w->arena);
+  PyMem_Free(w->fixed); PyMem_Free(w->views); PyMem_Free(w->handles); PyMem_Free(w->owned);
+  PyMem_Free(w->pointers); PyMem_Free(w->operands); PyMem_Free(w->objects);
+  PyMem_Free(w);
+}
+
+static int fill_workspace(Graph* g, Workspace* w) {
+  const int64_t size[1] = {g->arena_bytes}, stride[1] = {1};
+  void* base = NULL;
+  if (g->arena_bytes && (api.empty_strided(1, size, stride, api.dtype_uint8, 0, 0, &w->arena)
+                         || api.data_ptr(w->arena, &base))) return -1;
+  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {
+    Buffer* b = &g->buffers[i];
+    if (b->kind == TEMP) w->pointers[i] = (char*)base + b->number;
+    if (b->kind == CONSTANT) {
+      w->handles[i] = HANDLE(b->constant);
+      if (api.data_ptr(w->handles[i], &w->pointers[i])) return -1;
+    }
+  }
+  for (Py_ssize_t i = 0; i < g->n_views; ++i) {           /* views of the arena and of constants never change */
+    View* v = &g->views[i];
+    Geometry* q = &v->geometry;
+    Buffer* b = &g->buffers[v->buffer];
+    if (b->kind == TEMP) {
+      const int64_t item = (int64_t)api.element_size(q->dtype);
+      if (api.alloc_from_pool(w->arena, b->number + q->offset * item, q->dtype, q->dim, q->sizes, q->strides, &w->fixed[i]))
+        return -1;
+    } else if (b->kind == CONSTANT) {
+      int64_t start;
+      if (api.storage_offset(w->handles[v->buffer], &start)
+          || api.reinterpret(w->handles[v->buffer], q->dim, q->sizes, q->strides, start + q->offset, &w->fixed[i])) return -1;
+    }
+  }
+  return 0;
+}
+
+static Workspace* take_workspace(Graph* g) {              /* with the GIL held, which is the lock of the list */
+  Workspace* w = g->free_list;
+  if (w) { g->free_list = w->next; return w; }
+  w = PyMem_Calloc(1, sizeof *w);
+  if (!w) { PyErr_NoMemory(); return NULL; }
+  w->fixed = PyMem_Calloc(g->n_views + 1, sizeof(Handle));
+  w->views = PyMem_Calloc(g->n_views + 1, sizeof(Handle));
+  w->handles = PyMem_Calloc(g->n_buffers + 1, sizeof(Handle));
+  w->owned = PyMem_Calloc(g->n_buffers + 1, 1);
+  w->pointers = PyMem_Calloc(g->n_buffers + 1, sizeof(void*));
+  w->operands = PyMem_Calloc(g->max_operands + 1, sizeof(void*));
+  w->objects = PyMem_Calloc(g->n_buffers + 1, sizeof(PyObject*));
+  if (!w->fixed || !w->views || !w->handles || !w->owned || !w->pointers || !w->operands || !w->objects) {
+    PyErr_NoMemory();
+  } else if (fill_workspace(g, w) < 0) {
+    PyErr_Format(PyExc_RuntimeError, "minicompile: cannot allocate the arena: %s", api.what());
+  } else return w;
+  free_workspace(g, w);
+  return NULL;
+}
+
+static void give_workspace(Graph* g, Workspace* w) {      /* with the GIL held */
+  for (Py_ssize_t i = 0; i < g->n_views; ++i)
+    if (w->views[i]) { api.delete_tensor(w->views[i]); w->views[i] = NULL; }
+  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {
+    if (w->owned[i]) { api.delete_tensor(w->handles[i]); w->handles[i] = NULL; w->owned[i] = 0; }
+    Py_CLEAR(w->objects[i]);
+  }
+  w->next = g->free_list;
+  g->free_list = w;
+}
+
+/* The handle of a view during a call; made on first use where it is not fixed. NULL on failure. */
+Handle view_handle(Graph* g, Workspace* w, int i) {
+  if (w->fixed[i]) return w->fixed[i];
+  View* v = &g->views[i];
+  if (v->whole) return w->handles[v->buffer];
+  if (!w->views[i]) {
+    int64_t start;
+    Geometry* q = &v->geometry;
+    Handle base = w->handles[v->buffer];
+    if (!base || api.storage_offset(base, &start)
+        || api.reinterpret(base, q->dim, q->sizes, q->strides, start + q->offset, &w->views[i])) return NULL;
+  }
+  return w->views[i];
+}
+
+/* ---- the call ------------------------------------------------------------------------------------------------------ */
+
+static int run_steps(Graph* g, Workspace* w, Env* env, int* released, PyThreadState** state) {
+  for (Py_ssize_t i = 0; i < g->n_steps; ++i) {
+    Step* s = &g->steps[i];
+    if (s->kind == KERNEL) {
+      for (int k = 0; k < s->n_operands; ++k) w->operands[k] = w->pointers[s->operands[k]];
+      ((void (*)(void* const*, Env*))s->function)(w->operands, env);
+    } else if (run_extern(g, w, s, released, state) < 0) return -1;
+    for (int k = 0; k < s->n_frees; ++k) {
+      const int b = s->frees[k];
+      for (Py_ssize_t j = 0; j < g->n_views; ++j)
+        if (g->views[j].buffer == b && w->views[j]) { api.delete_tensor(w->views[j]); w->views[j] = NULL; }
+      if (w->owned[b]) { api.delete_tensor(w->handles[b]); w->handles[b] = NULL; w->owned[b] = 0; }
+    }
+  }
+  return 0;
+}
+
+static int start_call(Graph* g, Workspace* w, PyObject* const* args) {
+  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {
+    Buffer* b = &g->buffers[i];
+    if (b->kind == INPUT) w->handles[i] = HANDLE(args[b->number]);
+    else if (b->kind == OUTPUT) {
+      Geometry* q = &b->geometry;
+      if (api.empty_strided(q->dim, q->sizes, q->strides, q->dtype, 0, 0, &w->handles[i])) goto failed;
+      w->owned[i] = 1;
+    } else continue;
+    if (api.data_ptr(w->handles[i], &w->pointers[i])) goto failed;
+  }
+  return 0;
+failed:
+  PyErr_Format(PyExc_RuntimeError, "%s", api.what());
+  return -1;
+}
+
+/* The Python object of a buffer that is an input or fresh memory. Borrowed. */
+static PyObject* buffer_object(Graph* g, Workspace* w, int b, PyObject* const* args) {
+  if (g->buffers[b].kind == INPUT) return args[g->buffers[b].number];
+  if (g->buffers[b].kind == CONSTANT) return g->buffers[b].constant;
+  if (!w->objects[b]) w->objects[b] = api.wrap(w->handles[b]);
+  return w->objects[b];
+}
+
+static PyObject* collect(Graph* g, Workspace* w, PyObject* const* args) {
+  PyObject* out = PyTuple_New(g->n_results);
+  for (Py_ssize_t i = 0; out && i < g->n_results; ++i) {
+    Result* r = &g->results[i];
+    PyObject* x = buffer_object(g, w, r->buffer, args);
+    if (x && r->alias) {                                  /* an alias: the user's own as_strided, in the user's grad mode */
+      PyObject* call[4] = {x, PyTuple_GET_ITEM(r->alias, 0), PyTuple_GET_ITEM(r->alias, 1), PyTuple_GET_ITEM(r->alias, 2)};
+      x = PyObject_Vectorcall(g->as_strided, call, 4, NULL);
+    } else Py_XINCREF(x);
+    if (!x) { Py_CLEAR(out); break; }
+    PyTuple_SET_ITEM(out, i, x);
+  }
+  return out;
+}
+
+static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  Graph* g = (Graph*)self;
+  const Py_ssize_t n = PyVectorcall_NARGS(nargsf);
+  if (n != g->n_inputs || (kwnames && PyTuple_GET_SIZE(kwnames)))
+    return PyErr_Format(PyExc_TypeError, "this graph takes %zd tensors, not %zd", g->n_inputs, n);
+  for (Py_ssize_t i = 0; i < n; ++i)
+    if (Py_TYPE(args[i]) != api.tensor_type && !PyObject_TypeCheck(args[i], api.tensor_base))
+      return PyErr_Format(PyExc_TypeError, "argument %zd is a %s, not a tensor", i, Py_TYPE(args[i])->tp_name);
+  Workspace* w = take_workspace(g);
+  if (!w) return NULL;
+  PyObject* out = NULL;
+  if (start_call(g, w, args) == 0) {
+    Env env = {1, 0, 0};
+    uint32_t threads = 1;
+    if (api.num_threads(&threads) == 0) env.threads = (int)threads;
+    int released = g->release_gil;
+    PyThreadState* state = released ? PyEval_SaveThread() : NULL;
+    const int grad = g->has_extern && api.grad_enabled();
+    if (grad) api.set_grad(0);
+    const int status = run_steps(g, w, &env, &released, &state);
+    if (grad) api.set_grad(1);
+    if (released) PyEval_RestoreThread(state);
+    if (status == 0 && env.error) {
+      PyObject* r = PyObject_CallFunction(g->on_error, "iL", env.error - 1, (long long)env.found);
+      Py_XDECREF(r);                                      /* it raises */
+    } else if (status == 0) out = collect(g, w, args);
+  }
+  give_workspace(g, w);
+  return out;
+}
+
+/* ---- type ------------------------------------------------------------------------------------------------------------ */
+
+static void Graph_dealloc(PyObject* self) {
+  Graph* g = (Graph*)self;
+  PyObject_GC_UnTrack(self);
+  while (g->free_list) { Workspace* w = g->free_list; g->free_list = w->next; free_workspace(g, w); }
+  for (Py_ssize_t i = 0; i < g->n_buffers && g->buffers; ++i) {
+    Py_XDECREF(g->buffers[i].constant);
+    PyMem_Free(g->buffers[i].geometry.sizes);
+  }
+  for (Py_ssize_t i = 0; i < g->n_views && g->views; ++i) PyMem_Free(g->views[i].geometry.sizes);
+  for (Py_ssize_t i = 0; i < g->n_steps && g->steps; ++i) {
+    PyMem_Free(g->steps[i].operands); PyMem_Free(g->steps[i].frees);
+    free_extern(g->steps[i].ext);
+  }
+  for (Py_ssize_t i = 0; i < g->n_results && g->results; ++i) Py_XDECREF(g->results[i].alias);
+  PyMem_Free(g->buffers); PyMem_Free(g->views); PyMem_Free(g->steps); PyMem_Free(g->results);
+  Py_XDECREF(g->on_error); Py_XDECREF(g->as_strided); Py_XDECREF(g->keep);
+  Py_TYPE(self)->tp_free(self);
+}
+
+static int Graph_traverse(PyObject* self, visitproc visit, void* arg) {
+  Graph* g = (Graph*)self;
+  Py_VISIT(g->on_error); Py_VISIT(g->keep);
+  for (Py_ssize_t i = 0; i < g->n_steps && g->steps; ++i)
+    if (g->steps[i].ext) Py_VISIT(g->steps[i].ext->python);
+  return 0;
+}
+
+/* Graph(inputs, arena_bytes, release_gil, buffers, views, steps, results, on_error, as_strided, keep) */
+static PyObject* Graph_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  (void)kwargs;
+  PyObject *buffers, *views, *steps, *results, *on_error, *as_strided, *keep;
+  Py_ssize_t inputs; long long arena; int release;
+  if (!api.ready) return PyErr_Format(PyExc_RuntimeError, "minicompile._launch.bind has not been called");
+  if (!PyArg_ParseTuple(args, "nLpO!O!O!O!OOO", &inputs, &arena, &release, &PyList_Type, &buffers, &PyList_Type, &views,
+                        &PyList_Type, &steps, &PyList_Type, &results, &on_error, &as_strided, &keep)) return NULL;
+  Graph* g = (Graph*)type->tp_alloc(type, 0);
+  if (!g) return NULL;
+  g->vectorcall = Graph_call;
+  g->n_inputs = inputs; g->arena_bytes = arena; g->release_gil = release;
+  g->on_error = Py_NewRef(on_error); g->as_strided = Py_NewRef(as_strided); g->keep = Py_NewRef(keep);
+  if (read_buffers(g, buffers) < 0 || read_views(g, views) < 0 || read_steps(g, steps) < 0 || read_results(g, results) < 0) {
+    Py_DECREF(g);
+    return NULL;
+  }
+  for (Py_ssize_t i = 0; i < g->n_steps; ++i) g->has_extern |= g->steps[i].kind != KERNEL;
+  return (PyObject*)g;
+}
+
+static PyTypeObject GraphType = {
+  PyVarObject_HEAD_INIT(NULL, 0)
+  .tp_name = "minicompile._launch.Graph",
+  .tp_doc = "A compiled graph: call it with the input tensors, get a tuple of output tensors.",
+  .tp_basicsize = sizeof(Graph),
+  .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+  .tp_new = Graph_new,
+  .tp_dealloc = Graph_dealloc,
+  .tp_traverse = Graph_traverse,
+  .tp_call = PyVectorcall_Call,
+  .tp_vectorcall_offset = offsetof(Graph, vectorcall),
+};
+
+/* ---- module ------------------------------------------------------------------------------------------------------------ */
+
+/* bind(torch.Tensor, torch._C.TensorBase): looks up libtorch's functions; torch must have been imported. */
+static PyObject* bind(PyObject* self, PyObject* args) {
+  (void)self;
+  PyObject *tensor, *base;
+  if (!PyArg_ParseTuple(args, "O!O!", &PyType_Type, &tensor, &PyType_Type, &base)) return NULL;
+  const char* missing = bind_api();
+  if (missing) return PyErr_Format(PyExc_ImportError, "libtorch has no %s: minicompile needs torch 2.13", missing);
+  api.tensor_type = (PyTypeObject*)Py_NewRef(tensor);
+  api.tensor_base = (PyTypeObject*)Py_NewRef(base);
+  api.ready = 1;
+  Py_RETURN_NONE;
+}
+
+/* probe(tensor) -> (address of its data, dtype code, sizes) as the C interface sees them through our handle. */
+static PyObject* probe(PyObject* self, PyObject* t) {
+  (void)self;
+  void* data; int32_t dtype; int64_t dim, *sizes;
+  if (api.data_ptr(HANDLE(t), &data) || api.get_dtype(HANDLE(t), &dtype) || api.get_dim(HANDLE(t), &dim)
+      || api.get_sizes(HANDLE(t), &sizes)) return PyErr_Format(PyExc_RuntimeError, "%s", api.what());
+  PyObject* shape = PyTuple_New(dim);
+  for (int64_t d = 0; shape && d < dim; ++d) PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(sizes[d]));
+  return Py_BuildValue("KiN", (unsigned long long)(uintptr_t)data, dtype, shape);
+}
+
+/* lookup_address() -> address of `void* lookup(const char*)` for mc_bind; symbol(name) -> address in libtorch_cpu or 0. */
+static PyObject* lookup_address(PyObject* self, PyObject* none) {
+  (void)self; (void)none;
+  return PyLong_FromVoidPtr((void*)(uintptr_t)lookup_symbol);
+}
+static PyObject* symbol(PyObject* self, PyObject* name) {
+  (void)self;
+  const char* text = PyUnicode_AsUTF8(name);
+  return text ? PyLong_FromVoidPtr(lookup_symbol(text)) : NULL;
+}
+
+static PyMethodDef methods[] = {
+  {"bind", bind, METH_VARARGS, "bind(torch.Tensor, torch._C.TensorBase): finds libtorch's functions."},
+  {"probe", probe, METH_O, "probe(tensor): what the C interface reads through our handle."},
+  {"lookup_address", lookup_address, METH_NOARGS, "Address of the symbol lookup that libraries bind with."},
+  {"symbol", symbol, METH_O, "Address of a symbol of libtorch_cpu, 0 where there is none."},
+  {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "minicompile._launch", "Native calls of compiled graphs.", -1,
+                                    methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__launch(void) {
+  PyObject* m = PyModule_Create(&module);
+  if (!m || PyType_Ready(&GraphType) < 0 || PyModule_AddObjectRef(m, "Graph", (PyObject*)&GraphType) < 0) return NULL;
+  return m;
+}
