@@ -7,6 +7,7 @@ names the stage. The node is then found by compiling ever shorter beginnings of 
 """
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from .errors import CheckError, MinicompileError, ToolchainError, Where
 from .ir.graph import Graph, Node, Output
@@ -68,11 +70,13 @@ class Reference:
     precise: Outcome | None = field(default=None)
 
     @classmethod
-    def of(cls, run: Callable[..., Any], inputs: Sequence[Any]) -> Reference:
-        eager = observe(run, inputs)
+    def of_graph(cls, gm: fx.GraphModule, given: Sequence[Any]) -> Reference:
+        """Of a captured graph. Where its float64 version does not run, eager's result has to stand for it."""
+        inputs = tensors_of(given)
+        eager = observe(with_numbers(gm, given), inputs)
         wide = [t.double() if is_float(t) else t for t in inputs]
-        precise = observe(run, wide) if any(map(is_float, inputs)) else None
-        usable = precise is not None and precise.raised is None and len(precise.values) == len(eager.values)
+        precise = observe(with_numbers(widened(gm), given), wide)
+        usable = precise.raised is None and len(precise.values) == len(eager.values)
         return cls(eager, precise if usable else None)
 
 
@@ -84,8 +88,7 @@ def bisect_compilation(done: Compilation, inputs: Sequence[Any] | None = None,
     expected    tensors that the original function returned; the captured graph must give each of them
     """
     given = done.inputs if inputs is None else inputs
-    inputs = tensors_of(given)
-    reference = Reference.of(with_numbers(done.capture.gm, given), inputs)
+    reference = Reference.of_graph(done.capture.gm, given)
     finding = _verify("capture", done.capture) or _missing(reference, expected)
     if finding:
         return finding
@@ -151,8 +154,20 @@ def with_numbers(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any
     """`gm` as a function of tensors alone, with the numbers among `inputs` put where they belong."""
     def run(*tensors: torch.Tensor) -> Any:
         rest = iter(tensors)
-        return gm(*(next(rest) if isinstance(x, torch.Tensor) else x for x in inputs))
+        return gm.forward(*(next(rest) if isinstance(x, torch.Tensor) else x for x in inputs))
     return run
+
+
+def widened(gm: fx.GraphModule) -> fx.GraphModule:
+    """`gm` with float64 wherever it says float32."""
+    graph = copy.deepcopy(gm.graph)
+    for n in graph.nodes:
+        n.args, n.kwargs = (map_aggregate(a, lambda x: torch.float64 if x is torch.float32 else x)
+                            for a in (n.args, n.kwargs))
+        if n.op == "call_method" and n.target == "float":
+            n.target = "double"
+    attributes = {n.target: getattr(gm, n.target) for n in graph.nodes if n.op == "get_attr"}
+    return fx.GraphModule({k: v.double() if is_float(v) else v for k, v in attributes.items()}, graph)
 
 
 def fresh(inputs: Sequence[Any]) -> list[Any]:
@@ -236,8 +251,8 @@ def first_wrong_node(stage: str, done: Compilation, inputs: Sequence[Any]) -> tu
     beginnings, tensors = _beginnings(stage, done, inputs), tensors_of(inputs)
 
     def wrong(k: int) -> bool:
-        _, _, run, reference = beginnings[k]
-        return bool(differs(observe(run, tensors), Reference.of(reference, tensors)))
+        _, _, run, before = beginnings[k]
+        return bool(differs(observe(run, tensors), Reference(observe(before, tensors))))
 
     if not beginnings or not wrong(len(beginnings) - 1):
         return "", None
