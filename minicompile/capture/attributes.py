@@ -37,11 +37,11 @@ class Attributes(Writes):
         source = self.origin.get(id(obj))
         if source is None:
             return self.getattr_unknown(obj, name)
-        if isinstance(obj, ModuleType):
+        if issubclass(type(obj), ModuleType):
             return self.getattr_module(obj, name)
-        if isinstance(obj, type):
+        if issubclass(type(obj), type):
             return self.getattr_class(obj, name)
-        if isinstance(obj, IDENTITIES):
+        if issubclass(type(obj), IDENTITIES):
             value = getattr(obj, name)
             return value if name in FIXED else self.read_constant(getattr(obj, "__module__", None), source.attr(name), value)
         if name == "__class__":
@@ -53,16 +53,16 @@ class Attributes(Writes):
 
     def getattr_unknown(self, obj: Any, name: str) -> Any:
         """An attribute of a leaf, a fake, an object made while capturing, or a constant of a trusted module."""
-        if isinstance(obj, Fake):
+        if issubclass(type(obj), Fake):
             return self.getattr_tensor(obj, name)
-        if isinstance(obj, ModuleType):
+        if issubclass(type(obj), ModuleType):
             return self.getattr_module(obj, name)
-        if isinstance(obj, type):
+        if issubclass(type(obj), type):
             return self.getattr_class(obj, name)
-        if isinstance(obj, FunctionType) and id(obj) not in self.born and name not in FIXED:
+        if issubclass(type(obj), FunctionType) and id(obj) not in self.born and name not in FIXED:
             return self.read_constant(obj.__module__, self.const(obj).attr(name), getattr(obj, name))
         found, _ = self.find(type(obj), name)
-        if type(found) is property and isinstance(found.fget, FunctionType):
+        if type(found) is property and issubclass(type(found.fget), FunctionType):
             return self.call(self.current, found.fget, [obj])
         if found is NULL and type(obj) is not super:
             method = python_method(type(obj), "__getattr__")
@@ -100,24 +100,24 @@ class Attributes(Writes):
             return slot[1]
         found, owner = self.find(cls, name)
         meta, meta_owner = self.find(type(cls), name)
-        if isinstance(meta, property) or name in FIXED or owner is None and meta_owner is None:
+        if issubclass(type(meta), property) or name in FIXED or owner is None and meta_owner is None:
             return getattr(cls, name)
         if owner is None:
-            if isinstance(meta, FunctionType):
+            if issubclass(type(meta), FunctionType):
                 return MethodType(meta, cls)
             return getattr(cls, name)
         if type(found) is classmethod:
             self.read_class_entry(cls, owner, name, found)
             inner = found.__func__
-            return MethodType(inner, cls) if isinstance(inner, FunctionType) else getattr(cls, name)
+            return MethodType(inner, cls) if issubclass(type(inner), FunctionType) else getattr(cls, name)
         if type(found) is staticmethod:
             return self.read_class_entry(cls, owner, name, found).__func__
-        value = found if isinstance(found, FunctionType) else getattr(cls, name)
+        value = found if issubclass(type(found), FunctionType) else getattr(cls, name)
         return self.read_constant(owner.__module__, self.const(cls).attr(name), value)
 
     def read_class_entry(self, cls: type, owner: type, name: str, entry: Any) -> Any:
         """An entry of a class's own dict (a function, property, class or static method, or plain value), guarded."""
-        if isinstance(entry, FunctionType | property):
+        if issubclass(type(entry), FunctionType | property):
             return self.read_constant(owner.__module__, self.const(cls).attr(name), entry)
         return self.read_constant(owner.__module__, self.const(owner).type_attr(name), entry)
 
@@ -135,7 +135,7 @@ class Attributes(Writes):
         if owner is not None:
             return self.get_from_class(obj, kind, name, found, owner)
         method, _ = self.find(kind, "__getattr__")
-        if fallback and isinstance(method, FunctionType):
+        if fallback and issubclass(type(method), FunctionType):
             return self.call(self.current, method, [obj, name])
         if method is not NULL and fallback:
             return getattr(obj, name)
@@ -144,12 +144,12 @@ class Attributes(Writes):
     def get_data_descriptor(self, obj: Any, kind: type, name: str, found: Any, owner: type) -> Any:
         if name == "__dict__":
             return self.instance_dict(obj)
-        if isinstance(found, property):
+        if issubclass(type(found), property):
             self.read_class_entry(kind, owner, name, found)
-            if isinstance(found.fget, FunctionType):
+            if issubclass(type(found.fget), FunctionType):
                 return self.call(self.current, found.fget, [obj])
             return found.__get__(obj, kind)
-        if isinstance(found, MemberDescriptorType | GetSetDescriptorType):
+        if issubclass(type(found), MemberDescriptorType | GetSetDescriptorType):
             slot = self.slots.get((id(obj), name))
             if slot is not None:
                 if slot[1] is NULL:
@@ -163,10 +163,10 @@ class Attributes(Writes):
         return self.call(self.current, get, [found, obj, kind])
 
     def get_from_class(self, obj: Any, kind: type, name: str, found: Any, owner: type) -> Any:
-        if isinstance(found, FunctionType):
+        if issubclass(type(found), FunctionType):
             self.read_class_entry(kind, owner, name, found)
             return MethodType(found, obj)
-        if type(found) is classmethod and isinstance(found.__func__, FunctionType):
+        if type(found) is classmethod and issubclass(type(found.__func__), FunctionType):
             self.read_class_entry(kind, owner, name, found)
             return MethodType(found.__func__, kind)
         if type(found) is staticmethod:
@@ -182,21 +182,21 @@ class Attributes(Writes):
     # Writing
 
     def setattr(self, obj: Any, name: str, value: Any) -> None:  # type: ignore[override]
-        if isinstance(obj, Fake):
+        if issubclass(type(obj), Fake):
             return self.setattr_tensor(obj, name, value)
         method, _ = self.find(type(obj), "__setattr__")
-        if isinstance(method, FunctionType):
+        if issubclass(type(method), FunctionType):
             self.call(self.current, method, [obj, name, value])
-        elif id(obj) in self.origin or isinstance(obj, type | ModuleType):
+        elif id(obj) in self.origin or issubclass(type(obj), type | ModuleType):
             self.setattr_instance(obj, name, value)
         else:
             setattr(obj, name, value)
 
     def delattr(self, obj: Any, name: str) -> None:  # type: ignore[override]
         method, _ = self.find(type(obj), "__delattr__")
-        if isinstance(method, FunctionType):
+        if issubclass(type(method), FunctionType):
             self.call(self.current, method, [obj, name])
-        elif id(obj) in self.origin or isinstance(obj, type | ModuleType):
+        elif id(obj) in self.origin or issubclass(type(obj), type | ModuleType):
             self.setattr_instance(obj, name, NULL)
         else:
             delattr(obj, name)
@@ -206,22 +206,22 @@ class Attributes(Writes):
 
     def setattr_instance(self, obj: Any, name: str, value: Any) -> None:
         """What object.__setattr__ (object.__delattr__ for NULL) does, on an object of the world: nothing real changes yet."""
-        if isinstance(obj, ModuleType):
+        if issubclass(type(obj), ModuleType):
             self.dicts.setdefault(id(obj.__dict__), (obj.__dict__, None))
             return self.dict_set(obj.__dict__, name, value)
-        if isinstance(obj, type):
+        if issubclass(type(obj), type):
             raise self.refuse("class-write", f"{obj.__name__}.{name} is set")
         kind = type(obj)
         if id(obj) not in self.origin:
             return object.__delattr__(obj, name) if value is NULL else object.__setattr__(obj, name, value)
         found, _ = self.find(kind, name)
-        if isinstance(found, property):
+        if issubclass(type(found), property):
             accessor = found.fdel if value is NULL else found.fset
             if accessor is None:
                 raise AttributeError(f"property {name!r} of {kind.__name__!r} object has no {'deleter' if value is NULL else 'setter'}")
             self.call(self.current, accessor, [obj] if value is NULL else [obj, value])
             return None
-        if isinstance(found, MemberDescriptorType):
+        if issubclass(type(found), MemberDescriptorType):
             self.slots[(id(obj), name)] = (obj, value)
             return None
         if found is not NULL and hasattr(type(found), "__set__"):
@@ -241,7 +241,7 @@ class Attributes(Writes):
 
     def type_of(self, value: Any) -> type:
         """type(value) as the program would see it."""
-        if not isinstance(value, Fake):
+        if not issubclass(type(value), Fake):
             return type(value)
         i = self.input_of.get(id(value))
         return type(self.inputs[i][1]) if i is not None else torch.Tensor

@@ -262,8 +262,8 @@ def _exclude_own_code() -> None:
     for module in _MODULES:
         for code in _codes(module):
             _native.set_policy(code, _native.NATIVE, nested=True)
-    for code in (Recorder.append.__code__, Recorder.arg.__code__, Recorder.name_results.__code__, Capturer.add_input.__code__,
-                 torch.overrides.TorchFunctionMode.__enter__.__code__):
+    for code in (Recorder.__torch_function__.__code__, Capturer.add_input.__code__,
+                 torch.overrides.handle_torch_function.__code__):
         _native.set_policy(code, _native.SUSPEND)
     for name in ("run", "captured", "top"):
         _native.set_policy(getattr(Capturer, name).__code__, _native.NATIVE)

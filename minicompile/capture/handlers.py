@@ -275,9 +275,15 @@ def CALL_FUNCTION_EX(f, a):
 
 
 def _called_name(f: Frame) -> str:
-    target = f.stack[-1] if f.stack[-1] is not NULL else f.stack[-2]
+    return _callee_name(f.stack[-1] if f.stack[-1] is not NULL else f.stack[-2])
+
+
+def _callee_name(target: Any) -> str:
+    """How CPython's messages name what is called."""
+    name = getattr(target, "__qualname__", None)
+    if name is None:
+        return repr(target)
     module = getattr(target, "__module__", None)
-    name = getattr(target, "__qualname__", repr(target))
     return (f"{module}.{name}" if module not in (None, "builtins") else name) + "()"
 
 
@@ -355,15 +361,16 @@ def DICT_UPDATE(f, a):
 def DICT_MERGE(f, a):
     values = f.stack.pop()
     into = f.stack[-a]
-    target = f.stack[-a - 2] if f.stack[-a - 2] is not NULL else f.stack[-a - 3]
-    name = f"{getattr(target, '__module__', None)}." if getattr(target, "__module__", None) not in (None, "builtins") else ""
-    name += getattr(target, "__qualname__", repr(target)) + "()"
     if not hasattr(values, "keys"):
-        raise TypeError(f"{name} argument after ** must be a mapping, not {type(values).__name__}")
+        raise TypeError(f"{_merged_name(f, a)} argument after ** must be a mapping, not {type(values).__name__}")
     for key, value in f.world.operate(dict, values).items():
         if key in into:
-            raise TypeError(f"{name} got multiple values for keyword argument {key!r}")
+            raise TypeError(f"{_merged_name(f, a)} got multiple values for keyword argument {key!r}")
         into[key] = value
+
+
+def _merged_name(f: Frame, a: int) -> str:
+    return _callee_name(f.stack[-a - 2] if f.stack[-a - 2] is not NULL else f.stack[-a - 3])
 
 
 @handler

@@ -36,6 +36,8 @@ _TORCH_INTERPRETED = tuple(_TORCH + p.replace("/", os.sep) for p in (
 _STDLIB_INTERPRETED = frozenset(_STDLIB + p.replace("/", os.sep) for p in (
     "contextlib.py", "functools.py", "collections/__init__.py", "_collections_abc.py", "dataclasses.py", "copy.py", "types.py",
     "operator.py", "heapq.py", "bisect.py"))
+# Parts of torch that only pass a call on to the recorder: nothing below them is the program's own.
+SUSPENDED = frozenset(_TORCH + p.replace("/", os.sep) for p in ("overrides.py", "_ops.py", "_jit_internal.py", "utils/_device.py"))
 _STDLIB_FORBIDDEN = frozenset(_STDLIB + p.replace("/", os.sep) for p in (
     "random.py", "threading.py", "subprocess.py", "socket.py", "tempfile.py", "shutil.py", "pathlib.py", "asyncio/"))
 

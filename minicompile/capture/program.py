@@ -89,7 +89,7 @@ class Builder:
         value = self.world.real(value)
         if kind in LEAVES:
             return self.leaf(value)
-        if isinstance(value, Fake):
+        if issubclass(type(value), Fake):
             return self.tensor(value)
         source = self.world.source_of(value)
         if source is not None:
@@ -97,16 +97,16 @@ class Builder:
         known = self.built.get(id(value))
         if known is not None:
             return known
-        if isinstance(value, MethodType):
+        if issubclass(type(value), MethodType):
             return f"{self.constant(MethodType)}({self.expression(value.__func__)}, {self.expression(value.__self__)})"
-        if isinstance(value, FunctionType) and id(value) in self.world.born:
+        if issubclass(type(value), FunctionType) and id(value) in self.world.born:
             return self.function(value)
-        if isinstance(value, IDENTITIES):
+        if issubclass(type(value), IDENTITIES):
             return self.constant(value)
         return self.made(value, kind)
 
     def leaf(self, value: Any) -> str:
-        if isinstance(value, (bool, int, str, bytes)) or value is None or value is Ellipsis:
+        if issubclass(type(value), (bool, int, str, bytes)) or value is None or value is Ellipsis:
             return repr(value)
         if type(value) is float and value == value and abs(value) != float("inf"):
             return repr(value)
@@ -126,7 +126,7 @@ class Builder:
         if kind is tuple:
             items = [self.expression(v) for v in value]
             return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
-        if isinstance(value, tuple):
+        if issubclass(type(value), tuple):
             return f"tuple.__new__({self.constant(kind)}, {self.made(tuple(value), tuple)})"
         if kind is frozenset:
             return f"frozenset({self.made(tuple(value), tuple)})"
@@ -141,11 +141,11 @@ class Builder:
 
     def instance(self, value: Any, kind: type) -> str:
         """An instance of a user's class: made bare, then given its state, so that no __init__ or __setattr__ runs again."""
-        base = next((b for b in (OrderedDict, dict, list, set, deque, BaseException) if isinstance(value, b)), object)
-        if base is object and kind.__new__ is not object.__new__ and kind.__flags__ & 1 << 9 == 0 or isinstance(value, _UNBUILDABLE):
+        base = next((b for b in (OrderedDict, dict, list, set, deque, BaseException) if issubclass(type(value), b)), object)
+        if base is object and kind.__new__ is not object.__new__ and kind.__flags__ & 1 << 9 == 0 or issubclass(type(value), _UNBUILDABLE):
             raise Refusal("escapes", f"a {kind.__name__} made while capturing outlives the call")
         name = self.built[id(value)] = self.name(kind.__name__.lower())
-        args = "".join(f", {self.expression(a)}" for a in value.args) if isinstance(value, BaseException) else ""
+        args = "".join(f", {self.expression(a)}" for a in value.args) if issubclass(type(value), BaseException) else ""
         maker = base if base is not object and kind.__new__ is base.__new__ else object
         self.lines.append(f"{name} = {self.constant(maker) if maker is OrderedDict or maker is deque else maker.__name__}"
                           f".__new__({self.constant(kind)}{args})")
@@ -202,7 +202,7 @@ class Builder:
 
     def effect(self, effect: Effect) -> None:
         """Adds the line that commits one effect."""
-        target = self.constant(effect.target) if isinstance(effect.target, CellType) else self.target(effect.target)
+        target = self.constant(effect.target) if issubclass(type(effect.target), CellType) else self.target(effect.target)
         value = self.expression(effect.value) if effect.kind not in ("delattr", "delitem", "fill") else ""
         if effect.kind == "fill":
             self.fill(target, effect.value)
@@ -222,14 +222,14 @@ class Builder:
         return self.constant(real) if source is None else self.fetch(source)
 
     def fill(self, target: str, copy: Any) -> None:
-        if isinstance(copy, list):
+        if issubclass(type(copy), list):
             self.lines.append(f"list.__setitem__({target}, slice(None), [{self.sequence(copy)}])")
-        elif isinstance(copy, dict):
-            cls = self.constant(OrderedDict) if isinstance(copy, OrderedDict) else "dict"
+        elif issubclass(type(copy), dict):
+            cls = self.constant(OrderedDict) if issubclass(type(copy), OrderedDict) else "dict"
             self.lines += [f"{cls}.clear({target})", f"{cls}.update({target}, {self.mapping(copy)})"]
         else:
-            cls = "set" if isinstance(copy, set) else self.constant(deque)
-            method = "update" if isinstance(copy, set) else "extend"
+            cls = "set" if issubclass(type(copy), set) else self.constant(deque)
+            method = "update" if issubclass(type(copy), set) else "extend"
             self.lines += [f"{cls}.clear({target})", f"{cls}.{method}({target}, [{self.sequence(copy)}])"]
 
 
@@ -238,7 +238,7 @@ _UNBUILDABLE = (CellType, torch.nn.Module)
 
 def _slots(cls: type) -> tuple[str, ...]:
     names = cls.__dict__.get("__slots__", ())
-    return tuple(n for n in ((names,) if isinstance(names, str) else names) if n not in ("__dict__", "__weakref__"))
+    return tuple(n for n in ((names,) if issubclass(type(names), str) else names) if n not in ("__dict__", "__weakref__"))
 
 
 _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [

@@ -81,7 +81,7 @@ class Reads(World):
         """The source of an object that the captured function reaches by an identity that is already guarded."""
         source = self.constants.get(id(value))
         if source is None:
-            name = value.get("__name__", "globals") if isinstance(value, dict) else getattr(value, "__qualname__", None)
+            name = value.get("__name__", "globals") if issubclass(type(value), dict) else getattr(value, "__qualname__", None)
             source = self.constants[id(value)] = Source.const(value, name or getattr(value, "__name__", type(value).__name__))
             self.keep.append(value)
         return source
@@ -104,22 +104,22 @@ class Reads(World):
             else:
                 self.guard(source, "equals", value)
             return value
-        if isinstance(value, torch.Tensor):
+        if issubclass(type(value), torch.Tensor):
             return self.read_tensor(source, value)
         known = self.origin.get(id(value))
         if known is not None:
-            if known is not source and not isinstance(value, IDENTITIES):
+            if known is not source and not issubclass(type(value), IDENTITIES):
                 self.read_twice(source, known, value)
             elif known is not source:
                 self.guard(source, "id", value)
             return value
-        if isinstance(value, IDENTITIES):
+        if issubclass(type(value), IDENTITIES):
             self.guard(source, "id", value)
             self.remember(value, source)
             if kind is MethodType:
                 self.read(source.attr("__self__"), value.__self__)
             return value
-        if isinstance(value, tuple):
+        if issubclass(type(value), tuple):
             return self.read_tuple(source, value)
         self.guard(source, "type", kind)
         self.remember(value, source)
@@ -153,7 +153,7 @@ class Reads(World):
             if first is not source:
                 self.guard(source, "same", first)
             return fake
-        if isinstance(t, Fake):
+        if issubclass(type(t), Fake):
             raise self.refuse("nested-capture", "a tensor of another capture is met")
         if type(t) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             raise self.refuse("tensor-subclass", f"{source} is a {type(t).__name__}")
@@ -171,7 +171,7 @@ class Reads(World):
 
     def read_constant(self, module: str | None, source: Source, value: Any) -> Any:
         """A name found in a module or class: identities in trusted modules need no guard."""
-        if isinstance(value, IDENTITIES) and policy.trusted(module):
+        if issubclass(type(value), IDENTITIES) and policy.trusted(module):
             return value
         return self.read(source, value)
 
@@ -251,7 +251,7 @@ def lookup(kind: type, name: str) -> tuple[Any, type | None]:
 def python_method(kind: type, name: str) -> FunctionType | None:
     """The method `name` of a class where it is written in Python."""
     found, _ = lookup(kind, name)
-    return found if isinstance(found, FunctionType) else None
+    return found if issubclass(type(found), FunctionType) else None
 
 
 __all__ = ["CONTAINERS", "EXACT", "FIXED", "IDENTITIES", "LEAVES", "MappingProxyType", "Reads", "lookup", "python_method"]

@@ -28,9 +28,9 @@ _STATE_SETTERS = frozenset({"_set_grad_enabled", "set_autocast_enabled", "set_au
 
 def holds_tensor(x: Any) -> bool:
     """Whether a call's result has a tensor in it."""
-    if isinstance(x, torch.Tensor):
+    if issubclass(type(x), torch.Tensor):
         return True
-    return isinstance(x, (tuple, list)) and any(map(holds_tensor, x))
+    return issubclass(type(x), (tuple, list)) and any(map(holds_tensor, x))
 
 
 class Recorder(TorchFunctionMode):
@@ -76,11 +76,11 @@ class Recorder(TorchFunctionMode):
         self.name_results(node, out)
 
     def name_results(self, node: torch.fx.Node, out: Any) -> None:
-        if isinstance(out, torch.Tensor):
+        if issubclass(type(out), torch.Tensor):
             if id(out) not in self.nodes:               # an in-place call gives a tensor that has its node already
                 self.nodes[id(out)] = node
                 self.keep.append(out)
-        elif isinstance(out, (tuple, list)):
+        elif issubclass(type(out), (tuple, list)):
             for i, x in enumerate(out):
                 if holds_tensor(x) and id(x) not in self.nodes:
                     part = self.graph.call_function(operator.getitem, (node, i))
@@ -89,7 +89,7 @@ class Recorder(TorchFunctionMode):
 
     def arg(self, x: Any) -> Any:
         """A call's argument as the graph has it: nodes for fakes, through nested containers."""
-        if isinstance(x, torch.Tensor):
+        if issubclass(type(x), torch.Tensor):
             node = self.nodes.get(id(x))
             if node is None:
                 raise Refusal("untracked-tensor", "a tensor that capture has not seen being read is used", self.where())
@@ -101,7 +101,7 @@ class Recorder(TorchFunctionMode):
             return {k: self.arg(v) for k, v in x.items()}
         if kind is slice:
             return slice(self.arg(x.start), self.arg(x.stop), self.arg(x.step))
-        if isinstance(x, tuple) and kind is not torch.Size:
+        if issubclass(type(x), tuple) and kind is not torch.Size:
             return tuple(self.arg(e) for e in x)
         return x
 
@@ -109,11 +109,11 @@ class Recorder(TorchFunctionMode):
 def target_of(func: Any) -> tuple[str, Any]:
     """The kind and target of the node for a torch function, Tensor method or property getter."""
     name = getattr(func, "__name__", "")
-    if isinstance(func, MethodWrapperType) and name == "__get__":
+    if issubclass(type(func), MethodWrapperType) and name == "__get__":
         return "getattr", func.__self__.__name__
     owner = getattr(func, "__objclass__", None)
-    method = isinstance(func, (MethodDescriptorType, WrapperDescriptorType)) and owner is not None and issubclass(torch.Tensor, owner)
-    if method or isinstance(func, FunctionType) and getattr(torch.Tensor, name, None) is func:
+    method = issubclass(type(func), (MethodDescriptorType, WrapperDescriptorType)) and owner is not None and issubclass(torch.Tensor, owner)
+    if method or issubclass(type(func), FunctionType) and getattr(torch.Tensor, name, None) is func:
         if name in _OPERATORS:
             return "call_function", _OPERATORS[name]
         return "call_method", name

@@ -9,6 +9,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 
+_REGISTRIES = frozenset({"_modules", "_parameters", "_buffers"})      # of nn.Module; printed as the user writes the attribute
+
+
 class Source:
     """One step of a path. `kind` says how `key` leads from the parent's value to this one:
 
@@ -53,6 +56,9 @@ class Source:
         return self._child("type_attr", name, f"{self.text}.{name}")
 
     def item(self, key: Any) -> Source:
+        if self.kind == "dict_attr" and self.key in _REGISTRIES and isinstance(key, str) and self.parent is not None:
+            own = self.parent.text
+            return self._child("item", key, f"{own}[{key}]" if key.isdigit() else f"{own}.{key}")
         text = key if self.kind == "const" and isinstance(key, str) and isinstance(self.value, dict) else f"{self.text}[{_show(key)}]"
         return self._child("item", key, text)
 

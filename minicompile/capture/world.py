@@ -52,13 +52,13 @@ class CaptureWorld(Attributes):
             return special(frame, *args, **kwargs or {})
         if kind is FunctionType:
             return self.call_function(f, args, kwargs)
-        if isinstance(f, type):
+        if issubclass(type(f), type):
             return self.call_class(frame, f, args, kwargs)
         if kind in _BUILTIN_METHODS:
             return self.call_builtin(f, args, kwargs)
         if kind is functools._lru_cache_wrapper:
             return self.call(frame, f.__wrapped__, args, kwargs)      # its cache must not keep fakes
-        if isinstance(f, functools.partial):
+        if issubclass(type(f), functools.partial):
             merged = {**self.getattr(f, "keywords"), **(kwargs or {})} if f.keywords or kwargs else None
             return self.call(frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args), merged)
         method = python_method(kind, "__call__")
@@ -105,9 +105,9 @@ class CaptureWorld(Attributes):
             return self.call_native(cls, args, kwargs)
         new, _ = self.find(cls, "__new__")
         init = python_method(cls, "__init__")
-        if isinstance(new, staticmethod) and isinstance(new.__func__, FunctionType):
+        if issubclass(type(new), staticmethod) and issubclass(type(new.__func__), FunctionType):
             obj = self.call(frame, new.__func__, (cls, *args), kwargs)
-            if isinstance(obj, cls) and (init is not None or cls.__init__ is not object.__init__):
+            if issubclass(type(obj), cls) and (init is not None or cls.__init__ is not object.__init__):
                 self.call(frame, init or cls.__init__, (obj, *args), kwargs)
             return obj
         if init is None or cls.__new__ is not object.__new__ and not issubclass(cls, dict | list | set | BaseException):
@@ -122,18 +122,18 @@ class CaptureWorld(Attributes):
         """A C function, or a C method bound to an object: a method of a container of the world acts on its shadow or overlay."""
         owner = f.__self__
         name = f.__name__
-        if owner is not None and not isinstance(owner, ModuleType) and id(owner) in self.origin:
-            if isinstance(owner, CONTAINERS):
-                keyed = _KEYED.get(name) if isinstance(owner, dict) and not kwargs else None
+        if owner is not None and not issubclass(type(owner), ModuleType) and id(owner) in self.origin:
+            if issubclass(type(owner), CONTAINERS):
+                keyed = _KEYED.get(name) if issubclass(type(owner), dict) and not kwargs else None
                 if keyed is not None and id(owner) not in self.shadows:
                     return keyed(self, owner, *args)
                 base = next(b for b in type(owner).__mro__ if name in b.__dict__)
                 f = base.__dict__[name].__get__(self.shadow(owner)) if base is not object else f
-            elif name in _OBJECT_METHODS and isinstance(f, MethodWrapperType):
+            elif name in _OBJECT_METHODS and issubclass(type(f), MethodWrapperType):
                 return _OBJECT_METHODS[name](self, owner, *args)
-            elif isinstance(owner, Iterator):
+            elif issubclass(type(owner), Iterator):
                 raise self.refuse("external-iterator", f"{self.origin[id(owner)]} would be advanced")
-            elif isinstance(owner, contextvars.ContextVar):
+            elif issubclass(type(owner), contextvars.ContextVar):
                 return self.context_variable(owner, name, f, args)
         if id(f) in _LOOKS_AT_TYPE:
             return f(*args, **kwargs or {})
@@ -156,7 +156,7 @@ class CaptureWorld(Attributes):
         return set()
 
     def call_native(self, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
-        if not isinstance(f, FunctionType):
+        if not issubclass(type(f), FunctionType):
             reason = policy.why_not_native(f)
             if reason is not None:
                 raise self.refuse("native-effect", reason)
@@ -173,7 +173,7 @@ class CaptureWorld(Attributes):
             return value
         if kind is MethodType or kind in _BUILTIN_METHODS:
             owner = value.__self__
-            if isinstance(owner, CONTAINERS) and id(owner) in self.origin:
+            if issubclass(type(owner), CONTAINERS) and id(owner) in self.origin:
                 return getattr(self.shadow(owner), value.__name__)
             return value
         if id(value) not in self.origin:
@@ -182,9 +182,9 @@ class CaptureWorld(Attributes):
                 if any(a is not b for a, b in zip(items, value)):
                     return tuple(items) if kind is tuple else self.refill(value, items)
             return value
-        if isinstance(value, CONTAINERS):
+        if issubclass(type(value), CONTAINERS):
             return self.shadow(value)
-        if isinstance(value, GeneratorType) or isinstance(value, Iterator) and not isinstance(value, IDENTITIES):
+        if issubclass(type(value), GeneratorType) or issubclass(type(value), Iterator) and not issubclass(type(value), IDENTITIES):
             raise self.refuse("external-iterator", f"{self.origin[id(value)]} would be advanced")
         return value
 
@@ -202,7 +202,7 @@ class CaptureWorld(Attributes):
             return NotImplemented
         chosen = self.policy_of(code)
         if chosen is Policy.NATIVE or f is None or namespace is not None:
-            _native.set_policy(code, _native.NATIVE)
+            _native.set_policy(code, _native.SUSPEND if code.co_filename in policy.SUSPENDED else _native.NATIVE)
             return NotImplemented
         if chosen is Policy.FORBID:
             raise self.refuse("forbidden", f"{code.co_qualname}() is not captured")
@@ -219,7 +219,7 @@ class CaptureWorld(Attributes):
     def getitem(self, obj: Any, key: Any) -> Any:  # type: ignore[override]
         source = self.origin.get(id(obj))
         if source is None:
-            method = python_method(type(obj), "__getitem__") if not isinstance(obj, Fake) else None
+            method = python_method(type(obj), "__getitem__") if not issubclass(type(obj), Fake) else None
             if method is not None:
                 return self.call(self.current, method, (obj, key))
             return operator.getitem(obj, self.consumed(key))
@@ -227,12 +227,12 @@ class CaptureWorld(Attributes):
         if method is not None:
             self.read_method(obj, "__getitem__")
             return self.call(self.current, method, (obj, key))
-        if not isinstance(obj, CONTAINERS) or id(obj) in self.shadows:
+        if not issubclass(type(obj), CONTAINERS) or id(obj) in self.shadows:
             return operator.getitem(self.resolve(obj), key)
-        if isinstance(obj, dict):
+        if issubclass(type(obj), dict):
             value = self.dict_get(obj, key)
             return operator.getitem(self.shadow(obj), key) if value is NULL else value
-        if isinstance(obj, list) and type(key) is int and -len(obj) <= key < len(obj):
+        if issubclass(type(obj), list) and type(key) is int and -len(obj) <= key < len(obj):
             if key < 0:
                 self.guard(source, "len", len(obj))
                 key += len(obj)
@@ -240,42 +240,42 @@ class CaptureWorld(Attributes):
         return operator.getitem(self.shadow(obj), key)
 
     def setitem(self, obj: Any, key: Any, value: Any) -> None:  # type: ignore[override]
-        method = python_method(type(obj), "__setitem__") if not isinstance(obj, Fake) else None
+        method = python_method(type(obj), "__setitem__") if not issubclass(type(obj), Fake) else None
         if method is not None:
             self.call(self.current, method, (obj, key, value))
-        elif isinstance(obj, dict) and id(obj) in self.origin and type(key) in LEAVES:
+        elif issubclass(type(obj), dict) and id(obj) in self.origin and type(key) in LEAVES:
             self.dict_set(obj, key, value)
         else:
-            operator.setitem(self.resolve(obj), key, self.consumed(value) if isinstance(obj, Fake) else value)
+            operator.setitem(self.resolve(obj), key, self.consumed(value) if issubclass(type(obj), Fake) else value)
 
     def delitem(self, obj: Any, key: Any) -> None:  # type: ignore[override]
         method = python_method(type(obj), "__delitem__")
         if method is not None:
             self.call(self.current, method, (obj, key))
-        elif isinstance(obj, dict) and id(obj) in self.origin and type(key) in LEAVES and self.dict_has(obj, key):
+        elif issubclass(type(obj), dict) and id(obj) in self.origin and type(key) in LEAVES and self.dict_has(obj, key):
             self.dict_set(obj, key, NULL)
         else:
             operator.delitem(self.resolve(obj), key)
 
     def contains(self, obj: Any, key: Any) -> bool:  # type: ignore[override]
-        method = python_method(type(obj), "__contains__") if not isinstance(obj, Fake) else None
+        method = python_method(type(obj), "__contains__") if not issubclass(type(obj), Fake) else None
         if method is not None:
             self.read_method(obj, "__contains__")
             return self.truth(self.call(self.current, method, (obj, key)))
-        if isinstance(obj, dict) and id(obj) in self.origin:
+        if issubclass(type(obj), dict) and id(obj) in self.origin:
             return self.dict_has(obj, key)
-        if isinstance(obj, list | tuple) and any(isinstance(v, Fake) for v in self.resolve(obj)):
+        if issubclass(type(obj), list | tuple) and any(issubclass(type(v), Fake) for v in self.resolve(obj)):
             return any(v is key or self.truth(self.operate(operator.eq, v, key)) for v in self.resolve(obj))
-        if isinstance(obj, MappingProxyType):
+        if issubclass(type(obj), MappingProxyType):
             return operator.contains(obj, key)
-        if id(obj) in self.origin and not isinstance(obj, CONTAINERS) and python_method(type(obj), "__iter__"):
+        if id(obj) in self.origin and not issubclass(type(obj), CONTAINERS) and python_method(type(obj), "__iter__"):
             return any(v is key or v == key for v in self.iter(obj))
         return operator.contains(self.consumed(obj), self.real(key))
 
     def iter(self, obj: Any, *sentinel: Any) -> Any:  # type: ignore[override]
         if sentinel:
             return iter(obj, *sentinel)
-        method = python_method(type(obj), "__iter__") if not isinstance(obj, Fake) else None
+        method = python_method(type(obj), "__iter__") if not issubclass(type(obj), Fake) else None
         if method is not None:
             self.read_method(obj, "__iter__")
             return self.call(self.current, method, (obj,))
@@ -295,7 +295,7 @@ class CaptureWorld(Attributes):
         source = self.origin.get(id(obj))
         if source is None:
             return len(obj)
-        if isinstance(obj, CONTAINERS):
+        if issubclass(type(obj), CONTAINERS):
             if id(obj) not in self.shadows and id(obj) not in self.changed:
                 self.guard(source, "len", len(obj))
                 return len(obj)
@@ -309,11 +309,11 @@ class CaptureWorld(Attributes):
     def truth(self, obj: Any) -> bool:  # type: ignore[override]
         if obj is True or obj is False or obj is None:
             return obj is True
-        if id(obj) in self.origin and not isinstance(obj, IDENTITIES):
+        if id(obj) in self.origin and not issubclass(type(obj), IDENTITIES):
             method = python_method(type(obj), "__bool__")
             if method is not None:
                 return bool(self.call(self.current, method, (obj,)))
-            if isinstance(obj, CONTAINERS) or python_method(type(obj), "__len__"):
+            if issubclass(type(obj), CONTAINERS) or python_method(type(obj), "__len__"):
                 return self.len(obj) != 0
         return operator.truth(obj)
 

@@ -71,7 +71,7 @@ class Writes(Reads):
 
     def item_source(self, d: dict, key: Any) -> Source:
         owner = self.dicts.get(id(d))
-        if owner is not None and owner[1] is not None and isinstance(key, str):
+        if owner is not None and owner[1] is not None and issubclass(type(key), str):
             return self.origin[id(owner[1])].dict_attr(key)
         return self.origin[id(d)].item(key)
 
@@ -84,7 +84,7 @@ class Writes(Reads):
         if changes is not None and key in changes:
             return changes[key]
         value = dict.get(d, key, NULL)
-        if type(key) not in LEAVES and id(key) not in self.origin and not isinstance(key, type):
+        if type(key) not in LEAVES and id(key) not in self.origin and not issubclass(type(key), type):
             return dict.get(self.shadow(d), key, NULL)
         source = self.item_source(d, key)
         if value is NULL:
@@ -100,7 +100,7 @@ class Writes(Reads):
         changes = self.changed.get(id(d))
         if changes is not None and key in changes:
             return changes[key] is not NULL
-        if type(key) not in LEAVES and id(key) not in self.origin and not isinstance(key, type):
+        if type(key) not in LEAVES and id(key) not in self.origin and not issubclass(type(key), type):
             return dict.__contains__(self.shadow(d), key)
         here = dict.__contains__(d, key)
         self.guard(self.item_source(d, key), "present" if here else "absent")
@@ -130,7 +130,7 @@ class Writes(Reads):
         source = self.origin[id(real)]
         if len(real) > LARGEST:
             raise self.refuse("huge-container", f"{source} has {len(real)} elements")
-        base = next(b for b in CONTAINERS if isinstance(real, b))
+        base = next(b for b in CONTAINERS if issubclass(type(real), b))
         copy = self.empty_like(real)
         shadow = Shadow(real, copy, source)
         self.shadows[id(real)] = self.shadow_of_copy[id(copy)] = shadow
@@ -141,7 +141,7 @@ class Writes(Reads):
 
     def empty_like(self, real: Any) -> Any:
         kind = type(real)
-        if isinstance(real, defaultdict):
+        if issubclass(type(real), defaultdict):
             return defaultdict.__new__(kind, real.default_factory) if kind is not defaultdict else defaultdict(real.default_factory)
         if kind is deque:
             return deque(maxlen=real.maxlen)
@@ -156,7 +156,7 @@ class Writes(Reads):
     def fill(self, base: type, real: Any, copy: Any, source: Source) -> None:
         if base is dict:
             self.guard(source, "keys", tuple(dict.keys(real)))
-            put = OrderedDict.__setitem__ if isinstance(real, OrderedDict) else dict.__setitem__
+            put = OrderedDict.__setitem__ if issubclass(type(real), OrderedDict) else dict.__setitem__
             changes = self.changed.pop(id(real), {})
             for key, value in dict.items(real):
                 put(copy, key, self.inside(self.read(self.item_source(real, key), value)))
@@ -191,7 +191,7 @@ class Writes(Reads):
 
     def resolve(self, value: Any, deep: bool = False) -> Any:
         """What C code may be handed for `value`: the shadow of a container of the world, anything else as it is."""
-        if isinstance(value, CONTAINERS) and id(value) in self.origin:
+        if issubclass(type(value), CONTAINERS) and id(value) in self.origin:
             return self.shadow(value)
         return value
 
@@ -202,9 +202,9 @@ class Writes(Reads):
 
     @staticmethod
     def state(copy: Any) -> list[Any]:
-        if isinstance(copy, dict):
+        if issubclass(type(copy), dict):
             return [list(dict.items(copy))]
-        return [set(copy)] if isinstance(copy, set) else [list(copy)]
+        return [set(copy)] if issubclass(type(copy), set) else [list(copy)]
 
     # What changed
 
@@ -235,9 +235,9 @@ class Writes(Reads):
 
     def shadow_effects(self, shadow: Shadow) -> list[Effect]:
         before, after = shadow.before or self.state(shadow.copy), self.state(shadow.copy)
-        if isinstance(shadow.copy, set):
+        if issubclass(type(shadow.copy), set):
             same = before == after
-        elif isinstance(shadow.copy, dict):
+        elif issubclass(type(shadow.copy), dict):
             return self.dict_effects(shadow, dict(before[0]), dict(after[0]))
         else:
             same = len(before[0]) == len(after[0]) and all(a is b for a, b in zip(before[0], after[0]))
