@@ -14,7 +14,7 @@ from .config import STAGES
 from .errors import Refusal, Where
 from .loops.ir import Extern
 from .pipeline import Compilation
-from .schedule.plan import Kernel, Plan, Refused
+from .schedule.plan import Kernel, Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,16 @@ class KernelInfo:
     """One step of a graph's plan, for people.
 
     kind    "kernel" (emitted by us) or "library" (an ATen kernel)
-    does    what it computes; space: the sizes of its parallel axes; nanoseconds: the estimate on one core
-    (kernels)
+    does    what it computes
+    how     how a library kernel is called: "direct", "dispatcher", or "python: why" for a call back into Python
+    space   the sizes of a kernel's parallel axes; nanoseconds: its estimated time on one core
     """
 
     graph: int
     name: str
     kind: str
     does: str
+    how: str = ""
     space: tuple[Any, ...] = ()
     passes: int = 1
     vector: str | None = None
@@ -54,7 +56,7 @@ class KernelInfo:
 
     def __str__(self) -> str:
         if self.kind == "library":
-            return f"{self.name:<28} library  {self.does}"
+            return f"{self.name:<28} library      {self.does}" + (f", {self.how}" if self.how else "")
         how = [f"{self.passes} pass{'es' if self.passes > 1 else ''}",
                "vector" if self.vector else "scalar",
                "threads" if self.parallel else "one thread", f"~{self.nanoseconds / 1000:.1f} us"]
@@ -89,7 +91,6 @@ class Explanation:
         stages = tuple({s: getattr(c, s) for s in STAGES if getattr(c, s, None) is not None}
                        for c in compiled)
         graphs = tuple(s["capture"].gm for s in stages if "capture" in s)
-        plans = [s.get("plan") for s in stages]
         seconds: dict[str, float] = {}
         for c in compiled:
             for stage, n in c.seconds.items():
@@ -100,8 +101,8 @@ class Explanation:
             break_reasons=tuple(Break(r.code, r.reason, r.where) for r in refusals),
             graphs=graphs,
             guards=tuple(tuple(s["capture"].guards) for s in stages if "capture" in s),
-            kernels=tuple(k for i, plan in enumerate(plans) if plan for k in kernels_of(plan, i)),
-            not_fused=tuple(r for plan in plans if plan for r in plan.refused),
+            kernels=tuple(k for i, c in enumerate(compiled) if c.plan for k in kernels_of(c, i)),
+            not_fused=tuple(r for c in compiled if c.plan for r in c.plan.refused),
             stages=stages,
             op_count=sum(torch_calls(g) for g in graphs),
             seconds=seconds,
@@ -129,15 +130,16 @@ class Explanation:
         return lines
 
 
-def kernels_of(plan: Plan, graph: int) -> Iterable[KernelInfo]:
-    """The plan's steps in order."""
-    for step in plan.steps:
+def kernels_of(done: Compilation, graph: int) -> Iterable[KernelInfo]:
+    """The steps of its plan, in order."""
+    calls = getattr(done.executable, "externs", {})
+    for step in done.plan.steps:
         if isinstance(step, Kernel):
             t = step.tiling
-            yield KernelInfo(graph, step.name, "kernel", step.where, tuple(a.size for a in step.par),
+            yield KernelInfo(graph, step.name, "kernel", step.where, "", tuple(a.size for a in step.par),
                              len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where)
         elif isinstance(step, Extern):
-            yield KernelInfo(graph, step.name, "library", str(step.op), where=step.where)
+            yield KernelInfo(graph, step.name, "library", str(step.op), calls.get(step.name, ""), where=step.where)
         else:
             raise TypeError(f"a plan has kernels and library calls, not {type(step).__name__}")
 
