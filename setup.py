@@ -16,5 +16,12 @@ setup(
             extra_compile_args=FLAGS,
             libraries=["dl"],
         ),
+        Extension(
+            "minicompile._launch",
+            sources=["minicompile/runtime/_launch.c", "minicompile/runtime/_externs.c"],
+            depends=["minicompile/runtime/_launch.h"],
+            extra_compile_args=FLAGS,
+            libraries=["dl"],
+        ),
     ]
 )
