@@ -111,7 +111,7 @@ def _judge(stage: str, done: Compilation, border: Any, given: Sequence[Any],
     if checked:
         return checked
     try:
-        reason = differs(observe(runner(border), tensors_of(given)), reference)
+        reason = differs(observe(border.run, tensors_of(given)), reference)
     except CheckError as e:                             # the slow references verify what they compute, too
         return Finding(stage, e.node, e.reason)
     if not reason:
@@ -143,11 +143,6 @@ def _missing(reference: Reference, expected: Sequence[torch.Tensor]) -> Finding 
 
 def is_float(t: Any) -> bool:
     return isinstance(t, torch.Tensor) and t.dtype in (torch.float32, torch.float16, torch.bfloat16)
-
-
-def runner(border: Any) -> Callable[..., Any]:
-    """What computes a border object's results: its reference, or the executable itself."""
-    return getattr(border, "run", border)
 
 
 def tensors_of(inputs: Sequence[Any]) -> list[torch.Tensor]:
@@ -285,7 +280,7 @@ def _beginnings(stage: str, done: Compilation, inputs: Sequence[Any]) -> list[Be
 def _built(stage: str, border: Any, source: str) -> Callable[..., Any]:
     """Builds `stage` from a beginning's `source` object when called, and runs it."""
     def run(*inputs: Any) -> Any:
-        return runner(Compilation("beginning", None, **{source: border}).reach(stage))(*inputs)
+        return Compilation("beginning", None, **{source: border}).reach(stage).run(*inputs)
     return run
 
 

@@ -38,7 +38,7 @@ class KernelInfo:
 
     kind    "kernel" (emitted by us) or "library" (an ATen kernel)
     does    what it computes
-    how     how a library kernel is called: "direct", "dispatcher", or "python: why" for a call back into Python
+    how     how a library kernel is called: "direct", "dispatcher", or "python: why" (back into Python)
     space   the sizes of a kernel's parallel axes; nanoseconds: its estimated time on one core
     """
 
@@ -139,7 +139,8 @@ def kernels_of(done: Compilation, graph: int) -> Iterable[KernelInfo]:
             yield KernelInfo(graph, step.name, "kernel", step.where, "", tuple(a.size for a in step.par),
                              len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where)
         elif isinstance(step, Extern):
-            yield KernelInfo(graph, step.name, "library", str(step.op), calls.get(step.name, ""), where=step.where)
+            how = calls.get(step.name, "")
+            yield KernelInfo(graph, step.name, "library", str(step.op), how, where=step.where)
         else:
             raise TypeError(f"a plan has kernels and library calls, not {type(step).__name__}")
 
