@@ -176,6 +176,9 @@ class Values:
             v = self._operand(a, idx, ctx, torch.int64, node)
             if isinstance(v, Const):
                 v = index(int(v.value), torch.int64)      # type: ignore[arg-type]
+            known = isinstance(v, Const) or (isinstance(v, Index) and 0 <= bounds(v.sym)[0] and bounds(v.sym)[1] < n)
+            if ctx.mask is not None and not known:        # what is masked away must not raise
+                v = apply("where", (ctx.mask, v, const(0, v.dtype)), v.dtype)
             if check:
                 v = checked(v, 0, n, self.errors.setdefault(error, len(self.errors)))   # type: ignore[arg-type]
             if isinstance(v, Const):
@@ -183,8 +186,6 @@ class Values:
             elif isinstance(v, Index):
                 where.append(v.sym)
             else:
-                if ctx.mask is not None:                  # what is masked away must not raise
-                    v = apply("where", (ctx.mask, v, const(0, v.dtype)), v.dtype)
                 var = Var(f"t{len(pairs)}", 0, max(n - 1, 0))
                 pairs.append((var, v))
                 where.append(var)

@@ -1,0 +1,331 @@
+"""Fusion: loops into kernels, most bytes saved first.
+
+Takes `Loops`, gives the `Plan` (with schedule.memory and schedule.tiling). Legality and profit are pure functions of
+two groups: `fuse(a, b)` gives the group or the reason why not, `gain(a, b)` the bytes of memory traffic it saves.
+Refused pairs keep both.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from ..ir.sym import Var
+from ..loops.ir import Buffer, Extern, Load, Loop, Loops
+from .deps import reads_of, step_dependencies, writes_of
+from .kernel import Cyclic, finish
+from .memory import plan_memory
+from .plan import Kernel, Plan, Refused
+from .space import Group, Part, align, common_inner, row_part, run_of, single, total, within
+
+SCRATCH = 256 * 1024             # bytes of row scratch per thread: what half of a usual second-level cache holds
+FEW_ROWS = 8                     # a kernel with fewer rows cannot occupy the cores
+BIG_ROW = 16 * 1024              # elements per row that are worth several cores
+MOST_PARTS = 48
+
+
+def schedule(loops: Loops) -> Plan:
+    """Fuses, places memory, and orders the kernels of `loops`."""
+    work = _Fusion(loops)
+    work.run()
+    steps, buffers = work.finished()
+    return plan_memory(loops, steps, buffers, tuple(work.refused.values()))
+
+
+# ---- decisions ----
+
+def gain(a: Group, b: Group, buffers: dict[str, Buffer]) -> int:
+    """Bytes of memory traffic that one kernel saves over two: a value passed on, and inputs read once instead of twice."""
+    first, second = _touched(a), _touched(b)
+    saved = 0
+    for name in first[0] & second[0]:
+        saved += buffers[name].spec.nbytes
+    for name in (first[1] & second[0]) | (second[1] & first[0]):
+        saved += 2 * buffers[name].spec.nbytes
+    return saved
+
+
+def _touched(g: Group) -> tuple[set[str], set[str]]:
+    """(read, written)."""
+    return {x.buffer for p in g.parts for x in p.loop.loads()}, {p.loop.out.buffer for p in g.parts}
+
+
+def why_not_fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Refused | None:
+    """Why a and b (a before b in the program) don't become one kernel, or None."""
+    result = fuse(a, b, buffers)
+    return result if isinstance(result, Refused) else None
+
+
+def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
+    """The group of both, or the reason against it."""
+    def no(reason: str) -> Refused:
+        return Refused(a.name, b.name, reason, gain(a, b, buffers))
+
+    if any(p.loop.out.indirect or p.loop.out.mode != "set" for p in (*a.parts, *b.parts)):
+        return no("scatters run alone, in order")
+    if len(a.parts) + len(b.parts) > MOST_PARTS:
+        return no(f"more than {MOST_PARTS} loops in one kernel")
+    if 0 in (a.rows, b.rows) or any(total(p.inner) == 0 for p in (*a.parts, *b.parts)):
+        return no("one of them has nothing to do")
+    if a.rows != b.rows and a.flat and b.flat and not _touched(a)[1] & _touched(b)[0]:
+        return no("iteration spaces differ, and neither reads the other's result")
+    reason = _unprofitable(a, b)
+    if reason:
+        return no(reason)
+    aligned = align(a, b)
+    if isinstance(aligned, str):
+        return no(aligned)
+    parts = sorted((*aligned[0].parts, *aligned[1].parts), key=lambda p: p.order)
+    group = Group(aligned[0].par, tuple(common_inner(parts)))
+    placed = place(group)
+    if isinstance(placed, str):
+        return no(placed)
+    scratch = scratch_bytes(group, placed, buffers)
+    if scratch > SCRATCH:
+        return no(f"a row needs {scratch} bytes of scratch")
+    return group
+
+
+def _unprofitable(a: Group, b: Group) -> str | None:
+    rows = min(a.rows, b.rows)
+    if rows < FEW_ROWS and a.rows != b.rows and max(a.rows, b.rows) // rows > BIG_ROW:
+        return f"only {rows} rows to share between threads"
+    wide = max((total(p.inner) for p in (*a.parts, *b.parts)), default=1)
+    if rows < FEW_ROWS and a.flat != b.flat and wide > BIG_ROW:
+        return f"only {rows} rows to share between threads"
+    return None
+
+
+def scratch_bytes(group: Group, stages: list[int], buffers: dict[str, Buffer]) -> int:
+    """Row scratch that the values passed between stages need, if none goes to memory."""
+    at = {p.loop.out.buffer: (s, p) for p, s in zip(group.parts, stages)}
+    crossing = {x.buffer for p, s in zip(group.parts, stages) for x in p.loop.loads()
+                if x.buffer in at and at[x.buffer][0] != s and buffers[x.buffer].kind == "temp"}
+    return sum(total(at[n][1].inner) * buffers[n].spec.dtype.itemsize for n in crossing
+               if at[n][1].loop.combine is None or at[n][1].loop.is_scan)
+
+
+# ---- legality ----
+
+def place(group: Group) -> list[int] | str:
+    """The stage of each part: as early as what it reads and overwrites allows. Or why one row cannot be computed
+    without others."""
+    par = frozenset(a.var for a in group.par)
+    stages: list[tuple] = []                           # inner axes of each stage
+    result: list[int] = []
+    written: dict[str, list[tuple[Part, int]]] = defaultdict(list)
+    read: dict[str, list[tuple[Load, Part, int]]] = defaultdict(list)
+    for p in group.parts:
+        lowest = 0
+        for x in p.loop.loads():
+            for w, s in written[x.buffer]:
+                need = _after_store(w, s, p, x, par)
+                if isinstance(need, str):
+                    return need
+                lowest = max(lowest, need)
+            if len(written[x.buffer]) > 1:
+                return f"{p.loop.name} reads {x.buffer}, which several loops fill"
+        lowest = max([lowest, *(s for _, s in written[p.loop.out.buffer])])
+        for x, reader, s in read[p.loop.out.buffer]:
+            need = _after_load(reader, s, p, x, par)
+            if isinstance(need, str):
+                return need
+            lowest = max(lowest, need)
+        stage = next((k for k in range(lowest, len(stages)) if stages[k] == p.inner), len(stages))
+        if stage == len(stages):
+            stages.append(p.inner)
+        result.append(stage)
+        written[p.loop.out.buffer].append((p, stage))
+        for x in p.loop.loads():
+            read[x.buffer].append((x, p, stage))
+    return result
+
+
+def _after_store(w: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
+    """The first stage in which p may load x, which part w stores in stage s."""
+    same_point = x.index == w.loop.out.index and not x.indirect and x.mask is None
+    if same_point and w.loop.combine is None and w.inner == p.inner:
+        return s
+    mine, theirs = row_part(w.loop.out.index, par), row_part(x.index, par)
+    if mine is None or theirs is None or mine[0] != theirs[0]:
+        return f"{p.loop.name} reads {x.buffer} of other rows"
+    run = run_of(mine[1], w.inner)
+    if same_point and (w.inner == p.inner or run is not None):
+        return s + 1
+    if run is None or not within(theirs[1], run):
+        return f"{p.loop.name} reads {x.buffer} of other rows"
+    return s + 1
+
+
+def _after_load(reader: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
+    """The first stage in which p may overwrite what `reader` loads as x in stage s."""
+    if x.index == p.loop.out.index and not x.indirect and reader.inner == p.inner and p.loop.combine is None:
+        return s
+    mine, theirs = row_part(p.loop.out.index, par), row_part(x.index, par)
+    run = run_of(mine[1], p.inner) if mine else None
+    if mine is None or theirs is None or mine[0] != theirs[0] or run is None or not within(theirs[1], run):
+        return f"{p.loop.name} overwrites {x.buffer}, which other rows read"
+    return s + 1
+
+
+# ---- the greedy loop ----
+
+@dataclass
+class _Fusion:
+    loops: Loops
+    groups: dict[int, Group | Extern] = field(default_factory=dict)
+    after: dict[int, set[int]] = field(default_factory=dict)          # group -> groups that need it
+    before: dict[int, set[int]] = field(default_factory=dict)
+    touching: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    refused: dict[tuple[int, int], Refused] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Fuses until no pair with something to gain is left."""
+        for i, step in enumerate(self.loops.steps):
+            self.groups[i] = single(step, i) if isinstance(step, Loop) else step
+            for name in (*reads_of(step), *writes_of(step)):
+                self.touching[name].add(i)
+        self.before = step_dependencies(self.loops)
+        self.after = {i: set() for i in self.groups}
+        for i, needs in self.before.items():
+            for j in needs:
+                self.after[j].add(i)
+        heap: list[tuple[int, int, int]] = []
+        for i in self.groups:
+            self._candidates(i, heap, later_only=True)
+        while heap:
+            _, i, j = heappop(heap)
+            if i in self.groups and j in self.groups:
+                self._try(i, j, heap)
+
+    def _candidates(self, i: int, heap: list[tuple[int, int, int]], later_only: bool = False) -> None:
+        g = self.groups[i]
+        if isinstance(g, Extern):
+            return
+        near: set[int] = set()
+        reads, writes = _touched(g)
+        for name in sorted(reads | writes):
+            others = sorted(self.touching[name])
+            if name not in writes and len(others) > 8:         # an input of many: only its neighbours in the program
+                k = others.index(i)
+                others = others[max(k - 2, 0):k + 3]
+            near.update(others)
+        for j in sorted(near):
+            other = self.groups.get(j)
+            if j == i or other is None or isinstance(other, Extern) or (later_only and j < i):
+                continue
+            saved = gain(g, other, self.loops.buffers)
+            if saved:
+                heappush(heap, (-saved, min(i, j), max(i, j)))
+
+    def _try(self, i: int, j: int, heap: list[tuple[int, int, int]]) -> None:
+        a, b = self.groups[i], self.groups[j]
+        assert isinstance(a, Group) and isinstance(b, Group)
+        if a.parts[0].order > b.parts[0].order:
+            a, b, i, j = b, a, j, i
+        names = (a.name, b.name)
+        if self._path(i, j) or self._path(j, i):
+            self.refused[i, j] = Refused(*names, "another step lies between them", gain(a, b, self.loops.buffers))
+            return
+        result = fuse(a, b, self.loops.buffers)
+        if isinstance(result, Group) and self._overwrites(result):
+            result = Refused(*names, "would overwrite what it still reads", gain(a, b, self.loops.buffers))
+        if isinstance(result, Refused):
+            self.refused[i, j] = result
+            return
+        self._merge(i, j, result)
+        self._candidates(max(self.groups), heap)
+
+    def _overwrites(self, group: Group) -> bool:
+        """Whether the kernel's stores cannot be put behind the loads of what they overwrite."""
+        reads, writes = _touched(group)
+        if not any(self.loops.buffers[n].kind == "input" for n in reads & writes):
+            return False
+        try:
+            finish(group, place(group), self.loops.buffers, self._private(group), "check")     # type: ignore[arg-type]
+        except Cyclic:
+            return True
+        return False
+
+    def _path(self, i: int, j: int) -> bool:
+        """Whether a way from i to j leads through a third group."""
+        todo = [k for k in self.after[i] if k != j]
+        seen = set(todo)
+        while todo:
+            k = todo.pop()
+            for n in self.after[k]:
+                if n == j:
+                    return True
+                if n not in seen:
+                    seen.add(n)
+                    todo.append(n)
+        return False
+
+    def _merge(self, i: int, j: int, group: Group) -> None:
+        k = max(*self.groups, len(self.loops.steps)) + 1
+        for links, back in ((self.after, self.before), (self.before, self.after)):
+            links[k] = (links.pop(i) | links.pop(j)) - {i, j}
+            for n in links[k]:
+                back[n] = (back[n] - {i, j}) | {k}
+        for name in set.union(*_touched(group)):
+            self.touching[name] = (self.touching[name] - {i, j}) | {k}
+        del self.groups[i], self.groups[j]
+        self.groups[k] = group
+        self.refused = {pair: r for pair, r in self.refused.items() if i not in pair and j not in pair}
+
+    # ---- the result ----
+
+    def _private(self, group: Group) -> set[str]:
+        """Temps that nothing outside the group touches."""
+        shown = {r.buffer for r in self.loops.results}
+        mine = {i for i, g in self.groups.items() if isinstance(g, Group) and g.parts[0].order in
+                {p.order for p in group.parts}}
+        orders = {p.order for p in group.parts}
+        out = set()
+        for name in _touched(group)[1]:
+            users = self.touching[name] - mine
+            outside = any(isinstance(self.groups[u], Extern) or
+                          not {p.order for p in self.groups[u].parts} <= orders for u in users)   # type: ignore[union-attr]
+            if self.loops.buffers[name].kind == "temp" and not outside and name not in shown:
+                out.add(name)
+        return out
+
+    def finished(self) -> tuple[list[Kernel | Extern], dict[str, Buffer]]:
+        """Kernels and library calls in a legal order near the program's, and the buffers that are left."""
+        buffers = dict(self.loops.buffers)
+        steps: list[Kernel | Extern] = []
+        for n, i in enumerate(self._order()):
+            g = self.groups[i]
+            if isinstance(g, Extern):
+                steps.append(g)
+                continue
+            placed = place(g)
+            if isinstance(placed, str):
+                raise AssertionError(placed)
+            kernel, changed, gone = finish(g, placed, self.loops.buffers, self._private(g), f"k{n}")
+            buffers.update(changed)
+            for name in gone:
+                del buffers[name]
+            if kernel.loops:
+                steps.append(kernel)
+        return steps, buffers
+
+    def _order(self) -> Iterable[int]:
+        def place_of(i: int) -> int:
+            g = self.groups[i]
+            return g.parts[-1].order if isinstance(g, Group) else i
+
+        waiting = {i: len(self.before[i]) for i in self.groups}
+        ready: list[tuple[int, int]] = []
+        for i, n in waiting.items():
+            if not n:
+                heappush(ready, (place_of(i), i))
+        while ready:
+            _, i = heappop(ready)
+            yield i
+            for j in self.after[i]:
+                waiting[j] -= 1
+                if not waiting[j]:
+                    heappush(ready, (place_of(j), j))
+

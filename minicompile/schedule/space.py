@@ -1,0 +1,217 @@
+"""Iteration spaces: bringing two groups of loops onto common axes, and what one point of them needs of another.
+
+Takes loops, serves `fuse`. A group walks `par` axes; each of its loops has `inner` axes besides (those it reduces, or
+the rest of its index space when others reduce it). Pure functions over frozen data.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..ir.sym import Sym, Var, bounds, coefficient, free_vars
+from ..loops.axes import rename
+from ..loops.nest import Axis, Loop, axis
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One loop of a group, on the group's axes. `order` is its place in the program."""
+
+    loop: Loop
+    inner: tuple[Axis, ...]
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Loops that will be one kernel. Parts are in program order."""
+
+    par: tuple[Axis, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def flat(self) -> bool:
+        """No part has inner axes: the split into par and inner axes is still open."""
+        return not any(p.inner for p in self.parts)
+
+    @property
+    def rows(self) -> int:
+        return total(self.par)
+
+    @property
+    def name(self) -> str:
+        return self.parts[-1].loop.name
+
+
+def total(axes: Sequence[Axis]) -> int:
+    """The number of points."""
+    n = 1
+    for a in axes:
+        n *= int(a.size)                       # type: ignore[arg-type]
+    return n
+
+
+def sizes_of(axes: Sequence[Axis]) -> list[int]:
+    return [int(a.size) for a in axes]         # type: ignore[arg-type]
+
+
+def single(loop: Loop, order: int) -> Group:
+    """The group of one loop, its axes renamed to i0, i1, … and j0, j1, …."""
+    par = tuple(axis(f"i{k}", n) for k, n in enumerate(sizes_of(loop.axes)))
+    inner = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes_of(loop.reduce_axes)))
+    env: dict[Var, Sym | int] = {a.var: b.var for a, b in zip((*loop.axes, *loop.reduce_axes), (*par, *inner))}
+    return Group(par, (Part(rename(loop, env, par, inner), inner, order),))
+
+
+def refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], int] | None:
+    """The coarsest sizes that both lists (outermost first) are products of neighbours of.
+
+    b may stop early: then it matches a prefix of a, and the second value says how many of the sizes b covers.
+    """
+    out: list[int] = []
+    left, right = list(a[::-1]), list(b[::-1])
+    while right:
+        if not left:
+            return None
+        x, y = left.pop(), right.pop()
+        small = min(x, y)
+        if x % small or y % small:
+            return None
+        out.append(small)
+        if x > small:
+            left.append(x // small)
+        if y > small:
+            right.append(y // small)
+    return out + left[::-1], len(out)
+
+
+def respace(g: Group, sizes: Sequence[int], split: int) -> Group:
+    """g over axes of the given sizes (a refinement of its par sizes), the first `split` of them par and the rest
+    inner axes of every part."""
+    if sizes_of(g.par) == list(sizes) and split == len(sizes):
+        return g
+    par = tuple(axis(f"i{k}", n) for k, n in enumerate(sizes[:split]))
+    rest = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes[split:]))
+    env = joined(g.par, par + rest)
+    memo: dict = {}
+    parts = []
+    for p in g.parts:
+        reduces = p.loop.combine is not None
+        axes = par if reduces else par + rest + p.inner
+        parts.append(Part(rename(p.loop, env, axes, p.loop.reduce_axes, memo), rest + p.inner, p.order))
+    return Group(par, tuple(parts))
+
+
+def joined(old: Sequence[Axis], new: Sequence[Axis]) -> dict[Var, Sym | int]:
+    """Old variables in terms of the refined new ones."""
+    env: dict[Var, Sym | int] = {}
+    pieces = iter(new)
+    for a in old:
+        value: Sym | int = 0
+        n = 1
+        while n < int(a.size):                 # type: ignore[arg-type]
+            piece = next(pieces)
+            value = value * piece.size + piece.var
+            n *= int(piece.size)               # type: ignore[arg-type]
+        env[a.var] = value
+    return env
+
+
+def align(a: Group, b: Group) -> tuple[Group, Group] | str:
+    """Both on common par axes, or why that can't be."""
+    ra, rb = a.rows, b.rows
+    if ra == rb:
+        found = refine(sizes_of(a.par), sizes_of(b.par))
+        if found:
+            return respace(a, found[0], found[1]), respace(b, found[0], found[1])
+    elif ra > rb and a.flat:
+        found = refine(sizes_of(a.par), sizes_of(b.par))
+        if found:
+            return respace(a, *found), respace(b, found[0][:found[1]], found[1])
+    elif rb > ra and b.flat:
+        swapped = align(b, a)
+        return swapped if isinstance(swapped, str) else (swapped[1], swapped[0])
+    return f"iteration spaces {sizes_of(a.par)} and {sizes_of(b.par)} differ"
+
+
+def common_inner(parts: Sequence[Part]) -> list[Part]:
+    """The parts with inner axes of the same extent brought to common sizes, where there are some."""
+    shared: dict[int, list[int] | None] = {}
+    kinds = {tuple(sizes_of(p.inner)) for p in parts}
+    if len({total(p.inner) for p in parts}) == len(kinds):
+        return list(parts)
+    for p in parts:
+        n = total(p.inner)
+        mine = sizes_of(p.inner)
+        if n not in shared:
+            shared[n] = mine
+        elif shared[n] is not None and shared[n] != mine:
+            found = refine(shared[n] or (), mine)
+            shared[n] = found[0] if found else None
+    return [_on_inner(p, shared[total(p.inner)]) for p in parts]
+
+
+def _on_inner(p: Part, sizes: list[int] | None) -> Part:
+    if sizes is None or sizes == sizes_of(p.inner):
+        return p
+    inner = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes))
+    env = joined(p.inner, inner)
+    outer = tuple(a for a in p.loop.axes if a not in p.inner)
+    if p.loop.combine is not None:
+        return replace(p, loop=rename(p.loop, env, outer, inner), inner=inner)
+    return replace(p, loop=rename(p.loop, env, outer + inner, ()), inner=inner)
+
+
+# ---- what one point needs of another ----
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The elements a loop stores at one par point, relative to that point's own part: start, start+step, …, n of them."""
+
+    start: int
+    step: int
+    n: int
+
+
+def row_part(s: Sym | int, par: frozenset[Var]) -> tuple[Sym | int, Sym | int] | None:
+    """s as (part of the par variables, the rest); None where they are entangled."""
+    mine: Sym | int = 0
+    rest: Sym | int = s if isinstance(s, int) else s.const
+    for a, c in () if isinstance(s, int) else s.terms:
+        used = a.vars & par
+        if used and used != a.vars:
+            return None
+        if used:
+            mine = mine + c * a
+        else:
+            rest = rest + c * a
+    return mine, rest
+
+
+def run_of(rest: Sym | int, inner: Sequence[Axis]) -> Run | None:
+    """The elements that `rest` runs through over the inner axes, if they are evenly spaced."""
+    if isinstance(rest, int):
+        return Run(rest, 1, 1)
+    strides = sorted((coefficient(rest, a.var) or 0, int(a.size)) for a in inner if a.size != 1)   # type: ignore[arg-type]
+    step = strides[0][0] if strides else 1
+    n = 1
+    for k, size in strides:
+        if k <= 0 or k != step * n:
+            return None
+        n *= size
+    lo, hi = bounds(rest)
+    if free_vars(rest) - {a.var for a in inner} or hi - lo != step * (n - 1):
+        return None
+    return Run(int(lo), step, n)
+
+
+def within(rest: Sym | int, run: Run) -> bool:
+    """Whether every value of `rest` is one of run's elements."""
+    lo, hi = bounds(rest)
+    if lo < run.start or hi > run.start + run.step * (run.n - 1):
+        return False
+    if run.step == 1:
+        return True
+    if isinstance(rest, int):
+        return (rest - run.start) % run.step == 0
+    return (rest.const - run.start) % run.step == 0 and all(c % run.step == 0 for _, c in rest.terms)

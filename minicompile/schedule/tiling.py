@@ -1,0 +1,142 @@
+"""Tiling: which axis runs over SIMD lanes, how many axes threads share, and what a kernel costs. Pure functions.
+
+Takes a kernel's axes and stages, serves `kernel`; the estimates are nanoseconds on one core of a current machine.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from ..ir.sym import Sym, Var, coefficient
+from ..loops.nest import Axis, Buffer
+from ..loops.val import Apply, Checked, Load, Val, walk
+from .plan import Stage, Tiling
+from .space import total
+
+NS_PER_BYTE = 0.06               # one core streaming from memory
+NS_PER_LANE = {"light": 0.03, "divide": 0.15, "function": 0.5}     # per element, vectorised for float32
+SCALAR_FACTOR = 8.0              # without SIMD
+FORK_NS = 20_000                 # below this much work a team of threads costs more than it gives
+SERIAL_VALS = frozenset("erfinv lgamma digamma nextafter".split())
+DIVIDES = frozenset("div reciprocal sqrt rsqrt floordiv truncdiv remainder fmod".split())
+LIGHT = frozenset("""neg abs sign floor ceil trunc round add sub mul maximum minimum eq ne lt le gt ge and or xor not
+    shl shr where cast bitcast isnan isinf signbit copysign""".split())
+
+
+def prim_cost(prim: str) -> float:
+    """Nanoseconds per element of one prim."""
+    return NS_PER_LANE["light" if prim in LIGHT else "divide" if prim in DIVIDES else "function"]
+
+
+def tile(par: tuple[Axis, ...], stages: Sequence[Stage], buffers: Mapping[str, Buffer],
+         local: Mapping[str, Buffer]) -> Tiling:
+    """The tiling of a kernel."""
+    vector = vector_axis(par, stages)
+    work = cost(par, stages, buffers, local, vector is not None)
+    ordered = any(loop.out.indirect or loop.out.mode != "set" for stage in stages for loop in stage.loops)
+    parallel = 0 if ordered or work < FORK_NS else parallel_depth(par)
+    return Tiling(vector, parallel, round(work, 1), transpose(par, stages, vector))
+
+
+def parallel_depth(par: Sequence[Axis]) -> int:
+    """How many leading axes threads share: as few as give 64 or more pieces; the last one stays whole if it can."""
+    pieces = 1
+    for k, a in enumerate(par):
+        if pieces >= 64:
+            return k
+        pieces *= int(a.size)                      # type: ignore[arg-type]
+    return len(par) if pieces > 1 else 0
+
+
+def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
+    """See Tiling.vector: the candidate that more accesses walk with stride 1, unless something forbids lanes."""
+    if any(loop.out.indirect or loop.out.mode != "set" or loop.is_scan for s in stages for loop in s.loops):
+        return None
+    if any((loop.combine or "").startswith("arg") for s in stages for loop in s.loops) and not par:
+        return None
+    has_inner = any(s.inner for s in stages)
+    scores: dict[str, float] = {}
+    if par:
+        scores[par[-1].var.name] = sum(_score(stage, par[-1].var) for stage in stages)
+    if has_inner:
+        scores["inner"] = sum(_score(s, s.inner[-1].var) for s in stages if s.inner)
+        if any((loop.combine or "").startswith("arg") for s in stages for loop in s.loops):
+            del scores["inner"]
+    if not scores or all(v < 0 for v in scores.values()):
+        return None
+    return max(scores, key=lambda k: (scores[k], k == "inner"))
+
+
+def _score(stage: Stage, v: Var) -> float:
+    """+1 for each access that walks v with stride 1, -1 for each that jumps or gathers, weighted by the inner extent."""
+    points = total(stage.inner)
+    score = 0.0
+    for s, indirect in _accesses(stage):
+        k = coefficient(s, v)
+        score += (1 if k == 1 and not indirect else 0 if k == 0 and not indirect else -0.5) * points
+    return score
+
+
+def _accesses(stage: Stage) -> Iterator[tuple[Sym | int, bool]]:
+    seen: set[Val] = set()
+    for loop in stage.loops:
+        yield loop.out.index, bool(loop.out.indirect)
+        for x in loop.loads():
+            if x not in seen:
+                seen.add(x)
+                yield x.index, bool(x.indirect)
+
+
+def transpose(par: Sequence[Axis], stages: Sequence[Stage], vector: str | None) -> tuple[str, str] | None:
+    """(axis the reads walk with stride 1, axis the writes do) of a flat kernel where these differ."""
+    if len(par) < 2 or any(s.inner for s in stages) or vector != par[-1].var.name:
+        return None
+    last = par[-1].var
+    reads = [x.index for s in stages for loop in s.loops for x in loop.loads() if not x.indirect]
+    for a in par[:-1]:
+        if int(a.size) >= 8 and int(par[-1].size) >= 8:                    # type: ignore[arg-type]
+            if any(coefficient(r, a.var) == 1 and (coefficient(r, last) or 0) > 1 for r in reads):
+                return a.var.name, last.name
+    return None
+
+
+def cost(par: Sequence[Axis], stages: Sequence[Stage], buffers: Mapping[str, Buffer], local: Mapping[str, Buffer],
+         vectorised: bool) -> float:
+    """Estimated nanoseconds on one core: arithmetic plus each buffer's traffic once."""
+    rows = total(par)
+    compute = 0.0
+    touched: set[str] = set()
+    for stage in stages:
+        seen: set[Val] = set()
+        per_point = 0.0
+        for loop in stage.loops:
+            touched.add(loop.out.buffer)
+            per_point += NS_PER_LANE["light"] if loop.combine else 0.0
+            for v in loop.values():
+                for x in walk(v):
+                    if x not in seen:
+                        seen.add(x)
+                        per_point += _val_cost(x)
+                        if isinstance(x, Load):
+                            touched.add(x.buffer)
+        compute += per_point * rows * total(stage.inner)
+    traffic = sum(min(buffers[n].spec.nbytes, _most(stages, rows, buffers[n])) for n in touched if n not in local)
+    return compute * (1.0 if vectorised else SCALAR_FACTOR) + traffic * NS_PER_BYTE
+
+
+def _most(stages: Sequence[Stage], rows: int, b: Buffer) -> int:
+    """A kernel cannot move more of a buffer than one element per point and stage."""
+    return sum(rows * total(s.inner) for s in stages) * b.spec.dtype.itemsize
+
+
+def _val_cost(x: Val) -> float:
+    if isinstance(x, Apply):
+        wide = 2.0 if x.dtype in (torch.float64, torch.int64) else 1.0
+        return prim_cost(x.prim) * wide * (SCALAR_FACTOR if x.prim in SERIAL_VALS else 1.0)
+    if isinstance(x, Checked):
+        return 0.1
+    if isinstance(x, Load):
+        return 0.5 if x.indirect else 0.02
+    return 0.0
+
