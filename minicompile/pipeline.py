@@ -1,7 +1,8 @@
 """The pipeline: every stage in order, for one captured graph, with every border object kept.
 
 Takes a `Capture` (or a bare torch.fx graph), gives `Compilation.call`, which computes the graph's outputs
-from its inputs. `api` puts it behind the captured frame; `explanation` and `bisection` read the border objects.
+from its inputs. `api` puts it behind the captured frame; `explanation` and `bisection` read the border
+objects.
 """
 from __future__ import annotations
 
@@ -13,12 +14,16 @@ from typing import Any
 
 import torch
 
+from .autograd.function import Halves
+from .autograd.joint import Joint, trace_joint
+from .autograd.partition import split
 from .codegen import cpp, driver
 from .config import config
 from .debug import configure, dump_stage, log
 from .errors import MinicompileError, Refusal, ToolchainError
 from .loops.build import build_loops
 from .lower.decompose import decompose
+from .lower.graphs import Prims
 from .lower.trace import trace
 from .schedule.fuse import schedule
 
@@ -43,10 +48,14 @@ class Compilation:
     """One graph on its way through the stages. Stages that were not reached are None.
 
     capture      what was captured: `.gm` is the torch-level graph
+    joint        forward and backward in one graph, where the graph is trained through
+    split        the joint graph's two halves
+    backward     the second half's own Compilation, from its prims on
     call         computes the outputs: call(*tensors) -> sequence of tensors
     inputs       copies of the first call's inputs, where they were asked for (bisecting)
     seconds      stage -> seconds it took
-    runs         the name of what `call` runs: a border object's reference, "executable", or a user's backend
+    runs         the name of what `call` runs: a border object's reference, "executable", or a user's
+                 backend
     """
 
     name: str
@@ -57,6 +66,9 @@ class Compilation:
     plan: Any = None
     source: Any = None
     executable: Any = None
+    joint: Any = None
+    split: Any = None
+    backward: Compilation | None = None
     inputs: tuple = ()
     call: Call | None = None
     runs: str = ""
@@ -110,7 +122,20 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
     if target == "capture":
         done.call, done.runs = capture.gm, "capture"
         return done
-    done.put("aten", lambda: trace(capture.gm, examples, where or {}))
+    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in examples):
+        joint = done.put("joint", lambda: trace_joint(capture.gm, examples, where))
+        if joint.tangents:
+            return _finish_training(done, joint, "prims" if target == "aten" else target)
+        done.aten = joint.aten
+    else:
+        done.put("aten", lambda: trace(capture.gm, examples, where))
+    done.call = _finish(done, target)
+    return done
+
+
+def _finish(done: Compilation, target: str) -> Call:
+    """What runs the object of stage `target`, which is made; the loops' reference where there is no C++
+    compiler."""
     try:
         border = done.reach(target)
     except ToolchainError as e:
@@ -118,7 +143,17 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
             raise
         _warn_once("toolchain", f"{e}\nminicompile runs its slow reference instead of compiled code.")
         target, border = "loops", done.reach("loops")
-    done.call, done.runs = (border if target == "executable" else border.run), target
+    done.runs = target
+    return border if target == "executable" else border.run
+
+
+def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilation:
+    """Cuts the joint graph and compiles both halves."""
+    prims = decompose(joint.aten)
+    halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents))
+    done.prims = Prims(halves.forward)
+    done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward))
+    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients)
     return done
 
 

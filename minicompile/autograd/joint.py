@@ -1,0 +1,93 @@
+"""The joint graph: forward and backward in one trace, with the autograd engine's own formulas.
+
+Takes the captured torch-level graph and example inputs, as `lower.trace` does; gives a `Joint`, which
+`lower.decompose` turns into prims and `partition` splits. The engine runs on the same fakes under the same
+recorder, so custom functions, checkpointing and hooks come out as the ATen calls they make.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..errors import Refusal, Where
+from ..ir.fake import Fake, engine_gradients, storage_key
+from ..ir.spec import TensorSpec
+from ..lower.functionalise import Functionaliser
+from ..lower.graphs import AtenGraph
+from ..lower.trace import input_names, record, runner
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """aten       inputs: the primals, then one tangent per output of `tangents`; outputs: the forward's,
+    then the gradients primals    how many inputs the forward takes
+    outputs    how many outputs the forward gives
+    tangents   which of those outputs have an incoming gradient
+    gradients  the primals that the gradients belong to, in order
+    """
+
+    aten: AtenGraph
+    primals: int
+    outputs: int
+    tangents: tuple[int, ...]
+    gradients: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return str(self.aten)
+
+    def check(self) -> None:
+        self.aten.check()
+
+    def run(self, *inputs: Any) -> list[torch.Tensor]:
+        """(*primals, *tangents) → (*outputs, *gradients), one ATen call at a time."""
+        return self.aten.run(*inputs)
+
+
+def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
+                where: Mapping[fx.Node, Where] | None = None) -> Joint:
+    """The joint graph of `gm` for inputs like these. Without a differentiable result it has no tangents.
+
+    Raises Refusal "alias-grad" for results that share memory with each other or with a written input and
+    need a gradient, and what `trace` raises.
+    """
+    into = Functionaliser()
+    recorder, fakes, results = record(runner(gm, into, where), inputs, input_names(gm), into)
+    given = [f for f in fakes if isinstance(f, Fake)]
+    storages = {storage_key(f) for f in given}
+    tangents = tuple(i for i, r in enumerate(results) if r.requires_grad and storage_key(r) not in storages)
+    _check_aliases(given, results, tangents)
+    leaves = [i for i, f in enumerate(given) if f.requires_grad]
+    gradients: list[Any] = []
+    seeds = [Fake.from_spec(dense(results[i].spec)) for i in tangents]
+    for i, seed in zip(tangents, seeds):
+        into.add_input(seed, f"tangent_{i}")
+    into.where = None
+    with recorder:
+        if tangents:
+            gradients = engine_gradients([results[i] for i in tangents], [given[i] for i in leaves], seeds)
+    flowing = [(i, g) for i, g in zip(leaves, gradients) if g is not None]
+    graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
+    return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing))
+
+
+def dense(spec: TensorSpec) -> TensorSpec:
+    """The geometry of a fresh tensor that stands for one like `spec`: its strides if they are dense, else
+    row-major."""
+    if spec.is_dense:
+        return spec.with_(offset=0)
+    return TensorSpec.contiguous(spec.dtype, spec.shape, spec.device)
+
+
+def _check_aliases(given: Sequence[Fake], results: Sequence[Fake], tangents: Sequence[int]) -> None:
+    seen: dict[int, Fake] = {}
+    for i in tangents:
+        r = results[i]
+        if seen.setdefault(storage_key(r), r) is not r:
+            raise Refusal("alias-grad", "two results that need gradients share memory")
+    for f in given:
+        if f.grad_fn is not None:
+            raise Refusal("alias-grad", "an input that needs a gradient is written to")

@@ -1,0 +1,205 @@
+"""Partition: which values the forward graph saves for the backward graph, by a minimum cut.
+
+Takes the joint prim graph of `joint`, gives two prim graphs and, for every saved value, the reason it is
+saved. `loops` builds each half.
+
+The cut: every value is an edge whose capacity is the cost of keeping it; what the forward must compute and
+the backward may not compute again hangs on the source, what depends on the incoming gradients hangs on the
+sink. The cheapest set of edges that separates the two is what is saved; everything after the cut is
+computed again (Chen et al., "Training deep nets with sublinear memory cost", 2016; the min-cut form is
+AOTAutograd's).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx
+import torch
+
+from ..errors import CheckError
+from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
+from ..ir.prims import Prim
+from ..ir.spec import TensorSpec
+from .joint import dense
+
+INF = float("inf")
+CHEAPER = "keeping it costs fewer bytes than keeping what it is computed from"
+
+# prim kind → how computing it again in the backward is judged
+RECOMPUTE = {"elementwise": "cheap", "view": "free", "create": "free", "gather": "cheap", "reduce": "pass",
+             "scan": "pass"}
+# why a value of that class is never computed twice
+BANNED = {"pass": "a reduction would read everything again",
+          "library": "a library kernel costs more than its result's bytes",
+          "random": "drawing again would give other numbers",
+          "input": "it is an input"}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One value that lives from forward to backward: its bytes, and why it is kept instead of computed
+    again."""
+
+    node: Node
+    bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.node.name}: {self.bytes} bytes, {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """forward: primals → (outputs, saved); backward: (saved, tangents) → gradients.
+
+    outputs     how many of `forward`'s outputs are the user's; then come saved values, last the hidden
+                bases of aliases
+    saved       in the order `backward` takes them: primal number from_input[i], or (None) the next saved
+                output
+    tangents    which of the user's outputs have an incoming gradient; `backward` takes them after the saved
+                values
+    """
+
+    forward: Graph
+    backward: Graph
+    outputs: int
+    saved: tuple[Saved, ...]
+    from_input: tuple[int | None, ...]
+    tangents: tuple[int, ...]
+
+    @property
+    def saved_bytes(self) -> int:
+        return sum(s.bytes for s in self.saved)
+
+    def __str__(self) -> str:
+        kept = "\n".join(f"# saved {s}" for s in self.saved)
+        return f"{kept}\n# forward\n{self.forward}\n# backward\n{self.backward}"
+
+    def check(self) -> None:
+        """The type equation: forward: a → (b, saved), backward: (saved, b̄) → ā. Raises CheckError."""
+        self.forward.check("forward")
+        self.backward.check("backward")
+        given = self.forward.outputs[self.outputs:self.forward.returned]
+        kept = [s for s, i in zip(self.saved, self.from_input) if i is None]
+        if len(given) != len(kept):
+            raise CheckError("forward", "outputs", f"gives {len(given)} saved values, not {len(kept)}")
+        for o, s in zip(given, kept):
+            if (o.spec.dtype, o.spec.shape) != (s.node.tensor.dtype, s.node.tensor.shape):
+                raise CheckError("forward", s.node.name, f"is saved as {o.spec}, expected as {s.node.spec}")
+        taken = self.backward.inputs[:len(self.saved)]
+        for n, s in zip(taken, self.saved):
+            if (n.tensor.dtype, n.tensor.shape) != (s.node.tensor.dtype, s.node.tensor.shape):
+                raise CheckError("backward", n.name, f"takes {n.spec}, was saved as {s.node.spec}")
+
+
+def recompute_class(n: Node) -> str:
+    """How a node is judged as a candidate for recomputation: "free", "cheap", "pass", "library", "random",
+    "input"."""
+    if isinstance(n.op, Prim):
+        return RECOMPUTE[n.op.kind]
+    if isinstance(n.op, str):
+        return "input" if n.op == "input" else "free"
+    return "random" if torch.Tag.nondeterministic_seeded in n.op.tags else "library"
+
+
+def saving_cost(n: Node) -> float:
+    """The capacity of a value's edge: its bytes. What is no plain tensor cannot be kept; a constant is in
+    both graphs; an input is alive anyway until its owner lets go, so among equals it costs least."""
+    if n.op == "constant":
+        return 0
+    if not isinstance(n.spec, TensorSpec):
+        return INF
+    return max(n.spec.nbytes, 1) * (0.5 if n.op == "input" else 1.0)
+
+
+def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...]) -> Split:
+    """Cuts the joint graph, whose inputs are `primals` of the user's, then one tangent for each output in
+    `tangents`, and whose outputs are `outputs` of the forward's, then the gradients, then hidden bases of
+    aliases."""
+    results, gradients = joint.outputs[:outputs], joint.outputs[outputs:joint.returned]
+    after = _dependents(joint, joint.inputs[primals:])
+    writes = tuple((i, n) for i, n in joint.writes if n not in after)
+    saved = _cut(joint, after, _ancestors([o.node for o in gradients]), gradients)
+    changed = {i for i, _ in writes}          # an input that the forward overwrites is saved as it was
+    at = [n.args[0] if n.op == "input" and n.args[0] not in changed else None for n in saved]
+    kept = [Output(n, dense(n.tensor)) for n, i in zip(saved, at) if i is None]
+    forward = _forward(joint, primals, results, kept, writes)
+    backward = _backward(joint, primals, gradients, saved)
+    reasons = tuple(Saved(n, n.tensor.nbytes, BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
+    return Split(forward, backward, outputs, reasons, tuple(at), tangents)
+
+
+def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
+    """`roots` and everything computed from them."""
+    seen = set(roots)
+    for n in graph.nodes:
+        if any(a in seen for a in arg_nodes((n.args, n.kwargs))):
+            seen.add(n)
+    return seen
+
+
+def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
+    """`roots` and everything they are computed from, up to what is `known`."""
+    seen: set[Node] = set()
+    stack = list(roots)
+    while stack:
+        n = stack.pop()
+        if n not in seen and n not in known:
+            seen.add(n)
+            stack.extend(arg_nodes((n.args, n.kwargs)))
+    return seen
+
+
+def _cut(joint: Graph, after: set[Node], needed: set[Node], gradients: tuple[Output, ...]) -> list[Node]:
+    """The values to save, in graph order: a minimum cut of the part of the joint graph that the gradients
+    need."""
+    flow = networkx.DiGraph()
+    order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
+    for n in order:
+        flow.add_edge((n, 0), (n, 1), capacity=saving_cost(n))
+        if recompute_class(n) in BANNED:
+            flow.add_edge("source", (n, 0), capacity=INF)
+    for n in joint.nodes:
+        if n in needed:
+            for a in arg_nodes((n.args, n.kwargs)):
+                if a not in after:
+                    flow.add_edge((a, 1), "sink" if n in after else (n, 0), capacity=INF)
+    for o in gradients:
+        if o.node not in after:
+            flow.add_edge((o.node, 1), "sink", capacity=INF)
+    if "source" not in flow or "sink" not in flow:
+        return []
+    _, (left, _) = networkx.minimum_cut(flow, "source", "sink")
+    return [n for n in order if (n, 0) in left and (n, 1) not in left]
+
+
+def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list[Output],
+             writes: tuple[tuple[int, Node], ...]) -> Graph:
+    """What the user's results, the saved values and the writes need, and every random draw, in order."""
+    hidden = [j for j in dict.fromkeys(o.alias[1] for o in results if o.alias and o.alias[0] == "output")
+              if j >= len(results)]
+    moved = {j: len(results) + len(kept) + i for i, j in enumerate(hidden)}
+    shown = [Output(o.node, o.spec, ("output", moved[o.alias[1]])) if o.alias and o.alias[1] in moved
+             and o.alias[0] == "output" else o for o in results]
+    outputs = (*shown, *kept, *(joint.outputs[j] for j in hidden))
+    needed = _ancestors([o.node for o in outputs] + [n for _, n in writes])
+    nodes = tuple(n for n in joint.nodes if n in needed)
+    return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept))
+
+
+def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: list[Node]) -> Graph:
+    """The nodes between (saved, tangents) and the gradients, on new input nodes. Gradients are fresh
+    tensors."""
+    new: dict[Node, Node] = {}
+    for i, n in enumerate((*saved, *joint.inputs[primals:])):
+        spec = n.tensor if n.op == "input" else dense(n.tensor)
+        new[n] = Node(n.name, "input", (i,), {}, spec, n.where)
+    inputs = tuple(new.values())
+    needed = _ancestors([o.node for o in gradients], set(new))
+    for n in joint.nodes:
+        if n in needed:
+            args, kwargs = map_arg((n.args, n.kwargs), new.__getitem__)
+            new[n] = Node(n.name, n.op, args, kwargs, n.spec, n.where)
+    nodes = tuple(new.values())[len(inputs):]
+    outputs = tuple(Output(new[o.node], dense(o.spec)) for o in gradients)
+    return Graph(inputs, nodes, outputs, (), len(outputs))
