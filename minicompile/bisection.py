@@ -2,8 +2,8 @@
 
 Takes a `pipeline.Compilation` and the real inputs of its graph; gives a `Finding`. Every border object is
 verified by its `check()` and run by its slow reference on the same inputs; the first that differs from eager
-names the stage. The node is then found by compiling ever shorter beginnings of the graph. The user's entry is
-`api.bisect`.
+names the stage. The node is the first value that the stage never computes, or, behind the prims, the end of
+the shortest beginning of the graph that is compiled wrongly. The user's entry is `api.bisect`.
 """
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from .errors import CheckError, MinicompileError, ToolchainError, Where
-from .ir.graph import Graph, Node, Output
+from .ir.graph import Graph, Node, Output, arg_nodes
 from .ir.spec import TensorSpec
-from .lower.trace import trace
+from .lower.graphs import call_node
 from .pipeline import STAGES, Compilation
 
 RUN_ORDER = ("aten", "prims", "loops", "plan", "executable")     # the captured graph is the reference
@@ -56,9 +57,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run gave: the outputs, then the inputs as they were left; or the exception it raised."""
+    """What a run gave: `outputs` outputs, then the inputs as they were left; or the exception it raised."""
 
     values: tuple[Any, ...] = ()
+    outputs: int = 0
     raised: BaseException | None = None
 
 
@@ -134,7 +136,7 @@ def _missing(reference: Reference, expected: Sequence[torch.Tensor]) -> Finding 
     """A Finding unless every tensor of `expected` is among the captured graph's values."""
     for i, want in enumerate(expected):
         got = [v for v in reference.eager.values if isinstance(v, torch.Tensor) and v.shape == want.shape]
-        if not any(not differs(Outcome((g,)), Reference(Outcome((want,)))) for g in got):
+        if not any(not value_differs(g, want) for g in got):
             return Finding("capture", reason=f"tensor {i} of the function's result is not the graph's")
     return None
 
@@ -197,7 +199,8 @@ def observe(run: Callable[..., Any], inputs: Sequence[Any]) -> Outcome:
         except Exception as e:  # part of what a program does: the stages must raise alike
             return Outcome(raised=e)
     results = results if isinstance(results, (tuple, list)) else (results,)
-    return Outcome(tuple(v.clone() if isinstance(v, torch.Tensor) else v for v in (*results, *given)))
+    values = tuple(v.clone() if isinstance(v, torch.Tensor) else v for v in (*results, *given))
+    return Outcome(values, len(results))
 
 
 def differs(got: Outcome, reference: Reference) -> str:
@@ -213,7 +216,8 @@ def differs(got: Outcome, reference: Reference) -> str:
     for i, (g, e, p) in enumerate(zip(got.values, eager.values, precise)):
         reason = value_differs(g, e, p)
         if reason:
-            return f"result {i}: {reason}"
+            i_th = f"output {i}" if i < eager.outputs else f"input {i - eager.outputs}, as it was left,"
+            return f"{i_th} {reason}"
     return ""
 
 
@@ -221,16 +225,16 @@ def value_differs(got: Any, eager: Any, precise: Any = None) -> str:
     """What differs, or "". Floats may differ by what reassociation explains: 16 times eager's own error
     against float64, plus 64 units in the last place of the largest element."""
     if not isinstance(eager, torch.Tensor):
-        return "" if got == eager or eager is None else f"{got!r}, not {eager!r}"
+        return "" if got == eager or eager is None else f"is {got!r}, not {eager!r}"
     if not isinstance(got, torch.Tensor) or got.shape != eager.shape or got.dtype != eager.dtype:
-        return f"{TensorSpec.of(got) if isinstance(got, torch.Tensor) else got!r}, not {TensorSpec.of(eager)}"
+        return f"is {TensorSpec.of(got) if isinstance(got, torch.Tensor) else got!r}, not {TensorSpec.of(eager)}"
     if not eager.is_floating_point():
         wrong = int((got != eager).sum())
-        return f"{wrong} of {eager.numel()} elements differ" if wrong else ""
+        return f"differs in {wrong} of {eager.numel()} elements" if wrong else ""
     finite = eager.isfinite()
     other = got[~finite].nan_to_num(), eager[~finite].nan_to_num()
     if not torch.equal(*other) or not got[finite].isfinite().all():
-        return "NaN or infinity at other places"
+        return "has NaN or infinity at other places"
     g, e = got[finite].double(), eager[finite].double()
     if not e.numel():
         return ""
@@ -243,16 +247,102 @@ def value_differs(got: Any, eager: Any, precise: Any = None) -> str:
 
 # ----------------------------------------------------------------------------------------- finding the node
 
-def first_wrong_node(stage: str, done: Compilation, inputs: Sequence[Any]) -> tuple[str, Where | None]:
-    """The node up to which the graph must be compiled for `stage` to go wrong, and the user's place.
+def first_wrong_node(stage: str, done: Compilation, given: Sequence[Any]) -> tuple[str, Where | None]:
+    """The first wrong node of a stage whose result differs, and the user's place; ("", None) if unknown."""
+    if stage == "aten":
+        return _never_computed(_fx_values(done, given), _graph_values(done.aten.graph, given))
+    if stage == "prims":
+        return _never_computed(_graph_values(done.aten.graph, given), _graph_values(done.prims.graph, given))
+    return _shortest_wrong(stage, done, tensors_of(given))
 
-    ("", None) if recompiling the whole graph does not go wrong: then the fault is in this one object.
+
+@dataclass(slots=True)
+class Computed:
+    """A value that a graph computes on the way: the node, its place, the names of the nodes it uses."""
+
+    name: str
+    where: Where | None
+    value: Any
+    uses: tuple[str, ...]
+    is_view: bool
+
+
+def _never_computed(before: list[Computed], after: list[Computed]) -> tuple[str, Where | None]:
+    """The first value of `before` that is not among those of `after`, and does not lead to one that is.
+
+    Views are named last: the stage behind may well have no use for them.
     """
-    beginnings, tensors = _beginnings(stage, done, inputs), tensors_of(inputs)
+    values = [c.value for c in after if isinstance(c.value, torch.Tensor)]
+    right: dict[str, bool] = {}
+    for c in reversed(before):
+        found = isinstance(c.value, torch.Tensor) and any(not value_differs(v, c.value) for v in values)
+        right[c.name] = found or any(right[u.name] for u in before if c.name in u.uses)
+    wrong = sorted((c for c in before if not right[c.name]), key=lambda c: c.is_view)      # stable
+    return (wrong[0].name, wrong[0].where) if wrong else ("", None)
+
+
+def _computed(name: str, where: Where | None, call: Callable[[], Any],
+              operands: dict[str, Any]) -> tuple[Any, Computed]:
+    """Runs one node; gives its value, and a record of it as it is now (a later node may write to it)."""
+    before = [(v, v._version) for v in operands.values() if isinstance(v, torch.Tensor)]
+    value = call()
+    if not isinstance(value, torch.Tensor):
+        return value, Computed(name, where, value, tuple(operands), False)
+    storage = value.untyped_storage()._cdata
+    is_view = any(v._version == n and v.untyped_storage()._cdata == storage for v, n in before)
+    return value, Computed(name, where, value.clone(), tuple(operands), is_view)
+
+
+def _graph_values(graph: Graph, given: Sequence[Any]) -> list[Computed]:
+    """Every value an ATen or prim graph computes."""
+    values: dict[Node, Any] = dict(zip(graph.inputs, fresh(tensors_of(given))))
+    records = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for n in graph.nodes:
+            operands = {a.name: values[a] for a in arg_nodes((n.args, n.kwargs))}
+            run = partial(call_node, n, values.__getitem__)
+            values[n], record = _computed(n.name, n.where, run, operands)
+            records.append(record)
+    return records
+
+
+class _Watched(fx.Interpreter):
+    """Runs a captured graph and records every value."""
+
+    def __init__(self, gm: fx.GraphModule, places: Any) -> None:
+        super().__init__(gm)
+        self.places, self.records = places, []
+
+    def run_node(self, n: fx.Node) -> Any:
+        operands = {a.name: self.env[a] for a in n.all_input_nodes}
+        value, record = _computed(n.name, self.places.get(n), partial(super().run_node, n), operands)
+        if n.op not in ("placeholder", "output"):
+            self.records.append(record)
+        return value
+
+
+def _fx_values(done: Compilation, given: Sequence[Any]) -> list[Computed]:
+    """Every value the captured graph computes."""
+    watched = _Watched(done.capture.gm, getattr(done.capture, "where", {}))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        watched.run(*fresh(given))
+    return watched.records
+
+
+def _shortest_wrong(stage: str, done: Compilation,
+                    tensors: Sequence[torch.Tensor]) -> tuple[str, Where | None]:
+    """The last node of the shortest beginning of the prims for which building `stage` anew goes wrong.
+
+    ("", None) if it does not go wrong for all of them: then the fault is in this one object.
+    """
+    beginnings = list(graph_beginnings(done.prims.graph))
 
     def wrong(k: int) -> bool:
-        _, _, run, before = beginnings[k]
-        return bool(differs(observe(run, tensors), Reference(observe(before, tensors))))
+        prims = dataclasses.replace(done.prims, graph=beginnings[k][1])
+        built = Compilation("beginning", None, prims=prims).reach(stage)
+        return bool(differs(observe(built.run, tensors), Reference(observe(prims.run, tensors))))
 
     if not beginnings or not wrong(len(beginnings) - 1):
         return "", None
@@ -260,28 +350,8 @@ def first_wrong_node(stage: str, done: Compilation, inputs: Sequence[Any]) -> tu
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if wrong(middle) else (middle, high)
-    name, where, _, _ = beginnings[high]
-    return name, where
-
-
-Beginning = tuple[str, Where | None, Callable[..., Any], Callable[..., Any]]
-
-
-def _beginnings(stage: str, done: Compilation, inputs: Sequence[Any]) -> list[Beginning]:
-    """(last node, its place, the stage's result for this beginning, the reference result), shortest first."""
-    if stage == "aten":
-        return list(_fx_beginnings(done, inputs))
-    source = "aten" if stage == "prims" else "prims"
-    whole = getattr(done, source)
-    return [(node.name, node.where, _built(stage, dataclasses.replace(whole, graph=part), source),
-             dataclasses.replace(whole, graph=part).run) for node, part in graph_beginnings(whole.graph)]
-
-
-def _built(stage: str, border: Any, source: str) -> Callable[..., Any]:
-    """Builds `stage` from a beginning's `source` object when called, and runs it."""
-    def run(*inputs: Any) -> Any:
-        return Compilation("beginning", None, **{source: border}).reach(stage).run(*inputs)
-    return run
+    node = beginnings[high][0]
+    return node.name, node.where
 
 
 def graph_beginnings(graph: Graph) -> Iterator[tuple[Node, Graph]]:
@@ -293,23 +363,3 @@ def graph_beginnings(graph: Graph) -> Iterator[tuple[Node, Graph]]:
             loose = [n for n in part.nodes if not used[n] and isinstance(n.spec, TensorSpec)]
             outputs = tuple(Output(n, TensorSpec.contiguous(n.tensor.dtype, n.tensor.shape)) for n in loose)
             yield node, dataclasses.replace(part, outputs=outputs)
-
-
-def _fx_beginnings(done: Compilation, inputs: Sequence[Any]) -> Iterator[Beginning]:
-    """The same for the captured torch.fx graph: traced anew up to each call."""
-    gm = done.capture.gm
-    calls = [n for n in gm.graph.nodes if n.op in ("call_function", "call_method", "call_module")]
-    for last in calls:
-        part = fx.Graph()
-        copied: dict[fx.Node, fx.Node] = {}
-        for n in gm.graph.nodes:
-            if n.op != "output" and (n.op == "placeholder" or n <= last):
-                copied[n] = part.node_copy(n, copied.__getitem__)
-        part.output((copied[last],))
-        module = fx.GraphModule(gm, part)
-        where = getattr(done.capture, "where", {}).get(last)
-        yield last.name, where, _traced(module, inputs), with_numbers(module, inputs)
-
-
-def _traced(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    return lambda *tensors: trace(gm, inputs, {}).run(*tensors)

@@ -358,4 +358,4 @@ def test_tolerance(got: Any, same: bool) -> None:
 
 def test_integers_must_be_equal() -> None:
     from minicompile.bisection import value_differs
-    assert value_differs(torch.tensor([1, 3]), torch.tensor([1, 2])) == "1 of 2 elements differ"
+    assert value_differs(torch.tensor([1, 3]), torch.tensor([1, 2])) == "differs in 1 of 2 elements"
