@@ -8,6 +8,7 @@ Comes before `lower` (which builds graphs) and `loops` (which reads the last one
 """
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,28 @@ class Node:
         spec = f"({', '.join(map(str, self.spec))})" if isinstance(self.spec, tuple) else str(self.spec)
         where = f"  | {self.where}" if self.where else ""
         return f"{self.name} = {op}({', '.join(shown)})  # {spec}{where}"
+
+
+class Names:
+    """Names for nodes: the operator's, with a number where it has been given already; valid in Python text."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        """`name`, or the next free one like it."""
+        while name in self.taken or keyword.iskeyword(name):
+            count = self.taken[name] = self.taken.get(name, 0) + 1
+            numbered = f"{name}_{count}"
+            if numbered not in self.taken:
+                name = numbered
+        self.taken[name] = 0
+        return name
+
+    def fresh(self, op: Any) -> str:
+        """A name for a node of this operator: a string, a Prim, or an OpOverload."""
+        packet = getattr(op, "_overloadpacket", op)
+        return self.take(str(getattr(packet, "name" if packet is op else "__name__", op)).strip("_"))
 
 
 def _show(a: Any) -> str:

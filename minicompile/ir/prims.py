@@ -93,8 +93,18 @@ def _elementwise(name: str, arity: int, dtypes: tuple, ref: Any, doc: str, cpp: 
                  result: str = "same", edges: tuple = ()) -> None:
     slots = ", ".join(f"{{{i}}}" for i in range(arity))
     conditions = 1 if name == "where" else 0
+    if arity > 1:
+        ref = _numbers_too(ref, conditions)
     PRIMS[name] = Prim(name, "elementwise", doc, ref, _pointwise(result, dtypes, conditions), arity, result, dtypes,
                        cpp or f"mc::{name}({slots})", triton or f"libdevice.{name}({slots})", edges)
+
+
+def _numbers_too(f: Any, conditions: int) -> Any:
+    """`f` for operands of which some are Python numbers: they have the dtype of the others."""
+    def ref(*args: Any) -> Tensor:
+        dtype = next(a.dtype for a in args[conditions:] if isinstance(a, Tensor))
+        return f(*(a if isinstance(a, Tensor) else torch.tensor(a, dtype=dtype) for a in args))
+    return ref
 
 
 def _unary_rows() -> None:

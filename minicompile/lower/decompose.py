@@ -1,0 +1,92 @@
+"""Decompose: ATen graph to prims and externs.
+
+Takes an `AtenGraph` from `trace`, gives `Prims` for `loops.build`. One pass: each call goes to its decomposition
+(`pointwise`, `reduction`, `views`, `indexing`), or stays whole as an extern where there is none, where it declines
+(NotImplemented), or where a dtype is not for prims. Then what no result needs is dropped.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
+from . import indexing, pointwise, reduction, views
+from .builder import RULES, SUPPORTED, Builder
+from .graphs import AtenGraph, Prims, infer
+
+assert all((indexing, pointwise, reduction, views))          # imported for the decompositions they register
+
+
+def decompose(aten_graph: AtenGraph) -> Prims:
+    """The prims of an ATen graph: same inputs, outputs and writes, same values up to reassociation of sums."""
+    g, b = aten_graph.graph, Builder()
+    values: dict[Node, Any] = {}
+    for n in g.inputs:
+        values[n] = Node(b.names.take(n.name), "input", n.args, {}, n.spec)
+    for n in g.nodes:
+        values[n] = _lower(b, n, values)
+    outputs = []
+    for o in g.outputs:
+        node = values[o.node]
+        outputs.append(Output(b.laid_out(node, o.spec) if o.alias is None else node, o.spec, o.alias))
+    b.mark = len(b.nodes)
+    writes = tuple((i, values[n]) for i, n in g.writes)
+    inputs = tuple(values[n] for n in g.inputs)
+    roots = [o.node for o in outputs] + [n for _, n in writes]
+    return Prims(Graph(inputs, tuple(alive(b.nodes, roots)), tuple(outputs), writes, g.returned))
+
+
+def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
+    """The prim-level value of one ATen node: a Node, or a tuple of them."""
+    b.source, b.place, b.out, b.mark = n, n.where, n.spec, len(b.nodes)
+    if n.op == "constant":
+        return b.constant(n.args[0])
+    if n.op == "getitem":
+        source = values[n.args[0]]
+        return source[n.args[1]] if isinstance(source, tuple) else b.item(source, n.args[1])
+    args = map_arg(n.args, values.__getitem__)
+    kwargs = {k: map_arg(v, values.__getitem__) for k, v in n.kwargs.items()}
+    rule = RULES.get(n.op)
+    out: Any = NotImplemented
+    if rule is not None and _for_prims(n):
+        out = rule(b, *args, **kwargs)
+    if out is NotImplemented:
+        return _extern(b, n, args, kwargs)
+    if isinstance(out, (tuple, list)):
+        specs = n.spec if isinstance(n.spec, tuple) else (None,) * len(out)
+        return tuple([b.laid_out(o, s) if s is not None else o for o, s in zip(out, specs)])
+    return b.laid_out(out, n.tensor)
+
+
+def _for_prims(n: Node) -> bool:
+    """Whether all tensors at this node have dtypes prims know."""
+    specs = [a.spec for a in arg_nodes((n.args, n.kwargs))] + [n.spec]
+    flat = [s for spec in specs for s in (spec if isinstance(spec, tuple) else (spec,)) if s is not None]
+    return all(s.dtype in SUPPORTED for s in flat)
+
+
+def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
+    """The ATen call itself. Views are copied: an extern's result never shares memory with its arguments."""
+    op, spec = n.op, n.spec
+    if op.is_view or op in ALIASING:
+        packet = op._overloadpacket.__name__.strip("_") + "_copy"
+        op = getattr(getattr(torch.ops.aten, packet), op._overloadname)
+        spec = infer(op, args, kwargs)
+    return b.extern(op, args, kwargs, spec)
+
+
+ALIASING = frozenset((torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default))
+
+
+def alive(nodes: list[Node], roots: list[Node]) -> list[Node]:
+    """The nodes that results depend on, and those with an effect: drawing random numbers, or raising."""
+    needed = set(roots)
+    kept = []
+    for n in reversed(nodes):
+        effect = isinstance(n.op, torch._ops.OpOverload) and (
+            torch.Tag.nondeterministic_seeded in n.op.tags or not n.op._schema.returns)
+        if n in needed or effect:
+            needed.update(arg_nodes((n.args, n.kwargs)))
+            kept.append(n)
+    return kept[::-1]

@@ -1,0 +1,391 @@
+"""Functionalisation: a straight line of ATen calls that may write to tensors becomes one without writes.
+
+Takes the calls `lower.trace` recorded on fakes, gives nodes. One generic pass, by storage and by schema: every tensor
+is a chain of views over the base that owns its storage; a write makes a new value of the base, by undoing the views
+one after another; a later read of another view of that base replays its views on the new value. What an operator
+writes, its schema says (`alias_info`); what shares memory, the fakes' storage says.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import Refusal, Where
+from ..ir.fake import Fake, facts_of, storage_key
+from ..ir.graph import Graph, Names, Node, Output
+from ..ir.spec import TensorSpec
+from .graphs import infer, same_strides, spec_of
+
+aten = torch.ops.aten
+
+
+@dataclass(slots=True, eq=False)
+class Base:
+    """What owns a storage. `value` is the node that holds the whole of it now, `version` counts the writes."""
+
+    fake: Fake
+    spec: TensorSpec
+    value: Node
+    input: int | None = None
+    constant: bool = False
+    version: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Alias:
+    """One tensor: `base` seen through the views from `parent` (None: it is the base). `node` is its value at `version`."""
+
+    base: Base
+    spec: TensorSpec
+    parent: Alias | None
+    op: Any = None
+    args: tuple = ()
+    kwargs: dict | None = None
+    item: int | None = None
+    node: Node | None = None
+    version: int = -1
+
+
+class Functionaliser:
+    """Feed it the calls in order (`call`), then ask for the graph (`finish`)."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Node] = []
+        self.nodes: list[Node] = []
+        self.names = Names()
+        self.aliases: dict[int, Alias] = {}          # by id of the fake
+        self.bases: dict[int, Base] = {}             # by storage
+        self.keep: list[Any] = []                    # what must stay alive for ids to mean something
+        self.where: Where | None = None
+
+    # -- nodes
+
+    def emit(self, op: Any, args: tuple, kwargs: dict, spec: Any) -> Node:
+        """Appends a node."""
+        node = Node(self.names.fresh(op), op, args, kwargs, spec, self.where)
+        self.nodes.append(node)
+        return node
+
+    def add_input(self, fake: Fake, name: str) -> None:
+        index = len(self.inputs)
+        node = Node(self.names.take(name), "input", (index,), {}, fake.spec)
+        self.inputs.append(node)
+        self._own(fake, node, index)
+
+    def add_constant(self, fake: Fake, tensor: torch.Tensor) -> None:
+        self._own(fake, self.emit("constant", (tensor,), {}, TensorSpec.of(tensor)), constant=True)
+
+    def _own(self, fake: Fake, node: Node, index: int | None = None, constant: bool = False) -> None:
+        base = Base(fake, fake.spec, node, index, constant)
+        self.bases[storage_key(fake)] = base
+        self.aliases[id(fake)] = Alias(base, base.spec, None)
+        self.keep.append(fake)
+
+    def value(self, fake: Fake) -> Node:
+        """The node that holds the fake's value now."""
+        return self.read(self.aliases[id(fake)])
+
+    def read(self, alias: Alias) -> Node:
+        if alias.parent is None:
+            return alias.base.value
+        if alias.version != alias.base.version or alias.node is None:
+            args = (self.read(alias.parent), *alias.args)
+            if alias.item is None:
+                alias.node = self.emit(alias.op, args, alias.kwargs or {}, alias.spec)
+            else:
+                specs = infer(alias.op, args, alias.kwargs or {})
+                alias.node = self.emit("getitem", (self.emit(alias.op, args, alias.kwargs or {}, specs), alias.item), {},
+                                       alias.spec)
+            alias.version = alias.base.version
+        return alias.node
+
+    def lowered(self, x: Any) -> Any:
+        """Arguments with nodes in place of fakes."""
+        if isinstance(x, Fake):
+            return self.value(x)
+        if isinstance(x, (tuple, list)):
+            return tuple([self.lowered(e) for e in x])
+        return x
+
+    # -- calls
+
+    def call(self, op: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        """One recorded ATen call, whose arguments and results are fakes."""
+        facts = facts_of(op)
+        if op is aten.as_strided.default:          # a window on the storage: as well one on the base itself
+            args, kwargs = (self.aliases[id(args[0])].base.fake, *args[1:3], out.meta.storage_offset()), {}
+        if facts.inplace_view:
+            return self._restride(op, args, kwargs)
+        if facts.writes or op in HIDDEN_WRITES:
+            return self._write_call(op, args, kwargs, out)
+        node = self.emit(op, tuple([self.lowered(a) for a in args]), {k: self.lowered(v) for k, v in kwargs.items()},
+                         spec_of(out))
+        return self._results(op, args, kwargs, out, node)
+
+    def _results(self, op: Any, args: tuple, kwargs: dict, out: Any, node: Node) -> None:
+        if isinstance(out, Fake):
+            self._result(op, args, kwargs, out, node, None)
+        elif isinstance(out, (tuple, list)):
+            for i, o in enumerate(out):
+                if isinstance(o, Fake):
+                    self._result(op, args, kwargs, o, self.emit("getitem", (node, i), {}, o.spec), i)
+
+    def _result(self, op: Any, args: tuple, kwargs: dict, out: Fake, node: Node, item: int | None) -> None:
+        if id(out) in self.aliases:          # the operator gave an argument back
+            return
+        base = self.bases.get(storage_key(out))
+        if base is None:
+            self._own(out, node)
+            return
+        first = args[0]
+        if not isinstance(first, Fake) or self.aliases[id(first)].base is not base:
+            raise Refusal("aliasing", f"{op} gives a view of an argument that is not its first", self.where)
+        self.aliases[id(out)] = Alias(base, out.spec, self.aliases[id(first)], op, args[1:], kwargs, item, node,
+                                      base.version)
+        self.keep.append(out)
+
+    def _restride(self, op: Any, args: tuple, kwargs: dict) -> None:
+        """t_, squeeze_, …: the fake becomes a view of what it was."""
+        fake, old = args[0], self.aliases[id(args[0])]
+        pure = functional(op)
+        if pure is None or old.base.input is not None and old.parent is None:
+            raise Refusal("geometry-write", f"{op} changes the geometry of an input", self.where)
+        spec = infer(pure, (self.read(old), *args[1:]), kwargs)
+        self.aliases[id(fake)] = Alias(old.base, spec, old, pure, args[1:], kwargs)
+
+    # -- writes
+
+    def _write_call(self, op: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        hidden = HIDDEN_WRITES.get(op)
+        if hidden is not None:
+            written = [args[i] for i in hidden.written(args) if isinstance(args[i], Fake)]
+            pure = hidden.functional if written else op
+        else:
+            found = functional(op)
+            if found is None:
+                raise Refusal("in-place", f"{op} has no functional form", self.where)
+            pure, written = found, written_args(op, args, kwargs)
+        names = {a.name for a in op._schema.arguments if a.is_out}
+        call_args = tuple([self.lowered(a) for a in args])
+        call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
+        self._check_overlap(written, args, kwargs)
+        spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
+        node = self.emit(pure, call_args, call_kwargs, spec)
+        parts = [node] if isinstance(spec, TensorSpec) else [self.emit("getitem", (node, i), {}, s)
+                                                             for i, s in enumerate(spec or ())]
+        if hidden is not None:          # results first, then the new values of what was written
+            for o, part in zip(out, parts):
+                self._result(op, args, kwargs, o, part, None)
+            parts = parts[len(out):]
+        for fake, part in zip(written, parts):
+            self.write(self.aliases[id(fake)], part)
+
+    def write(self, alias: Alias, new: Node) -> None:
+        """alias's elements get new's values: gives its base a new value."""
+        if alias.base.constant:
+            raise Refusal("constant-write", "a tensor the graph holds as a constant is written to", self.where)
+        while True:
+            old = alias.spec
+            if not fits(new.tensor, old):
+                new = self.emit(aten.copy.default, (self.read(alias), new), {}, old)
+            if alias.parent is None:
+                break
+            parent = self.read(alias.parent)
+            undo = UNDO.get(alias.op._overloadpacket.__name__)
+            if undo is None:
+                raise Refusal("view-write", f"a write through {alias.op} cannot be undone", self.where)
+            new = undo(self, parent, new, alias)
+            alias = alias.parent
+        alias.base.value, alias.base.version = new, alias.base.version + 1
+
+    def _check_overlap(self, written: list[Fake], args: tuple, kwargs: dict) -> None:
+        """Refuses what eager mode refuses, or leaves to chance: writes to elements that share memory."""
+        others = [a for a in (*args, *kwargs.values()) if isinstance(a, Fake)]
+        for w in written:
+            spec = self.aliases[id(w)].spec
+            if any(s == 0 and n > 1 for n, s in zip(spec.shape, spec.stride)):
+                raise Refusal("overlap", "a write to an expanded tensor", self.where)
+            for o in others:
+                if o is not w and storage_key(o) == storage_key(w) and partly_overlaps(spec, self.aliases[id(o)].spec):
+                    raise Refusal("overlap", "a write to memory that the same operator reads elsewhere", self.where)
+
+    def inferred(self, op: Any, *args: Any) -> Node:
+        return self.emit(op, args, {}, infer(op, args, {}))
+
+    # -- the end
+
+    def finish(self, outputs: list[Fake]) -> Graph:
+        """The graph that returns these tensors; raises Refusal where an output's aliasing cannot be expressed."""
+        self.where = None
+        results: list[Output | None] = [None] * len(outputs)
+        hidden: list[Output] = []
+        groups: dict[Base, list[int]] = {}
+        for i, fake in enumerate(outputs):
+            groups.setdefault(self.aliases[id(fake)].base, []).append(i)
+        for base, members in groups.items():
+            self._group(base, members, outputs, results, hidden)
+        writes = tuple((b.input, b.value) for b in self.bases.values() if b.input is not None and b.version)
+        done = tuple(r for r in results if r is not None)
+        return Graph(tuple(self.inputs), tuple(self.nodes), (*done, *hidden), writes, len(outputs))
+
+    def _group(self, base: Base, members: list[int], outputs: list[Fake], results: list, hidden: list[Output]) -> None:
+        """The outputs that share one storage."""
+        aliases = [self.aliases[id(outputs[i])] for i in members]
+        if base.constant:
+            for i, alias in zip(members, aliases):
+                node = self.inferred(aten.clone.default, self.read(alias))
+                results[i] = Output(node, node.tensor)
+            return
+        if base.input is not None:
+            for i, alias in zip(members, aliases):
+                self._same_dtype(alias, base.spec)
+                results[i] = Output(self.read(alias), alias.spec, ("input", base.input))
+            return
+        roots = [i for i, a in zip(members, aliases) if a.spec.numel == base.spec.numel and a.spec.is_dense
+                 and a.spec.dtype.itemsize == base.spec.dtype.itemsize and not a.spec.offset]
+        if roots:
+            root = roots[0]
+            alias = self.aliases[id(outputs[root])]
+            results[root], spec = Output(self.read(alias), alias.spec), alias.spec
+        else:
+            root, spec = len(outputs) + len(hidden), base.spec
+            hidden.append(Output(base.value, spec))
+        for i, alias in zip(members, aliases):
+            if i != root:
+                self._same_dtype(alias, spec)
+                results[i] = Output(self.read(alias), alias.spec, ("output", root))
+
+    def _same_dtype(self, alias: Alias, spec: TensorSpec) -> None:
+        if alias.spec.dtype != spec.dtype:
+            raise Refusal("alias-dtype", f"an output is a {alias.spec.dtype} view of a {spec.dtype} tensor", self.where)
+
+
+def fits(new: TensorSpec, old: TensorSpec) -> bool:
+    return (new.dtype, new.shape) == (old.dtype, old.shape) and same_strides(new, old)
+
+
+def partly_overlaps(a: TensorSpec, b: TensorSpec) -> bool:
+    """Two views of one storage, both dense, that share some memory but are not the same (others are not judged)."""
+    if not (a.numel and b.numel and a.is_dense and b.is_dense):
+        return False
+    one, two = (a.offset, a.offset + a.numel), (b.offset, b.offset + b.numel)
+    if one == two:
+        return a.stride != b.stride and not same_strides(a, b)
+    return one[0] < two[1] and two[0] < one[1]
+
+
+# ---- functional forms, read off the schemas ------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Hidden:
+    """An operator that writes to arguments without its schema saying so."""
+
+    functional: Any
+    written: Callable[[tuple], list[int]]
+
+
+HIDDEN_WRITES = {
+    aten.native_batch_norm.default: Hidden(aten._native_batch_norm_legit_functional.default,
+                                           lambda args: [3, 4] if args[5] else []),
+}
+_functional: dict[Any, Any] = {}          # a pure function of the operator, remembered
+
+
+def functional(op: Any) -> Any:
+    """The overload that computes what `op` writes, without writing; None if there is none."""
+    if op not in _functional:
+        _functional[op] = _find_functional(op)
+    return _functional[op]
+
+
+def _find_functional(op: Any) -> Any:
+    schema = op._schema
+    wanted = [(a.name, _type(a)) for a in schema.arguments if not a.is_out]
+    name = schema.name.split("::")[1]
+    for packet_name in (name.removesuffix("_"), name, name.removesuffix("_") + "_functional"):
+        packet = getattr(getattr(torch.ops, op.namespace), packet_name, None)
+        for overload in packet.overloads() if packet is not None else ():
+            found = getattr(packet, overload)
+            if not found._schema.is_mutable and [(a.name, _type(a)) for a in found._schema.arguments] == wanted:
+                return found
+    return None
+
+
+def _type(argument: Any) -> str:
+    return str(argument.type)
+
+
+def written_args(op: Any, args: tuple, kwargs: dict) -> list[Fake]:
+    """The fakes an operator writes to, in the order of its schema (= the order of its results)."""
+    written: list[Fake] = []
+    for i, name in facts_of(op).writes:
+        w = args[i] if i < len(args) else kwargs.get(name)
+        written += [x for x in (w if isinstance(w, (list, tuple)) else (w,)) if isinstance(x, Fake)]
+    return written
+
+
+# ---- undoing views: new value of the parent, where the view's elements have been replaced ----------------------------
+# op name -> function (functionaliser, parent's old value, new value of the view, the view)
+
+Undo = Callable[[Functionaliser, Node, Node, Alias], Node]
+
+
+def _back(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
+    return f.inferred(aten.reshape.default, new, parent.tensor.shape) if new.tensor.shape != parent.tensor.shape else new
+
+
+def _undo_expand(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
+    if new.tensor.numel != parent.tensor.numel:
+        raise Refusal("overlap", "a write to an expanded tensor", f.where)
+    return _back(f, parent, new, alias)
+
+
+def _undo_permute(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
+    dims = [d % new.tensor.ndim for d in alias.args[0]]
+    return f.inferred(aten.permute.default, new, tuple(dims.index(d) for d in range(len(dims))))
+
+
+def _undo_bits(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
+    if alias.op is aten.view.dtype:
+        return f.inferred(aten.view.dtype, new, parent.tensor.dtype)
+    return _back(f, parent, new, alias)
+
+
+def _undo_chunks(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
+    """split, split_with_sizes, unbind: item `alias.item` along a dimension."""
+    kwargs = alias.kwargs or {}
+    name, item = alias.op._overloadpacket.__name__, alias.item or 0
+    at = 0 if name == "unbind" else 1
+    dim = alias.args[at] if len(alias.args) > at else kwargs.get("dim", 0)
+    dim %= parent.tensor.ndim
+    if name == "unbind":
+        return f.inferred(aten.select_scatter.default, parent, new, dim, item)
+    size = alias.args[0]
+    start = item * size if isinstance(size, int) else sum(size[:item])
+    return f.inferred(aten.slice_scatter.default, parent, new, dim, start, start + new.tensor.shape[dim])
+
+
+def _scatter(op: Any) -> Undo:
+    return lambda f, parent, new, alias: f.emit(
+        op, (parent, new, *alias.args), alias.kwargs or {}, infer(op, (parent, new, *alias.args), alias.kwargs or {}))
+
+
+UNDO: dict[str, Undo] = {
+    **dict.fromkeys(("_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "alias", "detach", "lift_fresh",
+                     "flatten", "view_as"), _back),
+    "view": _undo_bits,
+    "expand": _undo_expand,
+    "permute": _undo_permute,
+    "t": lambda f, parent, new, alias: f.inferred(aten.t.default, new),
+    "transpose": lambda f, parent, new, alias: f.inferred(aten.transpose.int, new, *alias.args),
+    "split": _undo_chunks, "split_with_sizes": _undo_chunks, "unbind": _undo_chunks,
+    "slice": _scatter(aten.slice_scatter.default),
+    "select": _scatter(aten.select_scatter.default),
+    "diagonal": _scatter(aten.diagonal_scatter.default),
+    "as_strided": _scatter(aten.as_strided_scatter.default),
+    "view_as_real": lambda f, parent, new, alias: f.inferred(aten.view_as_complex.default, new),
+    "view_as_complex": lambda f, parent, new, alias: f.inferred(aten.view_as_real.default, new),
+}

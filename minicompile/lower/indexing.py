@@ -1,0 +1,238 @@
+"""Decompositions of indexing by tensors: gathers and scatters, with eager's checks and messages; and foreach operators.
+
+Takes a builder and operands, gives nodes. Each is one `gather` or `scatter` prim with an index per dimension;
+dimensions that are not indexed get an iota, which the loop builder folds away.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..ir.elementwise import broadcast
+from ..ir.graph import Node
+from .builder import RULES, Builder, as_dtype, rule
+
+aten = torch.ops.aten
+NO_MASKS = (torch.int64, torch.int32, torch.int16, torch.int8)
+EMBEDDING_ERROR = ("IndexError", "index out of range in self")
+
+
+def bounds_error(kind: str, dim: int, size: int) -> tuple[str, str]:
+    return kind, f"index {{index}} is out of bounds for dimension {dim} with size {size}"
+
+
+def _wrapped(b: Builder, i: Node, size: int) -> Node:
+    """Negative indices counted from the end; those out of range stay as they are, for the message."""
+    i = b.cast(i, torch.int64)
+    return b.where(b.and_(b.lt(i, 0), b.ge(i, -size)), b.add(i, size), i)
+
+
+def _along(b: Builder, shape: tuple[int, ...], dim: int, index: Node) -> tuple[Node, ...]:
+    """`index` (of that shape) for dimension dim, the element's own position for all others."""
+    return tuple(b.cast(index, torch.int64) if d == dim else b.index(shape, d) for d in range(len(shape)))
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+@rule(aten.embedding.default)
+def _embedding(b: Builder, weight: Node, indices: Node, *_: Any, **__: Any) -> Node:
+    rows = b.expand(b.unsqueeze(b.cast(indices, torch.int64), (indices.tensor.ndim,)), b.out.shape)
+    return b.gather(weight, (rows, b.index(b.out.shape, indices.tensor.ndim)), True, EMBEDDING_ERROR)
+
+
+@rule(aten.index_select.default)
+def _index_select(b: Builder, x: Node, dim: int, index: Node) -> Any:
+    if x.tensor.ndim == 0:
+        return NotImplemented
+    shape, dim = b.out.shape, dim % x.tensor.ndim
+    return b.gather(x, _along(b, shape, dim, _lead(b, index, dim, shape)), True, EMBEDDING_ERROR)
+
+
+def _lead(b: Builder, index: Node, dim: int, shape: tuple[int, ...]) -> Node:
+    """A 1-d index laid along dimension dim of `shape`."""
+    return b.expand(b.reshape(index, (shape[dim],) + (1,) * (len(shape) - dim - 1)), shape)
+
+
+@rule(aten.gather.default)
+def _gather(b: Builder, x: Node, dim: int, index: Node, **_: Any) -> Any:
+    if x.tensor.ndim != index.tensor.ndim or x.tensor.ndim == 0:
+        return NotImplemented
+    dim %= x.tensor.ndim
+    error = bounds_error("RuntimeError", dim, x.tensor.shape[dim])
+    return b.gather(x, _along(b, index.tensor.shape, dim, index), True, error)
+
+
+@rule(aten.take.default)
+def _take(b: Builder, x: Node, index: Node) -> Node:
+    n = x.tensor.numel
+    error = ("IndexError", f"out of range: tried to access index {{index}} on a tensor of {n} elements.")
+    return b.gather(b.reshape(x, (n,)), (_wrapped(b, index, n),), True, error)
+
+
+def plan_index(b: Builder, x: Node, indices: Any) -> Any:
+    """(shape of x[indices], an index of that shape per dimension, error); None for masks. Indexed dimensions that are not
+    neighbours move to the front, as in numpy."""
+    given = {d: i for d, i in enumerate(indices) if i is not None}
+    if not given or any(i.tensor.dtype not in NO_MASKS for i in given.values()):
+        return None
+    common = broadcast([i.tensor.shape for i in given.values()])
+    if common is None:
+        return None
+    dims, xs = sorted(given), x.tensor.shape
+    together = dims == list(range(dims[0], dims[-1] + 1))
+    at = dims[0] if together else 0
+    rest = [d for d in range(len(xs)) if d not in given]
+    shape = tuple(xs[d] for d in rest[:at]) + common + tuple(xs[d] for d in rest[at:])
+    where = {d: (i if i < at else i + len(common)) for i, d in enumerate(rest)}
+    full, tail = [], len(shape) - at - len(common)
+    for d, size in enumerate(xs):
+        if d in given:
+            i = b.expand(given[d], common)
+            full.append(_wrapped(b, b.expand(b.reshape(i, common + (1,) * tail), shape), size))
+        else:
+            full.append(b.index(shape, where[d]))
+    bad = dims[0] if len(dims) == 1 else next((d for d in dims), 0)
+    return shape, tuple(full), bounds_error("IndexError", bad, xs[bad])
+
+
+@rule(aten.index.Tensor, aten._unsafe_index.Tensor)
+def _index(b: Builder, x: Node, indices: Any) -> Any:
+    plan = plan_index(b, x, indices)
+    if plan is None:
+        return NotImplemented
+    return b.gather(x, plan[1], True, plan[2])
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+def scatter(b: Builder, x: Node, indices: tuple[Node, ...], source: Node, mode: str, error: tuple[str, str]) -> Any:
+    """One scatter prim; what accumulates in narrow floats or bools goes to the ATen kernel."""
+    dtype = x.tensor.dtype
+    if mode != "set" and (dtype is torch.bool or dtype.is_floating_point and dtype.itemsize < 4):
+        return NotImplemented
+    return b.scatter(x, indices, b.cast(source, dtype), mode, True, error)
+
+
+def _scatter_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: str) -> Any:
+    """scatter's indexing: source[:index's sizes] goes to x at index along dim."""
+    if x.tensor.ndim == 0 or index.tensor.ndim != x.tensor.ndim:
+        return NotImplemented
+    shape, dim = index.tensor.shape, dim % x.tensor.ndim
+    if isinstance(source, Node) and source.tensor.ndim == len(shape):
+        for d, n in enumerate(shape):
+            source = b.slice(source, d, 0, n, 1)
+    elif isinstance(source, Node) and source.tensor.ndim:
+        return NotImplemented
+    error = bounds_error("RuntimeError", dim, x.tensor.shape[dim])
+    return scatter(b, x, _along(b, shape, dim, index), b.to(source, x.tensor.dtype, shape), mode, error)
+
+
+@rule(aten.scatter.src, aten.scatter.value)
+def _scatter(b: Builder, x: Node, dim: int, index: Node, source: Any) -> Any:
+    return _scatter_along(b, x, dim, index, source, "set")
+
+
+@rule(aten.scatter_add.default)
+def _scatter_add(b: Builder, x: Node, dim: int, index: Node, source: Node) -> Any:
+    return _scatter_along(b, x, dim, index, source, "add")
+
+
+MODES = {"sum": "add", "add": "add", "prod": "mul", "multiply": "mul", "amin": "amin", "amax": "amax"}
+
+
+@rule(aten.scatter_reduce.two)
+def _scatter_reduce(b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *, include_self: bool = True) -> Any:
+    if not include_self or reduction not in MODES:
+        return NotImplemented
+    return _scatter_along(b, x, dim, index, source, MODES[reduction])
+
+
+@rule(aten.scatter.reduce, aten.scatter.value_reduce)
+def _scatter_with(b: Builder, x: Node, dim: int, index: Node, source: Any, *, reduce: str) -> Any:
+    return _scatter_along(b, x, dim, index, source, MODES[reduce])
+
+
+def _index_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: str) -> Any:
+    """index_add and its like: row i of source goes to row index[i] of x."""
+    if x.tensor.ndim == 0 or index.tensor.ndim != 1:
+        return NotImplemented
+    dim %= x.tensor.ndim
+    shape = tuple(index.tensor.shape[0] if d == dim else n for d, n in enumerate(x.tensor.shape))
+    error = ("IndexError", "index out of range in self")
+    return scatter(b, x, _along(b, shape, dim, _lead(b, index, dim, shape)), b.to(source, x.tensor.dtype, shape), mode, error)
+
+
+@rule(aten.index_add.default)
+def _index_add(b: Builder, x: Node, dim: int, index: Node, source: Node, *, alpha: Any = 1) -> Any:
+    if alpha != 1:
+        source = b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize > 2 else None
+    return NotImplemented if source is None else _index_along(b, x, dim, index, source, "add")
+
+
+@rule(aten.index_copy.default)
+def _index_copy(b: Builder, x: Node, dim: int, index: Node, source: Node) -> Any:
+    return _index_along(b, x, dim, index, source, "set")
+
+
+@rule(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
+def _index_fill(b: Builder, x: Node, dim: int, index: Node, value: Any) -> Any:
+    if x.tensor.ndim == 0 or index.tensor.ndim != 1:
+        return NotImplemented
+    return _index_along(b, x, dim, _wrapped(b, index, x.tensor.shape[dim % x.tensor.ndim]), value, "set")
+
+
+@rule(aten.index_put.default, aten._unsafe_index_put.default)
+def _index_put(b: Builder, x: Node, indices: Any, values: Node, accumulate: bool = False) -> Any:
+    plan = plan_index(b, x, indices)
+    if plan is None:
+        return _masked_put(b, x, indices, values, accumulate)
+    shape, full, error = plan
+    return scatter(b, x, full, b.expand(values, shape), "add" if accumulate else "set", error)
+
+
+def _masked_put(b: Builder, x: Node, indices: Any, values: Node, accumulate: bool) -> Any:
+    """x[mask] = one value, where the mask covers the leading dimensions."""
+    if accumulate or values.tensor.numel != 1 or len(indices) != 1 or indices[0] is None:
+        return NotImplemented
+    mask = indices[0]
+    if mask.tensor.dtype is not torch.bool:
+        return NotImplemented
+    mask = b.reshape(mask, mask.tensor.shape + (1,) * (x.tensor.ndim - mask.tensor.ndim))
+    value = b.expand(b.reshape(values, ()), x.tensor.shape)
+    return b.where(b.expand(mask, x.tensor.shape), value, x)
+
+
+# ---- foreach: the same decomposition for each tensor ---------------------------------------------------------------
+
+def _each(op: Any) -> Any:
+    """The decomposition of a foreach operator, made of that of `op` on each tensor of the list(s)."""
+    def decompose(b: Builder, *args: Any, **kwargs: Any) -> Any:
+        outs, results = b.out, []
+        for i, spec in enumerate(outs):
+            b.out = spec
+            one = RULES[op](b, *(a[i] if isinstance(a, tuple) else a for a in args), **kwargs)
+            if one is NotImplemented:
+                b.out = outs
+                return NotImplemented
+            results.append(b.laid_out(one, spec))
+            b.mark = len(b.nodes)
+        b.out = outs
+        return tuple(results)
+    return decompose
+
+
+FOREACH = {"List": "Tensor", "Scalar": "Tensor", "ScalarList": "Tensor", "Tensor": "Tensor"}
+
+
+def register_foreach() -> None:
+    """Every _foreach_<op> whose <op> has a decomposition."""
+    for name in [n for n in dir(aten) if n.startswith("_foreach_") and not n.endswith("_")]:
+        packet, base = getattr(aten, name), getattr(aten, name.removeprefix("_foreach_"), None)
+        for overload in packet.overloads() if base is not None else ():
+            for target in (FOREACH.get(overload, overload), "default", "Tensor_Scalar"):
+                op = getattr(base, target, None) if target in base.overloads() else None
+                if op in RULES and not getattr(packet, overload)._schema.is_mutable:
+                    RULES.setdefault(getattr(packet, overload), _each(op))
+                    break
+

@@ -1,0 +1,364 @@
+"""Decompositions of reductions, scans, softmax and normalisation.
+
+Takes a builder and operands, gives nodes. Narrow floats are summed in float32 and rounded at the end; variance takes
+two passes; softmax subtracts the maximum first: as eager mode does.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ..ir.graph import Node
+from .builder import Builder, rule, wide
+
+aten = torch.ops.aten
+Dims = tuple[int, ...]
+
+
+def dims_of(x: Node, dims: Any) -> Dims:
+    """Which dimensions are meant, sorted; None or an empty list means all."""
+    n = x.tensor.ndim
+    if dims is None or (isinstance(dims, (tuple, list)) and not dims):
+        return tuple(range(n))
+    given = (dims,) if isinstance(dims, int) else dims
+    return tuple(sorted({d % n for d in given})) if n else ()
+
+
+def count(x: Node, dims: Dims) -> int:
+    return math.prod(x.tensor.shape[d] for d in dims)
+
+
+def reduce(b: Builder, name: str, x: Node, dims: Dims, keepdim: bool = False) -> Node:
+    """One reduction prim; a reduction over nothing, or over dimensions of size 1, is a reshape."""
+    if name not in ("argmax", "argmin") and all(x.tensor.shape[d] == 1 for d in dims):
+        shape = tuple(n for d, n in enumerate(x.tensor.shape) if d not in dims)
+        y = b.reshape(x, shape)
+    else:
+        y = b.emit_named(name, x, dims)
+    return b.unsqueeze(y, dims) if keepdim else y
+
+
+def spread(b: Builder, y: Node, dims: Dims, x: Node) -> Node:
+    """What a reduction of x over dims gave (dims gone), at every element of x again."""
+    return b.broadcast_like(y, dims, x.tensor.shape)
+
+
+def mean(b: Builder, x: Node, dims: Dims) -> Node:
+    n = count(x, dims)
+    return b.div(reduce(b, "sum", x, dims), float(n) if n else math.nan if x.tensor.numel else 0.0)
+
+
+@rule(aten.sum.default)
+def _sum_all(b: Builder, x: Node, *, dtype: Any = None) -> Node:
+    return _sum(b, x)
+
+
+@rule(aten.sum.dim_IntList)
+def _sum(b: Builder, x: Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Node:
+    total = reduce(b, "sum", b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype)), dims_of(x, dims), keepdim)
+    return b.cast(total, b.out.dtype)
+
+
+@rule(aten.prod.default)
+def _prod_all(b: Builder, x: Node, *, dtype: Any = None) -> Node:
+    return _prod(b, x, None)
+
+
+@rule(aten.prod.dim_int)
+def _prod(b: Builder, x: Node, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Node:
+    y = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype))
+    return b.cast(reduce(b, "prod", y, dims_of(x, dim), keepdim), b.out.dtype)
+
+
+@rule(aten.mean.default)
+def _mean_all(b: Builder, x: Node, *, dtype: Any = None) -> Node:
+    return _mean(b, x)
+
+
+@rule(aten.mean.dim)
+def _mean(b: Builder, x: Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Node:
+    over = dims_of(x, dims)
+    y = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype))
+    total, n = reduce(b, "sum", y, over, keepdim), count(x, over)
+    return b.cast(b.div(total, float(n)), b.out.dtype)
+
+
+for name in ("amax", "amin"):
+    rule(getattr(aten, name).default)(
+        lambda b, x, dims=(), keepdim=False, name=name: b.cast(reduce(b, name, b.widen(x), dims_of(x, dims), keepdim), b.out.dtype))
+
+for packet, name in ((aten.max, "amax"), (aten.min, "amin")):
+    rule(packet.default)(lambda b, x, name=name: b.cast(reduce(b, name, b.widen(x), dims_of(x, None)), b.out.dtype))
+
+
+def _with_index(b: Builder, x: Node, dim: int, keepdim: bool, largest: bool) -> Any:
+    if x.tensor.dtype is torch.bool or x.tensor.ndim == 0:
+        return NotImplemented
+    y, dims = b.widen(x), dims_of(x, dim)
+    value = b.cast(reduce(b, "amax" if largest else "amin", y, dims, keepdim), x.tensor.dtype)
+    return value, reduce(b, "argmax" if largest else "argmin", y, dims, keepdim)
+
+
+rule(aten.max.dim)(lambda b, x, dim, keepdim=False: _with_index(b, x, dim, keepdim, True))
+rule(aten.min.dim)(lambda b, x, dim, keepdim=False: _with_index(b, x, dim, keepdim, False))
+
+
+def _arg(b: Builder, name: str, x: Node, dim: int | None, keepdim: bool) -> Any:
+    if x.tensor.dtype is torch.bool or x.tensor.ndim == 0:
+        return NotImplemented
+    return reduce(b, name, b.widen(x), dims_of(x, dim), keepdim)
+
+
+rule(aten.argmax.default)(lambda b, x, dim=None, keepdim=False: _arg(b, "argmax", x, dim, keepdim))
+rule(aten.argmin.default)(lambda b, x, dim=None, keepdim=False: _arg(b, "argmin", x, dim, keepdim))
+
+
+def _logical(b: Builder, name: str, x: Node, dims: Any, keepdim: bool) -> Node:
+    return b.cast(reduce(b, name, b.cast(x, torch.bool), dims_of(x, dims), keepdim), b.out.dtype)
+
+
+for name in ("any", "all"):
+    packet = getattr(aten, name)
+    rule(packet.default)(lambda b, x, name=name: _logical(b, name, x, None, False))
+    rule(packet.dim)(lambda b, x, dim, keepdim=False, name=name: _logical(b, name, x, dim, keepdim))
+    rule(packet.dims)(lambda b, x, dim=None, keepdim=False, name=name: _logical(b, name, x, dim, keepdim))
+
+
+# ---- variance ------------------------------------------------------------------------------------------------------
+
+def moments(b: Builder, x: Node, dims: Dims) -> tuple[Node, Node, Node]:
+    """(mean, x - mean, sum of squares of that), in two passes."""
+    average = mean(b, x, dims)
+    centred = b.sub(x, spread(b, average, dims, x))
+    return average, centred, reduce(b, "sum", b.mul(centred, centred), dims)
+
+
+def variance(b: Builder, x: Node, dims: Any, correction: Any) -> tuple[Node, Node]:
+    """(variance, mean) over dims."""
+    over = dims_of(x, dims)
+    average, _, squares = moments(b, b.widen(x), over)
+    divisor = max(float(count(x, over)) - (1.0 if correction is None else float(correction)), 0.0)
+    return b.div(squares, divisor), average
+
+
+def _statistic(b: Builder, x: Node, y: Node, dims: Any, keepdim: bool) -> Node:
+    y = b.unsqueeze(y, dims_of(x, dims)) if keepdim else y
+    return b.cast(y, x.tensor.dtype)
+
+
+@rule(aten.var.correction)
+def _var(b: Builder, x: Node, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Node:
+    return _statistic(b, x, variance(b, x, dims, correction)[0], dims, keepdim)
+
+
+@rule(aten.std.correction)
+def _std(b: Builder, x: Node, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Node:
+    return _statistic(b, x, b.sqrt(variance(b, x, dims, correction)[0]), dims, keepdim)
+
+
+@rule(aten.var_mean.correction)
+def _var_mean(b: Builder, x: Node, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    return tuple(_statistic(b, x, y, dims, keepdim) for y in variance(b, x, dims, correction))
+
+
+@rule(aten.std_mean.correction)
+def _std_mean(b: Builder, x: Node, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    squared, average = variance(b, x, dims, correction)
+    return tuple(_statistic(b, x, y, dims, keepdim) for y in (b.sqrt(squared), average))
+
+
+@rule(aten.linalg_vector_norm.default)
+def _vector_norm(b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    y, over = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype)), dims_of(x, dims)
+    size = b.abs(y)
+    if ord in (math.inf, -math.inf):
+        if not count(x, over):
+            return NotImplemented
+        norm = reduce(b, "amax" if ord > 0 else "amin", size, over, keepdim)
+    elif ord == 0:
+        norm = reduce(b, "sum", b.cast(b.ne(y, 0.0), y.tensor.dtype), over, keepdim)
+    elif ord == 1:
+        norm = reduce(b, "sum", size, over, keepdim)
+    elif ord == 2:
+        norm = b.sqrt(reduce(b, "sum", b.mul(y, y), over, keepdim))
+    else:
+        norm = b.pow(reduce(b, "sum", b.pow(size, float(ord)), over, keepdim), 1.0 / ord)
+    return b.cast(norm, b.out.dtype)
+
+
+# ---- softmax -------------------------------------------------------------------------------------------------------
+
+def _shifted(b: Builder, x: Node, dims: Dims) -> Node:
+    return b.sub(x, spread(b, reduce(b, "amax", x, dims), dims, x))
+
+
+@rule(aten._softmax.default, aten._safe_softmax.default)
+def _softmax(b: Builder, x: Node, dim: int, half_to_float: Any = False) -> Node:
+    if x.tensor.numel == 0:
+        return b.cast(x, b.out.dtype)
+    y, dims = b.widen(x), dims_of(x, dim)
+    powers = b.exp(_shifted(b, y, dims))
+    return b.cast(b.div(powers, spread(b, reduce(b, "sum", powers, dims), dims, y)), b.out.dtype)
+
+
+@rule(aten._log_softmax.default)
+def _log_softmax(b: Builder, x: Node, dim: int, half_to_float: Any = False) -> Node:
+    if x.tensor.numel == 0:
+        return b.cast(x, b.out.dtype)
+    y, dims = b.widen(x), dims_of(x, dim)
+    shifted = _shifted(b, y, dims)
+    total = reduce(b, "sum", b.exp(shifted), dims)
+    return b.cast(b.sub(shifted, spread(b, b.log(total), dims, y)), b.out.dtype)
+
+
+@rule(aten.logsumexp.default)
+def _logsumexp(b: Builder, x: Node, dims: Any, keepdim: bool = False) -> Any:
+    y, over = b.cast(x, wide(b.out.dtype)), dims_of(x, dims)
+    if x.tensor.numel == 0:
+        return NotImplemented
+    largest = reduce(b, "amax", y, over)
+    largest = b.where(b.isinf(largest), 0.0, largest)          # infinities stand for themselves
+    total = reduce(b, "sum", b.exp(b.sub(y, spread(b, largest, over, y))), over)
+    result = b.add(b.log(total), largest)
+    return b.cast(b.unsqueeze(result, over) if keepdim else result, b.out.dtype)
+
+
+# ---- normalisation -------------------------------------------------------------------------------------------------
+
+def _affine(b: Builder, y: Node, weight: Node | None, bias: Node | None, dims: Dims) -> Node:
+    """y * weight + bias, where the parameters lie along the dimensions not in `dims`."""
+    for parameter, combine in ((weight, b.mul), (bias, b.add)):
+        if parameter is not None:
+            y = combine(y, b.broadcast_like(b.cast(parameter, y.tensor.dtype), dims, y.tensor.shape))
+    return y
+
+
+@rule(aten.native_layer_norm.default)
+def _layer_norm(b: Builder, x: Node, shape: Any, weight: Node | None, bias: Node | None, eps: float) -> Any:
+    lead = x.tensor.ndim - len(shape)
+    dims, outs = tuple(range(lead, x.tensor.ndim)), b.out
+    if x.tensor.numel == 0:
+        return NotImplemented
+    y = b.widen(x)
+    average, centred, squares = moments(b, y, dims)
+    scale = b.rsqrt(b.add(b.div(squares, float(count(x, dims))), eps))
+    result = _affine(b, b.mul(centred, spread(b, scale, dims, y)), weight, bias, tuple(range(lead)))
+    return (b.cast(result, outs[0].dtype), *(b.cast(b.unsqueeze(s, dims), o.dtype) for s, o in zip((average, scale), outs[1:])))
+
+
+@rule(aten._fused_rms_norm.default)
+def _rms_norm(b: Builder, x: Node, shape: Any, weight: Node | None, eps: float | None) -> Any:
+    lead = x.tensor.ndim - len(shape)
+    dims, outs = tuple(range(lead, x.tensor.ndim)), b.out
+    if x.tensor.numel == 0:
+        return NotImplemented
+    y = b.widen(x)
+    smallest = torch.finfo(y.tensor.dtype).eps if eps is None else eps
+    scale = b.rsqrt(b.add(mean(b, b.mul(y, y), dims), smallest))
+    result = _affine(b, b.mul(y, spread(b, scale, dims, y)), weight, None, tuple(range(lead)))
+    return b.cast(result, outs[0].dtype), b.cast(b.unsqueeze(scale, dims), outs[1].dtype)
+
+
+@rule(aten.native_group_norm.default)
+def _group_norm(b: Builder, x: Node, weight: Node | None, bias: Node | None, n: int, c: int, hw: int, groups: int,
+                eps: float) -> Any:
+    if x.tensor.numel == 0:
+        return NotImplemented
+    outs, shape = b.out, x.tensor.shape
+    y = b.reshape(b.widen(x), (n, groups, c // groups * hw))
+    average, centred, squares = moments(b, y, (2,))
+    scale = b.rsqrt(b.add(b.div(squares, float(y.tensor.shape[2])), eps))
+    result = b.reshape(b.mul(centred, spread(b, scale, (2,), y)), shape)
+    result = _affine(b, result, weight, bias, tuple(d for d in range(x.tensor.ndim) if d != 1))
+    return b.cast(result, outs[0].dtype), b.cast(average, outs[1].dtype), b.cast(scale, outs[2].dtype)
+
+
+def _channels(x: Node) -> Dims:
+    return tuple(d for d in range(x.tensor.ndim) if d != 1)
+
+
+@rule(aten.native_batch_norm.default)
+def _batch_norm(b: Builder, x: Node, weight: Any, bias: Any, mean_: Any, var: Any, training: bool, momentum: float,
+                eps: float) -> Any:
+    if x.tensor.numel == 0:
+        return NotImplemented
+    outs, y, dims = b.out, b.widen(x), _channels(x)
+    if training or mean_ is None:
+        average, centred, squares = moments(b, y, dims)
+        scale = b.rsqrt(b.add(b.div(squares, float(count(x, dims))), eps))
+    else:
+        average, variance_ = b.widen(mean_), b.widen(var)
+        centred = b.sub(y, spread(b, average, dims, y))
+        scale = b.div(1.0, b.sqrt(b.add(variance_, eps)))
+    result = _affine(b, b.mul(centred, spread(b, b.cast(scale, y.tensor.dtype), dims, y)), weight, bias, dims)
+    saved = [b.cast(s, o.dtype) if o.numel else b.full(o.shape, 0.0, o.dtype) for s, o in zip((average, scale), outs[1:3])]
+    return b.cast(result, outs[0].dtype), *saved
+
+
+@rule(aten._native_batch_norm_legit_functional.default)
+def _batch_norm_functional(b: Builder, x: Node, weight: Any, bias: Any, mean_: Node, var: Node, training: bool,
+                           momentum: float, eps: float) -> Any:
+    """Also gives the running statistics' new values."""
+    done = _batch_norm(b, x, weight, bias, mean_, var, training, momentum, eps)
+    if done is NotImplemented or not training:
+        return NotImplemented if done is NotImplemented else (*done, mean_, var)
+    dims = _channels(x)
+    n = count(x, dims)
+    average, _, squares = moments(b, b.widen(x), dims)
+    unbiased = b.div(squares, float(n - 1))
+    new = [b.cast(b.add(b.mul(b.cast(s, wide(r.tensor.dtype)), momentum), b.mul(b.widen(r), 1.0 - momentum)), r.tensor.dtype)
+           for s, r in ((average, mean_), (unbiased, var))]
+    return (*done, *new)
+
+
+# ---- scans ---------------------------------------------------------------------------------------------------------
+
+def _scan(b: Builder, name: str, x: Node, dim: int) -> Node:
+    y = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype))
+    return b.cast(b.emit_named(name, y, dim % y.tensor.ndim), b.out.dtype) if y.tensor.ndim else b.cast(y, b.out.dtype)
+
+
+rule(aten.cumsum.default)(lambda b, x, dim, *, dtype=None: _scan(b, "scan_sum", x, dim))
+rule(aten.cumprod.default)(lambda b, x, dim, *, dtype=None: _scan(b, "scan_prod", x, dim))
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+def _reduced(b: Builder, y: Node, reduction: int) -> Node:
+    """0 none, 1 mean, 2 sum."""
+    if reduction:
+        total = reduce(b, "sum", y, dims_of(y, None))
+        y = b.div(total, float(y.tensor.numel)) if reduction == 1 else total
+    return b.cast(y, b.out.dtype)
+
+
+def _loss(b: Builder, x: Node, target: Node, reduction: int, f: Any) -> Any:
+    if x.tensor.shape != target.tensor.shape or x.tensor.dtype != target.tensor.dtype:
+        return NotImplemented
+    return _reduced(b, f(b.widen(x), b.widen(target)), reduction)
+
+
+@rule(aten.mse_loss.default)
+def _mse_loss(b: Builder, x: Node, target: Node, reduction: int = 1) -> Any:
+    def squared(p: Node, q: Node) -> Node:
+        d = b.sub(p, q)
+        return b.mul(d, d)
+    return _loss(b, x, target, reduction, squared)
+
+
+@rule(aten.smooth_l1_loss.default)
+def _smooth_l1_loss(b: Builder, x: Node, target: Node, reduction: int = 1, beta: float = 1.0) -> Any:
+    def smooth(p: Node, q: Node) -> Node:
+        d = b.abs(b.sub(p, q))
+        return b.where(b.lt(d, beta), b.div(b.mul(b.mul(d, d), 0.5), beta), b.sub(d, 0.5 * beta)) if beta else d
+    return _loss(b, x, target, reduction, smooth)
+
+
+@rule(aten.huber_loss.default)
+def _huber_loss(b: Builder, x: Node, target: Node, reduction: int = 1, delta: float = 1.0) -> Any:
+    def huber(p: Node, q: Node) -> Node:
+        d = b.abs(b.sub(p, q))
+        return b.where(b.le(d, delta), b.mul(b.mul(d, d), 0.5), b.mul(b.sub(d, 0.5 * delta), delta))
+    return _loss(b, x, target, reduction, huber)
