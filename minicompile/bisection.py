@@ -227,7 +227,8 @@ def value_differs(got: Any, eager: Any, precise: Any = None) -> str:
     if not isinstance(eager, torch.Tensor):
         return "" if got == eager or eager is None else f"is {got!r}, not {eager!r}"
     if not isinstance(got, torch.Tensor) or got.shape != eager.shape or got.dtype != eager.dtype:
-        return f"is {TensorSpec.of(got) if isinstance(got, torch.Tensor) else got!r}, not {TensorSpec.of(eager)}"
+        what = str(TensorSpec.of(got)) if isinstance(got, torch.Tensor) else repr(got)
+        return f"is {what}, not {TensorSpec.of(eager)}"
     if not eager.is_floating_point():
         wrong = int((got != eager).sum())
         return f"differs in {wrong} of {eager.numel()} elements" if wrong else ""
