@@ -58,7 +58,7 @@ def split_axes(loop: Loop) -> Loop:
         divisors = divisors_of(loop)
         if not divisors:
             break
-        for a in loop.axes + loop.reduce_axes:
+        for a in loop.axes if loop.is_scan else loop.axes + loop.reduce_axes:      # a scan runs along one axis
             sizes = factor(int(a.size), divisors.get(a.var, ()))      # type: ignore[arg-type]
             if sizes:
                 parts = axes[a] = tuple(axis(f"{a.var.name}{'abcdefgh'[k]}", n) for k, n in enumerate(sizes))

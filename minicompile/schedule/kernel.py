@@ -187,7 +187,8 @@ def _merged(axes: tuple[Axis, ...], used: set[Sym], letter: str, env: dict[Var, 
     Where outer's coefficient is always size(inner) times inner's, c*outer + k*inner is k*merged: so outer becomes 0
     and inner becomes the merged variable."""
     runs: list[list[Axis]] = []
-    for a in axes:
+    env.update({a.var: 0 for a in axes if a.size == 1})
+    for a in (a for a in axes if a.size != 1):
         if runs and all(_walks_as_one(s, runs[-1][-1], a) for s in used):
             runs[-1].append(a)
         else:

@@ -5,11 +5,25 @@ and argue about nothing.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from ..loops.ir import Axis, Buffer, Extern, Loop, Loops
+from ..loops.ir import (
+    Apply,
+    Axis,
+    Buffer,
+    Checked,
+    Const,
+    Extern,
+    Index,
+    Load,
+    Loop,
+    Loops,
+    Val,
+    walk,
+)
 from .check import check_plan
 from .execute import run_plan
 
@@ -139,3 +153,50 @@ class Plan:
     def run(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """The caller's results by the reference executor, in the plan's order and memory. See schedule.execute."""
         return run_plan(self, inputs)
+
+
+def signature(kernel: Kernel, buffers: dict[str, Buffer]) -> tuple[str, tuple[str, ...]]:
+    """(key, buffer names): kernels with equal keys differ in nothing but which buffers they touch, in this order.
+
+    Locals take part in the key by shape. Offsets, strides and sizes are in the index expressions."""
+    names: dict[str, int] = {}
+    numbers: dict[Val, int] = {}
+    lines = [str(kernel.tiling.vector), str(kernel.tiling.parallel), str(kernel.tiling.transpose),
+             " ".join(map(str, kernel.par))]
+
+    def name(buffer: str) -> str:
+        if buffer not in names:
+            names[buffer] = len(names)
+            spec = buffers[buffer].spec
+            lines.append(f"b{names[buffer]}: {spec.dtype}" + (f"{list(spec.shape)}" if buffer in kernel.local else ""))
+        return f"b{names[buffer]}"
+
+    def number(v: Val) -> str:
+        for x in walk(v):
+            if x not in numbers:
+                args = " ".join(str(numbers[a]) for a in x.args)
+                lines.append(f"{len(numbers)}= {_head(x, name)} {args} {x.dtype}")
+                numbers[x] = len(numbers)
+        return str(numbers[v])
+
+    for stage in kernel.stages:
+        lines.append("for " + " ".join(map(str, stage.inner)))
+        for loop in stage.loops:
+            pairs = " ".join(f"{v}={number(x)}" for v, x in loop.out.indirect)
+            body = number(loop.body)
+            lines.append(f"{name(loop.out.buffer)}[{loop.out.index} {pairs}] {loop.out.mode} {loop.combine} "
+                         f"{' '.join(map(str, loop.axes))} {body} {loop.store_dtype}")
+    return "\n".join(lines), tuple(names)
+
+
+def _head(x: Val, name: Callable[[str], str]) -> str:
+    if isinstance(x, Load):
+        bound = " ".join(str(v) for v, _ in x.indirect)
+        return f"load {name(x.buffer)} {x.index} [{bound}] {'masked' if x.mask is not None else ''}"
+    if isinstance(x, Const):
+        return f"const {x.value!r}"
+    if isinstance(x, Index):
+        return f"index {x.sym}"
+    if isinstance(x, Checked):
+        return f"checked {x.lo} {x.hi} {x.error}"
+    return f"apply {x.prim}" if isinstance(x, Apply) else repr(x)

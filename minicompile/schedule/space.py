@@ -152,7 +152,7 @@ def common_inner(parts: Sequence[Part]) -> list[Part]:
 
 
 def _on_inner(p: Part, sizes: list[int] | None) -> Part:
-    if sizes is None or sizes == sizes_of(p.inner):
+    if sizes is None or sizes == sizes_of(p.inner) or p.loop.is_scan:      # a scan runs along one axis
         return p
     inner = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes))
     env = joined(p.inner, inner)
