@@ -210,6 +210,8 @@ class Attributes(Writes):
             self.dicts.setdefault(id(obj.__dict__), (obj.__dict__, None))
             return self.dict_set(obj.__dict__, name, value)
         if issubclass(type(obj), type):
+            if id(obj) in self.born:
+                return type.__delattr__(obj, name) if value is NULL else type.__setattr__(obj, name, value)
             raise self.refuse("class-write", f"{obj.__name__}.{name} is set")
         kind = type(obj)
         if id(obj) not in self.origin:

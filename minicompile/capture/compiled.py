@@ -9,7 +9,7 @@ import functools
 import itertools
 import linecache
 import logging
-import os
+
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from types import FunctionType
 from typing import Any
 
 from .. import _native
+from ..config import config
 from ..errors import MinicompileError, Refusal
 from .capture import Capture, Partial, capture
 from .guards import Guard
@@ -96,7 +97,7 @@ class Compiled:
         except MinicompileError:
             raise
         except Exception as error:
-            if os.environ.get("MINICOMPILE_STRICT") == "1":
+            if config.strict:
                 raise
             log.warning("%s runs as in eager mode after an internal error\n%s", self.function.__qualname__, traceback.format_exc())
             refusal = Refusal("internal", f"{type(error).__name__}: {error}")

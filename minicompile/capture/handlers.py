@@ -522,7 +522,7 @@ def CHECK_EG_MATCH(f, a):
     if isinstance(e, kind):
         if not isinstance(e, BaseExceptionGroup):
             group = ExceptionGroup if isinstance(e, Exception) else BaseExceptionGroup
-            f.stack += (None, group("", [e]))
+            f.stack += (None, group("", (e,)))
         else:
             f.stack += (None, e)
         f.exc = f.stack[-1]

@@ -184,7 +184,7 @@ def _fill_defaults(world: World, f: FunctionType, slots: list, given: int, args:
     raw, defaults, keyword = f.__code__, f.__defaults__ or (), f.__kwdefaults__ or {}
     positional = raw.co_argcount
     used = False
-    for i in range(given, positional + raw.co_kwonlyargcount):
+    for i in range(min(given, positional), positional + raw.co_kwonlyargcount):
         if slots[i] is not NULL:
             continue
         name, j = raw.co_varnames[i], i - positional + len(defaults)
@@ -380,8 +380,26 @@ def _eval(frame: Frame, source: Any, globals: Any = None, locals: Any = None) ->
     return eval(source, frame.globals if globals is None else globals, _locals(frame) if globals is None and locals is None else locals)
 
 
-def _refuse_frame(frame: Frame, *args: Any, **kwargs: Any) -> Any:
-    raise Refusal("frame-access", "the program looks at its own frame", frame.where)
+class FrameView:
+    """What sys._getframe gives for an interpreted frame."""
+
+    def __init__(self, frame: Frame):
+        self.f_globals, self.f_builtins, self.f_code = frame.globals, frame.builtins, frame.code.code
+        self.f_locals, self.f_lineno = _locals(frame), frame.where.line
+        self._back = frame.back
+
+    @property
+    def f_back(self) -> Any:
+        return FrameView(self._back) if self._back is not None else None
+
+
+def _getframe(frame: Frame, depth: int = 0) -> FrameView:
+    wanted: Frame | None = frame
+    for _ in range(depth):
+        wanted = wanted.back if wanted is not None else None
+    if wanted is None:
+        raise ValueError("call stack is not deep enough")
+    return FrameView(wanted)
 
 
 SPECIAL: dict[Any, Callable[..., Any]] = {
@@ -389,5 +407,5 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     sys.exc_info: _exc_info, getattr: _getattr, hasattr: _hasattr,
     setattr: lambda frame, *a: frame.world.setattr(*a), delattr: lambda frame, *a: frame.world.delattr(*a),
     iter: lambda frame, *a: frame.world.iter(*a), next: lambda frame, *a: frame.world.next(*a),
-    len: lambda frame, *a: frame.world.len(*a), sys._getframe: _refuse_frame,
+    len: lambda frame, *a: frame.world.len(*a), sys._getframe: _getframe,
 }

@@ -48,6 +48,7 @@ _TRUSTED = frozenset({"torch", "numpy", "builtins", "minicompile", "typing_exten
 _PURE = frozenset({"builtins", "_operator", "operator", "math", "cmath", "itertools", "_functools", "functools", "_collections", "collections",
                    "_abc", "abc", "_heapq", "_bisect", "_struct", "copyreg", "_weakref", "weakref", "_contextvars", "typing", "_typing",
                    "_thread_local", "types", "_statistics", "unicodedata", "binascii", "_json", "_string", "enum", "_warnings", "inspect"})
+_PURE_FUNCTIONS = (sys.intern, sys.getrecursionlimit)
 _IMPURE_BUILTINS = frozenset({"input", "open", "exec", "compile", "breakpoint", "__import__"})
 
 
@@ -93,6 +94,8 @@ def why_not_native(f: Any) -> str | None:
     if module is None:
         module = getattr(getattr(f, "__objclass__", None), "__module__", "builtins")
     name = getattr(f, "__name__", type(f).__name__)
+    if f in _PURE_FUNCTIONS:
+        return None
     if module == "builtins":
         return f"{name}() acts on the outside world" if name in _IMPURE_BUILTINS else None
     top = module.partition(".")[0]

@@ -9,8 +9,9 @@ import enum
 import functools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import (BuiltinFunctionType, CellType, CodeType, FunctionType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType,
-                   MethodDescriptorType, MethodType, MethodWrapperType, ModuleType, WrapperDescriptorType)
+from types import (BuiltinFunctionType, CellType, CodeType, FunctionType, GenericAlias, GetSetDescriptorType,
+                   MappingProxyType, MemberDescriptorType, MethodDescriptorType, MethodType, MethodWrapperType,
+                   ModuleType, UnionType, WrapperDescriptorType)
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ LEAVES = frozenset({int, float, complex, str, bytes, bool, NONE, type(Ellipsis),
                     torch.memory_format, torch.Size, range, slice})
 IDENTITIES = (FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType, GetSetDescriptorType,
               MemberDescriptorType, MethodWrapperType, CodeType, MethodType, functools._lru_cache_wrapper, property, classmethod, staticmethod,
-              enum.Enum)
+              enum.Enum, GenericAlias, UnionType)
 CONTAINERS = (list, dict, set, deque)
 EXACT = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 # Facts of a class or function that follow from its identity.

@@ -6,6 +6,7 @@ and objects made while capturing as they are, containers of the world as shadows
 """
 from __future__ import annotations
 
+import builtins
 import contextvars
 import functools
 import operator
@@ -135,6 +136,8 @@ class CaptureWorld(Attributes):
                 raise self.refuse("external-iterator", f"{self.origin[id(owner)]} would be advanced")
             elif issubclass(type(owner), contextvars.ContextVar):
                 return self.context_variable(owner, name, f, args)
+        if owner is not None and type(owner).__module__ == "_thread" and name in _LOCKING:
+            return _LOCKING[name]                       # nobody else sees what happens while capturing
         if id(f) in _LOOKS_AT_TYPE:
             return f(*args, **kwargs or {})
         return self.call_native(f, args, kwargs)
@@ -164,7 +167,12 @@ class CaptureWorld(Attributes):
             args = [self.consumed(a) for a in args]
             if kwargs:
                 kwargs = {k: self.consumed(v) for k, v in kwargs.items()}
-        return f(*args, **kwargs) if kwargs else f(*args)
+        out = f(*args, **kwargs) if kwargs else f(*args)
+        if (f is builtins.__build_class__ or f is type) and issubclass(type(out), type):
+            self.born.add(id(out))
+            self.keep.append(out)
+            self.lookups.clear()
+        return out
 
     def consumed(self, value: Any) -> Any:
         """What C code is handed for a value: containers of the world as shadows, also inside a tuple or a bound method."""
@@ -338,6 +346,10 @@ def _context_value(variable: contextvars.ContextVar) -> Any:
 
 
 
+def _refuse_frame(frame: Frame, *args: Any) -> Any:
+    raise Refusal("frame-access", "the program looks at its own frame", frame.where)
+
+
 def _is_compiling(frame: Frame) -> bool:
     return True
 
@@ -351,6 +363,7 @@ def _object_getattr(world: CaptureWorld, obj: Any, name: str) -> Any:
     return world.getattr_instance(obj, name, False)
 
 
+_LOCKING = {"acquire": True, "__enter__": True, "release": None, "__exit__": None}
 _KEYED: dict[str, Callable[..., Any]] = {
     "get": _get, "__contains__": lambda w, d, k: w.dict_has(d, k),
 }
@@ -367,6 +380,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     object.__delattr__: lambda frame, obj, name: frame.world.setattr_instance(obj, name, NULL),
     object.__getattribute__: lambda frame, obj, name: (
         _object_getattr(frame.world, obj, name) if id(obj) in frame.world.origin else object.__getattribute__(obj, name)),
+    sys._getframe: _refuse_frame,
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),
     bool: lambda frame, *a: frame.world.truth(*a) if a else False,
     vars: lambda frame, *a: frame.world.getattr(a[0], "__dict__") if a else World().special[id(vars)](frame),

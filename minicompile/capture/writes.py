@@ -10,7 +10,7 @@ from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from .frame import NULL
+from .frame import NULL, Frame
 from .guards import same_value
 from .reads import CONTAINERS, EXACT, LEAVES, Reads
 from .sources import Source
@@ -119,6 +119,19 @@ class Writes(Reads):
         self.changed.setdefault(id(d), {})[key] = value
         self.keep += (d, value)
         self.globals_read.pop((id(d), key), None)
+
+    def store_global(self, frame: Frame, name: str, value: Any) -> None:
+        self.change_global(frame, name, value)
+
+    def delete_global(self, frame: Frame, name: str) -> None:
+        self.load_global(frame, name)
+        self.change_global(frame, name, NULL)
+
+    def change_global(self, frame: Frame, name: str, value: Any) -> None:
+        names = frame.globals
+        if id(names) not in self.origin:
+            self.remember(names, self.const(names))
+        self.dict_set(names, name, value)
 
     # Containers as a whole
 
