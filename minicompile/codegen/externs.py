@@ -62,14 +62,14 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
     direct = DIRECT.get(e.op)
     try:
         values = _bound(e.op._schema, e.args, e.kwargs)
+        if any(r.real_type.kind() != "TensorType" for r in e.op._schema.returns):
+            raise Unsupported("it does not return plain tensors")
         if direct and (e.into is not None) == (direct[1] in (OUT_TT, OUT_TTT_DD)):
-            args = [_arg(a.real_type, x, view, codes, a.name) for a, x in zip(e.op._schema.arguments, values, strict=True)]
-            if direct[1] == OUT_TTT_DD:
-                args[3:] = [("float", float(x)) for x in values[3:]]
+            numbers_last = len(values) - 2 if direct[1] == OUT_TTT_DD else len(values)      # beta and alpha go as doubles
+            args = [_arg(a.real_type, x, view, codes, a.name) for a, x in zip(e.op._schema.arguments, values[:numbers_last])]
+            args += [("float", float(x)) for x in values[numbers_last:]]
             if direct[1] in (OUT_TT, OUT_TTT_DD):
                 args.insert(0, ("tensor", outs[0]))
-            if direct[1] == OUT_TTT_DD:                          # out self mat1 mat2 beta alpha, doubles at 4 and 5
-                args = args[:6]
             return Call(template(direct[1], e.into or e.op, tuple(args)), direct[0], "direct")
         op = e.into or e.op
         if e.into is not None:

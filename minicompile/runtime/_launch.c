@@ -330,6 +330,20 @@ static PyObject* Graph_new(PyTypeObject* type, PyObject* args, PyObject* kwargs)
   return (PyObject*)g;
 }
 
+/* How often each step has been run from Python: what C could not pass, or what failed. */
+static PyObject* Graph_python_calls(PyObject* self, void* none) {
+  (void)none;
+  Graph* g = (Graph*)self;
+  PyObject* out = PyTuple_New(g->n_steps);
+  for (Py_ssize_t i = 0; out && i < g->n_steps; ++i)
+    PyTuple_SET_ITEM(out, i, PyLong_FromLongLong(g->steps[i].ext ? g->steps[i].ext->python_calls : 0));
+  return out;
+}
+static PyGetSetDef getset[] = {
+  {"python_calls", Graph_python_calls, NULL, "per step: how often it was run from Python", NULL},
+  {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyTypeObject GraphType = {
   PyVarObject_HEAD_INIT(NULL, 0)
   .tp_name = "minicompile._launch.Graph",
@@ -337,6 +351,7 @@ static PyTypeObject GraphType = {
   .tp_basicsize = sizeof(Graph),
   .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
   .tp_new = Graph_new,
+  .tp_getset = getset,
   .tp_dealloc = Graph_dealloc,
   .tp_traverse = Graph_traverse,
   .tp_call = PyVectorcall_Call,

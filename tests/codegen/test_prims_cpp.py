@@ -1,0 +1,138 @@
+"""Each elementwise prim's C++, as scalar and as vector code, against its reference over edge values of every dtype."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from plans import (Buffer, Kernel, Loop, Result, Stage, Store, Tiling, apply, axis, build, load, plan_of, spec)
+
+from minicompile.ir.prims import PRIMS
+from minicompile.ir.spec import TensorSpec
+from minicompile.runtime.toolchain import machine_isas
+
+ISAS = machine_isas()
+EXACT = set("add sub mul div neg abs sign floor ceil trunc round maximum minimum copysign nextafter fmod remainder eq ne lt le gt ge "
+            "and or xor not shl shr isnan isinf signbit where floordiv truncdiv reciprocal".split())
+ULPS = 2.0                               # polynomials and Sleef, in float32 and float64 units in the last place
+
+
+def values(dtype: torch.dtype, n: int, seed: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    if dtype is torch.bool:
+        return torch.rand(n, generator=g) < 0.5
+    if dtype.is_floating_point:
+        tiny = torch.finfo(dtype).tiny
+        edge = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, tiny, -tiny / 4, 88.6, -87.5, -103.5,
+                torch.finfo(dtype).max, 1e-3, 3.0, 7.0, 1e5, 2.0, 0.999, 10.0]
+        rest = torch.randn(n - len(edge), generator=g, dtype=torch.float64) * 3
+        t = torch.cat([torch.tensor(edge, dtype=torch.float64), rest])[torch.randperm(n, generator=g)]
+        return t.to(dtype)
+    info = torch.iinfo(dtype)
+    t = torch.randint(max(info.min, -40), min(info.max, 40), (n,), generator=g)
+    t[:4] = torch.tensor([info.min, info.max, 0, 1])
+    return t[torch.randperm(n, generator=g)].to(dtype)
+
+
+def operands(name: str, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
+    p = PRIMS[name]
+    ts = [values(dtype, n, k + 1) for k in range(p.arity)]
+    if name == "where":
+        ts[0] = values(torch.bool, n, 9)
+    if name in ("floordiv", "truncdiv", "remainder", "fmod") and not dtype.is_floating_point:
+        ts[1][ts[1] == 0] = 3
+        ts[1][ts[1] == -1] = 2
+    if name in ("remainder", "fmod") and dtype.is_floating_point:       # eager's vector code gives NaN where x / y overflows
+        ts[0][ts[0].abs() > 1e6] = 7.25
+        ts[1][ts[1].abs() < 1e-6] = 0.75
+    if name in ("shl", "shr"):
+        ts[1] = ts[1].remainder(dtype.itemsize * 8 - 1)
+    return ts
+
+
+def many(dtype: torch.dtype, n: int, vector: bool):
+    """One plan with a kernel per prim that takes `dtype`: (plan, inputs, [(name, expected, operands)])."""
+    i = axis("i0", n)
+    kernels, buffers, results, inputs, expected = [], [], [], [], []
+    for name, p in PRIMS.items():
+        if p.kind != "elementwise" or name in ("cast", "bitcast") or (p.dtypes and dtype not in p.dtypes):
+            continue
+        ts = operands(name, dtype, n)
+        want = p.ref(*ts)
+        names = [f"{name}_{k}" for k in range(len(ts))]
+        buffers += [Buffer(x, "input", TensorSpec.of(t), len(inputs) + k) for k, (x, t) in enumerate(zip(names, ts))]
+        inputs += ts
+        body = apply(name, tuple(load(x, i.var, t.dtype) for x, t in zip(names, ts)), want.dtype)
+        loop = Loop(f"l_{name}", (i,), (), None, body, Store(f"out_{name}", i.var), want.dtype)
+        out = Buffer(f"out_{name}", "output", spec(want.dtype, n), len(results))
+        buffers.append(out)
+        results.append(Result(out.name, out.spec))
+        kernels.append(Kernel(f"k_{name}", (i,), (Stage((), (loop,)),), (), Tiling("i0" if vector else None, 1, 1e6)))
+        expected.append((name, want, ts))
+    order = [b.name for b in buffers if b.kind == "input"]
+    return plan_of(kernels, buffers, results, order), inputs, expected
+
+
+def ulps(got: torch.Tensor, want: torch.Tensor, exact: torch.Tensor) -> float:
+    """Largest distance from the exact value, in units in the last place of `want`."""
+    same = (got == want) | (got.isnan() & want.isnan())
+    if bool(same.all()):
+        return 0.0
+    unit = torch.nextafter(want.abs(), torch.tensor(math.inf, dtype=want.dtype)) - want.abs()
+    off = (got.double() - exact.double()).abs() / unit.double()
+    return float(off.where(~same, 0.0).nan_to_num(nan=1e9).max())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("vector", [True, False], ids=["vector", "scalar"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool],
+                         ids=lambda d: str(d).removeprefix("torch."))
+def test_elementwise(dtype, vector, isa):
+    if isa == "scalar" and vector:
+        pytest.skip("no vectors")
+    plan, inputs, expected = many(dtype, 203, vector)
+    got = build(plan, isa)(*inputs)
+    for result, (name, want, ts) in zip(got, expected, strict=True):
+        assert result.dtype is want.dtype
+        if name in EXACT or not want.dtype.is_floating_point:
+            same = (result == want) | (result != result) & (want != want)
+            assert bool(same.all()), (name, [t[~same][:4] for t in (*ts, result, want)])
+            if want.dtype.is_floating_point and name not in ("maximum", "minimum"):   # eager does not order ±0 either
+                zero = (want == 0)
+                assert torch.equal(result[zero].signbit(), want[zero].signbit()), name
+        elif dtype is torch.float32:
+            off = ulps(result, want, PRIMS[name].ref(*(t.double() if t.dtype is dtype else t for t in ts)))
+            assert off <= (4.0 if name in ("rsqrt", "lgamma", "digamma") else ULPS), (name, off)
+        else:
+            torch.testing.assert_close(result, want, rtol=1e-14, atol=1e-14, equal_nan=True,
+                                       msg=lambda m, name=name: f"{name}: {m}")
+
+
+NUMBERS = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+           torch.bool]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_casts(isa):
+    n = 61
+    i = axis("i0", n)
+    kernels, buffers, results, inputs, wants = [], [], [], [], []
+    for source in NUMBERS:
+        x = values(torch.float32, n, 5) if source.is_floating_point else values(source, n, 5)
+        x = x.to(source)
+        for target in NUMBERS:
+            if source.is_floating_point and not target.is_floating_point and target is not torch.bool:
+                x = values(torch.float32, n, 6).nan_to_num(0, 1, 1).clamp(0, 100).to(source)     # beyond the range C leaves it undefined
+            for vector in (True, False):
+                k = len(results)
+                body = apply("cast", (load(f"x{k}", i.var, source),), target)
+                loop = Loop(f"l{k}", (i,), (), None, body, Store(f"o{k}", i.var), target)
+                buffers += [Buffer(f"x{k}", "input", TensorSpec.of(x), k), Buffer(f"o{k}", "output", spec(target, n), k)]
+                results.append(Result(f"o{k}", spec(target, n)))
+                kernels.append(Kernel(f"k{k}", (i,), (Stage((), (loop,)),), (), Tiling("i0" if vector else None, 1, 1e6)))
+                inputs.append(x)
+                wants.append((source, target, vector, x.to(target)))
+    plan = plan_of(kernels, buffers, results, [f"x{k}" for k in range(len(inputs))])
+    for got, (source, target, vector, want) in zip(build(plan, isa)(*inputs), wants, strict=True):
+        same = (got == want) | (got != got) & (want != want)
+        assert bool(same.all()), (source, target, vector, got[~same][:5], want[~same][:5])
