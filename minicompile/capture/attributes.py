@@ -17,7 +17,7 @@ from .frame import NULL
 from .reads import CONTAINERS, FIXED, IDENTITIES, lookup, python_method
 from .writes import Writes
 
-UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "grad_fn", "_grad", "names"})
+UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "_grad", "names"})
 
 
 class Attributes(Writes):
@@ -113,12 +113,16 @@ class Attributes(Writes):
         if type(found) is staticmethod:
             return self.read_class_entry(cls, owner, name, found).__func__
         value = found if issubclass(type(found), FunctionType) else getattr(cls, name)
-        return self.read_constant(owner.__module__, self.const(cls).attr(name), value)
+        if id(owner) in self.born:
+            return value
+        return self.read_constant(owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), value)
 
     def read_class_entry(self, cls: type, owner: type, name: str, entry: Any) -> Any:
         """An entry of a class's own dict (a function, property, class or static method, or plain value), guarded."""
+        if id(owner) in self.born:
+            return entry
         if issubclass(type(entry), FunctionType | property):
-            return self.read_constant(owner.__module__, self.const(cls).attr(name), entry)
+            return self.read_constant(owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), entry)
         return self.read_constant(owner.__module__, self.const(owner).type_attr(name), entry)
 
     def getattr_instance(self, obj: Any, name: str, fallback: bool) -> Any:

@@ -13,6 +13,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch.utils import _python_dispatch
 
 from .. import _native, errors
 from ..errors import CheckError, Refusal, Where
@@ -140,13 +141,17 @@ class Capturer:
             _restore_torch_state(state)
 
     def captured(self, state: dict[str, Any]) -> Capture:
-        with FakeMode(), self.recorder:
-            try:
-                result = contextvars.copy_context().run(_native.capture, self.world.offered, self.top)
-            except Refusal:
-                raise
-            except Exception as error:
-                raise Refusal("raises", f"{type(error).__name__}: {error}", self.world.where()) from error
+        depths = _mode_depths()
+        FakeMode().__enter__()
+        self.recorder.__enter__()
+        try:
+            result = contextvars.copy_context().run(_native.capture, self.world.offered, self.top)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise Refusal("raises", f"{type(error).__name__}: {error}", self.world.where()) from error
+        finally:
+            _leave_modes(depths)
         if _torch_state() != state:
             raise self.world.refuse("ambient-state", "the call leaves grad mode, autocast or default dtype changed")
         effects = self.world.effects()
@@ -239,6 +244,18 @@ def _torch_state() -> dict[str, Any]:
             "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(), "dtype": torch.get_default_dtype(),
             "autocast": torch.is_autocast_enabled("cpu"), "autocast_dtype": torch.get_autocast_dtype("cpu"),
             "autocast_cache": torch.is_autocast_cache_enabled()}
+
+
+def _mode_depths() -> tuple[int, int]:
+    return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+
+
+def _leave_modes(depths: tuple[int, int]) -> None:
+    """Leaves all modes entered since: ours, and those of the user's `with` blocks that a Refusal cut short."""
+    while torch._C._len_torch_function_stack() > depths[0]:
+        torch.overrides._pop_mode()
+    while torch._C._len_torch_dispatch_stack() > depths[1]:
+        _python_dispatch._pop_mode()
 
 
 def _restore_torch_state(state: dict[str, Any]) -> None:

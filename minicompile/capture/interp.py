@@ -116,9 +116,11 @@ class World:
             code = self.codes[raw] = normalised(raw)
         return code
 
-    def run_slots(self, code: Code, f: FunctionType, slots: list) -> Any:
-        """Runs a frame whose arguments are bound; a generator function gives a generator that drives the frame."""
+    def run_slots(self, code: Code, f: FunctionType, slots: list, names: dict[str, Any] | None = None) -> Any:
+        """Runs a frame whose arguments are bound; a generator function gives a generator that drives the frame.
+        `names` is the namespace of a class body."""
         frame = Frame(code, bound_ops(code), f, slots, self, self.current)
+        frame.names = names
         if code.code.co_flags & GENERATOR:
             return named_generator(frame)
         self.current = frame

@@ -35,7 +35,7 @@ _TORCH_INTERPRETED = tuple(_TORCH + p.replace("/", os.sep) for p in (
 # Standard library modules that call back into user code or read its objects.
 _STDLIB_INTERPRETED = frozenset(_STDLIB + p.replace("/", os.sep) for p in (
     "contextlib.py", "functools.py", "collections/__init__.py", "_collections_abc.py", "dataclasses.py", "copy.py", "types.py",
-    "operator.py", "heapq.py", "bisect.py"))
+    "operator.py", "heapq.py", "bisect.py", "warnings.py"))
 # Parts of torch that only pass a call on to the recorder: nothing below them is the program's own.
 SUSPENDED = frozenset(_TORCH + p.replace("/", os.sep) for p in ("overrides.py", "_ops.py", "_jit_internal.py", "utils/_device.py"))
 _STDLIB_FORBIDDEN = frozenset(_STDLIB + p.replace("/", os.sep) for p in (

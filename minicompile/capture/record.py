@@ -22,8 +22,8 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "invert", "eq", "ne", "lt", "le", "gt", "ge",
               "getitem", "setitem", "lshift", "rshift", "xor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "iand", "ior", "ixor")}
 _OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
-_STATE_SETTERS = frozenset({"_set_grad_enabled", "set_autocast_enabled", "set_autocast_dtype", "set_autocast_cache_enabled", "_enter_inference_mode",
-                            "autocast_increment_nesting", "autocast_decrement_nesting", "clear_autocast_cache"})
+# Methods of Tensor that are written in Python, or wrapped so.
+_TENSOR_FUNCTIONS: dict[Any, str] = {f: n for n, f in vars(torch.Tensor).items() if isinstance(f, FunctionType)}
 
 
 def holds_tensor(x: Any) -> bool:
@@ -112,9 +112,12 @@ def target_of(func: Any) -> tuple[str, Any]:
     if issubclass(type(func), MethodWrapperType) and name == "__get__":
         return "getattr", func.__self__.__name__
     owner = getattr(func, "__objclass__", None)
-    method = issubclass(type(func), (MethodDescriptorType, WrapperDescriptorType)) and owner is not None and issubclass(torch.Tensor, owner)
-    if method or issubclass(type(func), FunctionType) and getattr(torch.Tensor, name, None) is func:
-        if name in _OPERATORS:
-            return "call_function", _OPERATORS[name]
+    if issubclass(type(func), FunctionType):
+        name = _TENSOR_FUNCTIONS.get(func, "")
+    elif not issubclass(type(func), (MethodDescriptorType, WrapperDescriptorType)) or not owner or not issubclass(torch.Tensor, owner):
+        name = ""
+    if name in _OPERATORS:
+        return "call_function", _OPERATORS[name]
+    if name:
         return "call_method", name
     return "call_function", func

@@ -208,6 +208,9 @@ class CaptureWorld(Attributes):
         if code.co_filename.startswith(policy.OWN):         # met before `policy_of`, which is our own Python too
             _native.set_policy(code, _native.NATIVE)
             return NotImplemented
+        if namespace is not None and id(f) in self.born:    # the body of a class made while capturing
+            normal = self.code_of(code)
+            return self.run_slots(normal, f, [NULL] * len(normal.locals), namespace)
         chosen = self.policy_of(code)
         if chosen is Policy.NATIVE or f is None or namespace is not None:
             _native.set_policy(code, _native.SUSPEND if code.co_filename in policy.SUSPENDED else _native.NATIVE)
