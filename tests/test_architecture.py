@@ -21,6 +21,7 @@ CORE = [f for f in [*FILES, *NATIVE] if f.relative_to(PACKAGE).parts[0] not in (
 ORDER = ("errors", "config", "ir", "capture", "lower", "autograd", "loops", "schedule", "runtime", "codegen",
          "debug", "pipeline", "explanation", "bisection", "api", "demo", "cli", "__main__")
 # Tests' helpers and the explorer look at all stages; __init__ only names things lazily.
+NATIVE_HOME = {"_native": "capture", "_launch": "runtime"}
 ANYTHING = ("testing", "viz", "__init__")
 
 FORBIDDEN = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch._decomp", "torch._refs",
@@ -59,7 +60,8 @@ def forward_imports(tree: ast.AST, file: Path) -> list[str]:
         if parts[0] != "minicompile" or len(parts) < 2:
             continue
         target = parts[1]
-        if target in ("kernels", home):
+        target = NATIVE_HOME.get(target, target)
+        if target in ("kernels", "__version__", home):
             continue
         if target not in ORDER or ORDER.index(target) > ORDER.index(home):
             bad.append(f"{shown(file, line)} imports {name}")

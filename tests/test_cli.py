@@ -1,12 +1,18 @@
-"""The command line, run as a user runs it."""
+"""The command line: most commands in this process, and a few as a user runs them."""
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import minicompile
+from minicompile import cli
+from minicompile.config import config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,9 +29,23 @@ def decides(x):
     return -z
 '''
 
+Run = Callable[..., tuple[int, str, str]]
 
-def cli(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    import os
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """One command in this process: its status, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args: str) -> tuple[int, str, str]:
+        minicompile.reset()
+        status = cli.main(args)
+        out = capsys.readouterr()
+        return status, out.out, out.err
+    return call
+
+
+def process(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "minicompile", *args], cwd=cwd, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env})
 
@@ -37,83 +57,100 @@ def user_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_help_lists_every_command() -> None:
-    done = cli("--help")
-    assert done.returncode == 0
-    assert all(word in done.stdout for word in ("demo", "explain", "cache", "doctor"))
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and all(word in out for word in ("demo", "explain", "cache", "doctor"))
 
 
 def test_version() -> None:
-    import minicompile
-    assert cli("--version").stdout.strip() == minicompile.__version__
+    assert process("--version").stdout.strip() == minicompile.__version__
 
 
 def test_doctor_shows_findings_and_settings() -> None:
-    done = cli("doctor", MINICOMPILE_NUMERICS="fast")
+    done = process("doctor", MINICOMPILE_NUMERICS="fast")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"numerics\s*│ 'fast'\s*│ MINICOMPILE_NUMERICS", done.stdout)
     assert all(word in done.stdout for word in ("C++ compiler", "frame hook", "vector units", "compile_timeout_s"))
 
 
-def test_doctor_says_what_is_missing() -> None:
-    done = cli("doctor", CXX="no-such-compiler")
-    assert done.returncode == 1
-    assert "MISSING" in done.stdout and "no-such-compiler" in done.stdout
+def test_doctor_says_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    status, out, _ = run("doctor")
+    assert status == 1 and "MISSING" in out and "no-such-compiler" in out
 
 
 def test_a_bad_setting_is_named() -> None:
-    done = cli("doctor", MINICOMPILE_ISA="mmx")
+    done = process("doctor", MINICOMPILE_ISA="mmx")
     assert done.returncode != 0
     assert "isa" in done.stderr and "'avx2'" in done.stderr
 
 
-def test_explain_shows_graph_guards_and_kernels(user_file: Path) -> None:
-    done = cli("explain", f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "graphs 1, breaks 0, torch calls 2" in done.stdout
-    assert re.search(r"^guards of graph 0\n    .*x", done.stdout, re.M)
-    assert re.search(r"^kernels\n    \w+", done.stdout, re.M)
+def test_explain_shows_graph_guards_and_kernels(run: Run, user_file: Path) -> None:
+    status, out, err = run("explain", f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)")
+    assert status == 0, out + err
+    assert "graphs 1, breaks 0, torch calls 2, kernels emitted 1, library calls 0" in out
+    assert re.search(r"^guards of graph 0\n(    .*\n)*    x: .*float32\[4, 8\]", out, re.M)
+    assert re.search(r"^kernels\n    \w+", out, re.M)
 
 
-def test_explain_shows_a_refusal_with_the_line_and_a_caret(user_file: Path) -> None:
-    done = cli("explain", f"{user_file}:decides", "torch.randn(4, 8)")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "[data-dependent]" in done.stdout
-    assert f"{user_file}:9" in done.stdout
-    assert re.search(r"if z\.sum\(\) > 0:\n\s+\^+", done.stdout)
+def test_explain_shows_a_refusal_with_the_line_and_a_caret(run: Run, user_file: Path) -> None:
+    status, out, err = run("explain", f"{user_file}:decides", "torch.randn(4, 8)")
+    assert status == 1, out + err
+    assert "[data-dependent]" in out and "runs as in eager mode" in out
+    assert f"{user_file}:9" in out
+    assert re.search(r"if z\.sum\(\) > 0:\n\s+\^+", out)
 
 
 @pytest.mark.parametrize("target, says", [("nofile.py:f", "no file"), ("f", "is not FILE.py:NAME"),
                                           ("no_module_here:f", "no module"), ("math:nothing", "has no 'nothing'")])
-def test_explain_names_a_bad_target(target: str, says: str) -> None:
-    done = cli("explain", target)
-    assert done.returncode == 2
-    assert says in done.stderr and "Traceback" not in done.stderr
+def test_explain_names_a_bad_target(run: Run, target: str, says: str) -> None:
+    status, _, err = run("explain", target)
+    assert status == 2 and says in err and "Traceback" not in err
 
 
-def test_stages_are_dumped(user_file: Path, tmp_path: Path) -> None:
-    done = cli("explain", f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)", MINICOMPILE_DUMP=str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+def test_stages_are_dumped(run: Run, user_file: Path, tmp_path: Path) -> None:
+    with config.patch(dump=str(tmp_path / "out")):
+        assert run("explain", f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)")[0] == 0
     files = sorted(f.name for f in (tmp_path / "out").rglob("*.*"))
     assert files == ["0_capture.py", "1_aten.py", "2_prims.py", "3_loops.txt", "4_plan.txt", "5_source.cpp"]
 
 
-def test_log_topics_go_to_stderr(user_file: Path) -> None:
-    done = cli("explain", f"{user_file}:decides", "torch.randn(4)", MINICOMPILE_LOG="breaks")
-    assert re.search(r"\[minicompile\.breaks\] .*data-dependent", done.stderr)
-    assert "[minicompile.graphs]" not in done.stderr
+@pytest.mark.parametrize("stage", ["capture", "aten", "prims", "loops", "plan"])
+def test_stop_runs_the_stage_by_its_reference(stage: str) -> None:
+    import torch
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x.sin(), -1) @ x.T
+
+    compiled, x = minicompile.compile(f), torch.randn(5, 7)
+    with config.patch(stop=stage), torch.no_grad():
+        got = compiled(x)
+    assert torch.allclose(got, f(x), atol=1e-6)
+    done = compiled.__minicompile__.compilations[0]
+    assert done.runs == stage and done.executable is None
 
 
-def test_cache_counts_and_clears(user_file: Path, tmp_path: Path) -> None:
-    env = {"MINICOMPILE_CACHE_DIR": str(tmp_path / "cache")}
-    assert cli("explain", f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)", **env).returncode == 0
-    assert "1 compiled graphs" in cli("cache", **env).stdout
-    assert "0 compiled graphs" in cli("cache", "--clear", **env).stdout
-    assert "0 compiled graphs" in cli("cache", **env).stdout
+def test_log_topics_go_to_stderr(run: Run, user_file: Path) -> None:
+    with config.patch(log="breaks"):
+        _, _, err = run("explain", f"{user_file}:decides", "torch.randn(4)")
+    assert re.search(r"\[minicompile\.breaks\] .*data-dependent", err)
+    assert "[minicompile.graphs]" not in err
+
+
+def test_cache_counts_and_clears(run: Run, user_file: Path, tmp_path: Path) -> None:
+    with config.patch(cache_dir=str(tmp_path / "cache")):
+        assert run("explain", f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)")[0] == 0
+        assert "1 compiled graphs" in run("cache")[1]
+        assert "0 compiled graphs" in run("cache", "--clear")[1]
+        assert "0 compiled graphs" in run("cache")[1]
+    with config.patch(cache_size_mb=0):
+        assert run("cache")[0] == 1
 
 
 def test_demo(tmp_path: Path) -> None:
-    done = cli("demo", "--rounds", "2", "--out", str(tmp_path / "out"), cwd=tmp_path)
+    done = process("demo", "--rounds", "2", "--out", str(tmp_path / "out"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"graphs\s*│\s*│\s*1 │", done.stdout) and re.search(r"graph breaks\s*│\s*│\s*0 │", done.stdout)
     assert "the same from all" in done.stdout
