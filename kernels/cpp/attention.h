@@ -13,44 +13,44 @@
 namespace mc {
 
 struct Attention {
-  int64_t batch, heads, kv_heads, queries, keys, dim, value_dim;
+  i64 batch, heads, kv_heads, queries, keys, dim, value_dim;
   const float *q, *k, *v, *mask;  // mask: nullptr for none
-  int64_t qs[3], ks[3], vs[3],
+  i64 qs[3], ks[3], vs[3],
       ms[4];         // strides over (batch, head, position); mask: (batch, head, query, key)
   float *out, *lse;  // lse: nullptr where nobody reads it
-  int64_t os[3], ls[3];
+  i64 os[3], ls[3];
   float scale;
   bool causal;  // query i sees keys 0 … i
 };
 
-constexpr int64_t ATTN_KEYS = 512;          // keys per block; K and V of a block take 256 KiB at dim 64
-constexpr int64_t ATTN_ROWS = 8 * GEMM_MR;  // query rows per task: a block's packing is shared by this many
+constexpr i64 ATTN_KEYS = 512;          // keys per block; K and V of a block take 256 KiB at dim 64
+constexpr i64 ATTN_ROWS = 8 * GEMM_MR;  // query rows per task: a block's packing is shared by this many
 
 // One row of scores s[0 … n): new maximum, exponentials in place, their sum; gives what older sums must be
 // scaled by.
-static MC_INLINE float attention_softmax(float* s, int64_t n, float& max, float& sum) {
+static MC_INLINE float attention_softmax(float* s, i64 n, float& max, float& sum) {
   typedef gemm_vec V;
-  const int64_t full = n / GEMM_LANES * GEMM_LANES;
+  const i64 full = n / GEMM_LANES * GEMM_LANES;
   float m = max;
   if (full) {
     V x = *(V*)s;
-    for (int64_t j = GEMM_LANES; j < full; j += GEMM_LANES) x = maximum(x, *(V*)(s + j));
+    for (i64 j = GEMM_LANES; j < full; j += GEMM_LANES) x = maximum(x, *(V*)(s + j));
     for (int l = 0; l < GEMM_LANES; l++) m = maximum(m, (float)x[l]);
   }
-  for (int64_t j = full; j < n; j++) m = maximum(m, s[j]);
+  for (i64 j = full; j < n; j++) m = maximum(m, s[j]);
   const float base =
       m == -__builtin_inff() ? 0.0f : m;  // a row with no key yet: exp(-inf - 0) = 0, not NaN
   float total = 0;
   if (full) {
     V t{};
-    for (int64_t j = 0; j < full; j += GEMM_LANES) {
+    for (i64 j = 0; j < full; j += GEMM_LANES) {
       const V e = exp(*(V*)(s + j) - base);
       *(V*)(s + j) = e;
       t += e;
     }
     for (int l = 0; l < GEMM_LANES; l++) total += t[l];
   }
-  for (int64_t j = full; j < n; j++) total += s[j] = exp(s[j] - base);
+  for (i64 j = full; j < n; j++) total += s[j] = exp(s[j] - base);
   const float rescale = max == -__builtin_inff() ? 0.0f : exp(max - base);
   max = m;
   sum = sum * rescale + total;
@@ -58,87 +58,80 @@ static MC_INLINE float attention_softmax(float* s, int64_t n, float& max, float&
 }
 
 // Rows [r0, r0 + rows) against keys [k0, k0 + n): scores, softmax, product with V added to `o` (rows x
-// value_dim).
-static void attention_block(const Attention& a, int64_t b, int64_t h, int64_t r0, int rows, int64_t k0,
-                            int64_t n, const float* kp, const float* vp, float* s, float* o, float* max,
-                            float* sum) {
+// ldo).
+static void attention_block(const Attention& a, i64 b, i64 h, i64 r0, int rows, i64 k0, i64 n,
+                            const float* kp, const float* vp, float* s, float* t, float* o, i64 ldo,
+                            float* max, float* sum) {
   const float* q = a.q + b * a.qs[0] + h * a.qs[1] + r0 * a.qs[2];
   const float* mask = a.mask ? a.mask + b * a.ms[0] + h * a.ms[1] : nullptr;
+  gemm_block(rows, q, a.qs[2], 1, kp, a.dim, (n + GEMM_NR - 1) / GEMM_NR, s, ATTN_KEYS);
   float rescale[GEMM_MR];
-  auto scores = [&](int64_t i, int64_t j, gemm_vec x, int) {
-    *(gemm_vec*)(s + i * ATTN_KEYS + j) = x * a.scale;
-  };
-  gemm_dispatch<GEMM_MR>(rows, q, a.qs[2], 1, kp, a.dim, 0, 0, (n + GEMM_NR - 1) / GEMM_NR, ATTN_KEYS,
-                         scores);
   for (int i = 0; i < rows; i++) {
     float* row = s + i * ATTN_KEYS;
-    if (mask)
-      for (int64_t j = 0; j < n; j++) row[j] += mask[(r0 + i) * a.ms[2] + (k0 + j) * a.ms[3]];
+    for (i64 j = 0; j < n; j += GEMM_LANES) *(gemm_vec*)(row + j) *= a.scale;
+    if (mask) {
+      const float* m = mask + (r0 + i) * a.ms[2] + k0 * a.ms[3];
+      for (i64 j = 0; j < n; j++) row[j] += m[j * a.ms[3]];
+    }
     if (a.causal)
-      for (int64_t j = r0 + i + 1 - k0 < 0 ? 0 : r0 + i + 1 - k0; j < n; j++) row[j] = -__builtin_inff();
+      for (i64 j = r0 + i + 1 - k0 < 0 ? 0 : r0 + i + 1 - k0; j < n; j++) row[j] = -__builtin_inff();
     rescale[i] = attention_softmax(row, n, max[i], sum[i]);
   }
-  auto add = [&](int64_t i, int64_t j, gemm_vec x, int lanes) {
-    float* to = o + i * a.value_dim + j;
-    if (lanes == GEMM_LANES)
-      *(gemm_uvec*)to = *(gemm_uvec*)to * rescale[i] + x;
-    else
-      for (int l = 0; l < lanes; l++) to[l] = to[l] * rescale[i] + x[l];
-  };
-  const int64_t panels = (a.value_dim + GEMM_NR - 1) / GEMM_NR;
-  gemm_dispatch<GEMM_MR>(rows, s, ATTN_KEYS, 1, vp, n, 0, 0, panels, a.value_dim, add);
+  gemm_block(rows, s, ATTN_KEYS, 1, vp, n, ldo / GEMM_NR, t, ldo);
+  for (int i = 0; i < rows; i++)
+    for (i64 j = 0; j < ldo; j += GEMM_LANES) {
+      gemm_vec* to = (gemm_vec*)(o + i * ldo + j);
+      *to = *to * rescale[i] + *(gemm_vec*)(t + i * ldo + j);
+    }
 }
 
-static void attention_task(const Attention& a, int64_t b, int64_t h, int64_t q0, int64_t q1) {
+// Query rows [q0, q1) of head h.
+static void attention_task(const Attention& a, i64 b, i64 h, i64 q0, i64 q1) {
   static thread_local GemmScratch scratch;
-  const int64_t kv = h / (a.heads / a.kv_heads);
-  const int64_t kpanels = ATTN_KEYS / GEMM_NR, vpanels = (a.value_dim + GEMM_NR - 1) / GEMM_NR;
-  float* kp = scratch.get(kpanels * GEMM_NR * a.dim + vpanels * GEMM_NR * ATTN_KEYS + GEMM_MR * ATTN_KEYS +
-                          ATTN_ROWS * (a.value_dim + 2) + 64);
-  float *vp = kp + kpanels * GEMM_NR * a.dim, *s = vp + vpanels * GEMM_NR * ATTN_KEYS,
-        *o = s + GEMM_MR * ATTN_KEYS;
-  float *max = o + ATTN_ROWS * a.value_dim, *sum = max + ATTN_ROWS;
-  for (int64_t i = 0; i < (q1 - q0) * a.value_dim; i++) o[i] = 0;
-  for (int64_t i = 0; i < q1 - q0; i++) max[i] = -__builtin_inff(), sum[i] = 0;
-  const int64_t end = a.causal && q1 < a.keys ? q1 : a.keys;
-  for (int64_t k0 = 0; k0 < end; k0 += ATTN_KEYS) {
-    const int64_t n = end - k0 < ATTN_KEYS ? end - k0 : ATTN_KEYS;
+  const i64 kv = h / (a.heads / a.kv_heads), ldo = (a.value_dim + GEMM_NR - 1) / GEMM_NR * GEMM_NR;
+  const i64 dim = (a.dim + GEMM_LANES - 1) / GEMM_LANES * GEMM_LANES;  // keeps what follows aligned
+  float* kp = scratch.get(ATTN_KEYS * (dim + ldo + GEMM_MR) + ldo * (GEMM_MR + ATTN_ROWS) + 2 * ATTN_ROWS);
+  float *vp = kp + ATTN_KEYS * dim, *s = vp + ATTN_KEYS * ldo, *t = s + GEMM_MR * ATTN_KEYS;
+  float *o = t + GEMM_MR * ldo, *max = o + ATTN_ROWS * ldo, *sum = max + ATTN_ROWS;
+  for (i64 i = 0; i < (q1 - q0) * ldo; i++) o[i] = 0;
+  for (i64 i = 0; i < q1 - q0; i++) max[i] = -__builtin_inff(), sum[i] = 0;
+  const i64 end = a.causal && q1 < a.keys ? q1 : a.keys;
+  for (i64 k0 = 0; k0 < end; k0 += ATTN_KEYS) {
+    const i64 n = end - k0 < ATTN_KEYS ? end - k0 : ATTN_KEYS;
     const float* k = a.k + b * a.ks[0] + kv * a.ks[1] + k0 * a.ks[2];
     const float* v = a.v + b * a.vs[0] + kv * a.vs[1] + k0 * a.vs[2];
-    for (int64_t j = 0; j < n; j += GEMM_NR)
+    for (i64 j = 0; j < n; j += GEMM_NR)
       gemm_pack_panel(k + j * a.ks[2], a.dim, n - j < GEMM_NR ? n - j : GEMM_NR, 1, a.ks[2],
                       kp + j * a.dim);
-    for (int64_t j = 0; j < a.value_dim; j += GEMM_NR)
+    for (i64 j = 0; j < a.value_dim; j += GEMM_NR)
       gemm_pack_panel(v + j, n, a.value_dim - j < GEMM_NR ? a.value_dim - j : GEMM_NR, a.vs[2], 1,
                       vp + j * n);
-    for (int64_t r = q0; r < q1; r += GEMM_MR) {
+    for (i64 r = q0; r < q1; r += GEMM_MR) {
       const int rows = q1 - r < GEMM_MR ? (int)(q1 - r) : GEMM_MR;
-      const int64_t seen = a.causal && r + rows - k0 < n ? r + rows - k0 : n;
-      if (seen <= 0) continue;
-      // V's panels were packed for n keys: scores past `seen` are zero weights
-      const int64_t i = r - q0;
-      attention_block(a, b, h, r, rows, k0, n, kp, vp, s, o + i * a.value_dim, max + i, sum + i);
+      if (a.causal && r + rows <= k0) continue;
+      const i64 i = r - q0;
+      attention_block(a, b, h, r, rows, k0, n, kp, vp, s, t, o + i * ldo, ldo, max + i, sum + i);
     }
   }
-  for (int64_t i = 0; i < q1 - q0; i++) {
+  for (i64 i = 0; i < q1 - q0; i++) {
     float* to = a.out + b * a.os[0] + h * a.os[1] + (q0 + i) * a.os[2];
     const float f = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
-    for (int64_t j = 0; j < a.value_dim; j++) to[j] = o[i * a.value_dim + j] * f;
+    for (i64 j = 0; j < a.value_dim; j++) to[j] = o[i * ldo + j] * f;
     if (a.lse) a.lse[b * a.ls[0] + h * a.ls[1] + (q0 + i) * a.ls[2]] = max[i] + log(sum[i]);
   }
 }
 
-inline void attention(const Attention& a, int nthreads) {
+static inline void attention(const Attention& a, int threads) {
   // A task is up to ATTN_ROWS query rows of one head; few heads get smaller tasks, so that every thread has
   // some.
-  int64_t rows = ATTN_ROWS;
-  while (rows > GEMM_MR && a.batch * a.heads * ((a.queries + rows - 1) / rows) < 2 * nthreads)
+  i64 rows = ATTN_ROWS;
+  while (rows > GEMM_MR && a.batch * a.heads * ((a.queries + rows - 1) / rows) < 2 * threads)
     rows -= GEMM_MR;
-  const int64_t per = (a.queries + rows - 1) / rows, tasks = a.batch * a.heads * per;
-  if (a.batch * a.heads * a.queries * a.keys * a.dim < 65536) nthreads = 1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(nthreads) if (nthreads > 1)
-  for (int64_t t = 0; t < tasks; t++) {
-    const int64_t q0 = t % per * rows, q1 = q0 + rows < a.queries ? q0 + rows : a.queries;
+  const i64 per = (a.queries + rows - 1) / rows, tasks = a.batch * a.heads * per;
+  if (a.batch * a.heads * a.queries * a.keys * a.dim < 65536) threads = 1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (i64 t = 0; t < tasks; t++) {
+    const i64 q0 = t % per * rows, q1 = q0 + rows < a.queries ? q0 + rows : a.queries;
     attention_task(a, t / per / a.heads, t / per % a.heads, q0, q1);
   }
 }
