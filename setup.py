@@ -1,17 +1,36 @@
 """Builds the C extensions; everything else about the package is in pyproject.toml."""
 import glob
 import os
+import platform
 
 from setuptools import Extension, setup
 
 CAPTURE = "minicompile/capture"
 FLAGS = ["-O2", "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
+# The kernel library, once per instruction set: plain shared libraries that generated code calls, not Python modules.
+MACHINES = {"x86_64": {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"], "scalar": []}}
+KERNEL_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
+                "-fno-strict-aliasing", "-fopenmp", "-fno-exceptions", "-fno-rtti", "-Wno-psabi", "-fvisibility=hidden"]
+KERNELS = [
+    Extension(
+        f"minicompile._kernels_{isa}",
+        sources=["kernels/cpp/library.cpp"],
+        depends=sorted(glob.glob("kernels/cpp/*.h")),
+        include_dirs=["kernels/cpp"],
+        extra_compile_args=KERNEL_FLAGS + march,
+        extra_link_args=["-fopenmp"],
+        language="c++",
+    )
+    for isa, march in MACHINES.get(platform.machine(), {"scalar": []}).items()
+]
+
 setup(
     ext_modules=[
+        *KERNELS,
         Extension(
             "minicompile._native",
-            sources=[f"{CAPTURE}/{name}.c" for name in ("_hook", "_function", "_guards", "_guardbuild", "_tensor")],
+            sources=[f"{CAPTURE}/{name}.c" for name in ("_hook", "_function", "_guards", "_guardbuild", "_tape", "_tensor")],
             depends=sorted(glob.glob(os.path.join(CAPTURE, "*.h"))),
             extra_compile_args=FLAGS,
             libraries=["dl"],
