@@ -132,7 +132,9 @@ def _rows() -> dict[Any, tuple[str, bool, bool]]:
                                "remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar sub.Scalar mul.Scalar floor_divide square "
                                "threshold fmax fmin",
         ("same", False, False): "gelu silu mish hardswish hardsigmoid leaky_relu elu softplus hardtanh addcmul addcdiv lerp.Scalar "
-                                "lerp.Tensor log_sigmoid_forward",
+                                "lerp.Tensor gelu_backward silu_backward threshold_backward sigmoid_backward tanh_backward "
+                                "leaky_relu_backward elu_backward hardtanh_backward hardswish_backward hardsigmoid_backward "
+                                "softplus_backward",
         ("float", True, True): "div.Tensor div.Scalar exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh "
                                "atanh erf erfc sqrt rsqrt reciprocal sigmoid atan2 lgamma digamma",
         ("bool", True, True): "eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor eq.Scalar ne.Scalar lt.Scalar le.Scalar "
@@ -145,7 +147,6 @@ def _rows() -> dict[Any, tuple[str, bool, bool]]:
             for p, in_place in ((packet, False), (packet + "_", True)):
                 if hasattr(aten, p) and (overload or "default") in getattr(aten, p).overloads():
                     rows[getattr(getattr(aten, p), overload or "default")] = (kind[0], kind[1], kind[2])
-    rows.pop(aten.log_sigmoid_forward.default, None)          # gives two tensors
     return rows
 
 
@@ -202,5 +203,7 @@ def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers
 
 
 # numbers are parameters, not operands: they take no part in promotion
-FIRST_DECIDES = frozenset("gelu silu mish hardswish hardsigmoid leaky_relu elu softplus hardtanh addcmul addcdiv lerp threshold relu".split())
+FIRST_DECIDES = frozenset("gelu silu mish hardswish hardsigmoid leaky_relu elu softplus hardtanh addcmul addcdiv lerp threshold relu "
+                          "gelu_backward silu_backward threshold_backward sigmoid_backward tanh_backward leaky_relu_backward "
+                          "elu_backward hardtanh_backward hardswish_backward hardsigmoid_backward softplus_backward".split())
 FIRST_DECIDES |= frozenset(name + "_" for name in FIRST_DECIDES)

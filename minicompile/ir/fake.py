@@ -16,9 +16,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Refusal
+from . import shapes_nn
 from .shapes import shape_rule
 from .spec import TensorSpec
 
+assert shapes_nn          # imported for the rules it adds to shapes
 EMPTY_CELL = CellType()
 META = torch.device("meta")
 MASKS = (torch.bool, torch.uint8)
@@ -274,3 +276,11 @@ class FakeMode(TorchDispatchMode):
 
 # Operators whose meta kernel's strides differ from the CPU kernel's: op -> function of (meta result, *args, **kwargs).
 STRIDES: dict[Any, Callable[..., Any]] = {}
+
+
+def engine_gradients(outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake]) -> list[Fake | None]:
+    """torch.autograd.grad(outputs, inputs, seeds, allow_unused=True), by the engine itself: the public function imports
+    sympy for its check of the seeds' shapes."""
+    engine = torch.autograd.Variable._execution_engine
+    return list(engine.run_backward(tuple(outputs), tuple(seeds), False, False, tuple(inputs), allow_unreachable=True,
+                                    accumulate_grad=False))

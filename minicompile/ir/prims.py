@@ -302,7 +302,7 @@ def _reduction(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Shape], Tenso
     """ref for a function that reduces the last dimension."""
     def ref(x: Tensor, dims: Shape) -> Tensor:
         kept = [d for d in range(x.dim()) if d not in dims]
-        flat = x.permute(*kept, *dims)
+        flat = x.permute([*kept, *dims])
         count = 1
         for d in dims:
             count *= x.shape[d]

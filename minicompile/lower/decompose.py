@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
-from . import indexing, pointwise, reduction, views
+from . import indexing, pointwise, products, reduction, views
 from .builder import RULES, SUPPORTED, Builder
 from .graphs import AtenGraph, Prims, infer
 
-assert all((indexing, pointwise, reduction, views))          # imported for the decompositions they register
+assert all((indexing, pointwise, products, reduction, views))          # imported for the decompositions they register
 
 
 def decompose(aten_graph: AtenGraph) -> Prims:
@@ -69,13 +69,18 @@ def _for_prims(n: Node) -> bool:
 def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     """The ATen call itself. Views are copied: an extern's result never shares memory with its arguments."""
     op, spec = n.op, n.spec
-    if op.is_view or op in ALIASING:
+    if op in UNVIEWED:
+        op = UNVIEWED[op]
+        spec = infer(op, args, kwargs)
+    elif op.is_view or op in ALIASING:
         packet = op._overloadpacket.__name__.strip("_") + "_copy"
         op = getattr(getattr(torch.ops.aten, packet), op._overloadname)
         spec = infer(op, args, kwargs)
     return b.extern(op, args, kwargs, spec)
 
 
+UNVIEWED = {torch.ops.aten._conj.default: torch.ops.aten._conj_physical.default,
+            torch.ops.aten._neg_view.default: torch.ops.aten.neg.default}
 ALIASING = frozenset((torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default))
 
 

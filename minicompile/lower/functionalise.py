@@ -169,18 +169,19 @@ class Functionaliser:
                 raise Refusal("in-place", f"{op} has no functional form", self.where)
             pure, written = found, written_args(op, args, kwargs)
         names = {a.name for a in op._schema.arguments if a.is_out}
-        call_args = tuple([self.lowered(a) for a in args])
+        call_args = tuple([self.lowered(a) for a in with_defaults(op, args, kwargs)])
         call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
         self._check_overlap(written, args, kwargs)
         spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
         node = self.emit(pure, call_args, call_kwargs, spec)
         parts = [node] if isinstance(spec, TensorSpec) else [self.emit("getitem", (node, i), {}, s)
                                                              for i, s in enumerate(spec or ())]
-        if hidden is not None:          # results first, then the new values of what was written
-            for o, part in zip(out, parts):
+        returns = op._schema.returns          # of the functional form: fresh results first, then what was written
+        fresh = [o for o, r in zip(out if isinstance(out, (tuple, list)) else (out,), returns) if r.alias_info is None]
+        for o, part in zip(fresh, parts):
+            if isinstance(o, Fake):
                 self._result(op, args, kwargs, o, part, None)
-            parts = parts[len(out):]
-        for fake, part in zip(written, parts):
+        for fake, part in zip(written, parts[len(fresh):]):
             self.write(self.aliases[id(fake)], part)
 
     def write(self, alias: Alias, new: Node) -> None:
@@ -252,6 +253,8 @@ class Functionaliser:
             results[root], spec = Output(self.read(alias), alias.spec), alias.spec
         else:
             root, spec = len(outputs) + len(hidden), base.spec
+            if not spec.is_dense:
+                raise Refusal("layout", f"an output lies in memory with holes: {spec}")
             hidden.append(Output(base.value, spec))
         for i, alias in zip(members, aliases):
             if i != root:
@@ -312,6 +315,12 @@ def _find_functional(op: Any) -> Any:
             if not found._schema.is_mutable and [(a.name, _type(a)) for a in found._schema.arguments] == wanted:
                 return found
     return None
+
+
+def with_defaults(op: Any, args: tuple, kwargs: dict) -> tuple:
+    """args, with op's defaults for positional arguments that were left out (its functional form may have none)."""
+    missing = [a for a in op._schema.arguments[len(args):] if not a.kwarg_only and a.name not in kwargs]
+    return (*args, *(a.default_value for a in missing)) if not kwargs or not missing else args
 
 
 def _type(argument: Any) -> str:

@@ -117,7 +117,9 @@ def _logical_not(b: Builder, x: Node) -> Node:
 
 @point(aten.add.Tensor, aten.add.Scalar, operands=2)
 def _add(b: Builder, x: Node, y: Node, alpha: Any = 1) -> Node:
-    return b.or_(x, y) if is_bool(x) else b.add(x, y if alpha == 1 else b.mul(y, alpha))
+    if is_bool(x):
+        return b.or_(x, y) if alpha else x
+    return b.add(x, y if alpha == 1 else b.mul(y, alpha))
 
 
 @point(aten.sub.Tensor, aten.sub.Scalar, operands=2)
@@ -145,7 +147,8 @@ def _div_mode(b: Builder, x: Node, y: Node, rounding_mode: str | None = None) ->
     if is_float(x):
         if rounding_mode == "floor":
             return floor_divide(b, x, y)
-        return b.trunc(b.div(x, y)) if rounding_mode == "trunc" else b.div(x, y)
+        ratio = b.div(x, y)          # eager rounds it to a narrow dtype before it cuts off the fraction
+        return b.trunc(b.widen(b.cast(ratio, b.out.dtype))) if rounding_mode == "trunc" else ratio
     if not divides(y):
         return NotImplemented
     return b.floordiv(x, y) if rounding_mode == "floor" else b.truncdiv(x, y)
@@ -278,6 +281,8 @@ def _masked_fill(b: Builder, x: Node, mask: Node, value: Operand) -> Node:
 @rule(aten.clamp.default, aten.clamp.Tensor)
 def _clamp(b: Builder, x: Node, min: Any = None, max: Any = None) -> Any:
     y = operand(b, x, b.out.dtype, b.out.shape)
+    if is_bool(y):
+        return NotImplemented
     if min is not None:
         y = b.maximum(y, operand(b, min, b.out.dtype, b.out.shape))
     if max is not None:
@@ -458,6 +463,7 @@ FORMULAS: dict[Any, Formula] = {
     aten.relu6.default: lambda b, x: b.minimum(b.maximum(x, 0), 6),
     aten.square.default: lambda b, x: b.mul(x, x),
     aten.frac.default: lambda b, x: b.sub(x, b.trunc(x)),
+    aten.celu.default: lambda b, x, alpha=1.0: _elu(b, x, alpha, 1, 1 / alpha),
     aten.positive.default: lambda b, x: x,
     aten.hardsigmoid.default: lambda b, x: b.div(_hard(b, x), 6.0),
     aten.hardswish.default: lambda b, x: b.div(b.mul(x, _hard(b, x)), 6.0),

@@ -194,7 +194,17 @@ def _shifted(b: Builder, x: Node, dims: Dims) -> Node:
     return b.sub(x, spread(b, reduce(b, "amax", x, dims), dims, x))
 
 
-@rule(aten._softmax.default, aten._safe_softmax.default)
+@rule(aten._safe_softmax.default)
+def _safe_softmax(b: Builder, x: Node, dim: int, dtype: Any = None) -> Any:
+    """Rows of nothing but -inf give 0."""
+    if x.tensor.numel == 0 or dtype not in (None, x.tensor.dtype):
+        return NotImplemented
+    y, dims = b.widen(x), dims_of(x, dim)
+    empty = spread(b, b.eq(reduce(b, "amax", y, dims), -math.inf), dims, x)
+    return b.cast(b.where(empty, 0.0, b.widen(_softmax(b, x, dim))), b.out.dtype)
+
+
+@rule(aten._softmax.default)
 def _softmax(b: Builder, x: Node, dim: int, half_to_float: Any = False) -> Node:
     if x.tensor.numel == 0:
         return b.cast(x, b.out.dtype)
@@ -286,13 +296,15 @@ def _batch_norm(b: Builder, x: Node, weight: Any, bias: Any, mean_: Any, var: An
         return NotImplemented
     outs, y, dims = b.out, b.widen(x), _channels(x)
     if training or mean_ is None:
-        average, centred, squares = moments(b, y, dims)
+        average, _, squares = moments(b, y, dims)
         scale = b.rsqrt(b.add(b.div(squares, float(count(x, dims))), eps))
     else:
-        average, variance_ = b.widen(mean_), b.widen(var)
-        centred = b.sub(y, spread(b, average, dims, y))
-        scale = b.div(1.0, b.sqrt(b.add(variance_, eps)))
-    result = _affine(b, b.mul(centred, spread(b, b.cast(scale, y.tensor.dtype), dims, y)), weight, bias, dims)
+        average = b.widen(mean_)
+        scale = b.div(1.0, b.sqrt(b.add(b.widen(var), eps)))
+    factor = scale if weight is None else b.mul(scale, b.widen(weight))          # per channel, so two operations a pixel
+    shift = b.neg(b.mul(average, factor))
+    shift = shift if bias is None else b.add(shift, b.widen(bias))
+    result = b.add(b.mul(y, spread(b, factor, dims, y)), spread(b, shift, dims, y))
     saved = [b.cast(s, o.dtype) if o.numel else b.full(o.shape, 0.0, o.dtype) for s, o in zip((average, scale), outs[1:3])]
     return b.cast(result, outs[0].dtype), *saved
 

@@ -177,6 +177,10 @@ def record(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
             if e.where is None and into.where is not None:
                 raise Refusal(e.code, e.reason, into.where) from e
             raise
+        except RuntimeError as e:
+            if "its data is not allocated" in str(e) or "doesn't have storage" in str(e):
+                raise Refusal("data-dependent", "torch reads the memory of a tensor while compiling", into.where) from e
+            raise
         results = [recorder.fake(t) for t in tensors_in(out)]
     return recorder, fakes, results
 

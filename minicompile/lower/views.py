@@ -92,12 +92,12 @@ def _parts(b: Builder, x: Node, sizes: Any, dim: int) -> tuple[Node, ...]:
     return tuple(parts)
 
 
-@rule(aten.split.Tensor)
+@rule(aten.split.Tensor, aten.unsafe_split.Tensor)
 def _split(b: Builder, x: Node, size: int, dim: int = 0) -> Any:
     return _parts(b, x, [spec.shape[dim] for spec in b.out], dim)
 
 
-@rule(aten.split_with_sizes.default)
+@rule(aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
 def _split_with_sizes(b: Builder, x: Node, sizes: Any, dim: int = 0) -> Any:
     return _parts(b, x, sizes, dim)
 

@@ -1,0 +1,260 @@
+"""More shape rules: products, convolution, attention, indexing, creation, and the backward operators of training graphs.
+
+Takes and gives what `ir.shapes` does; importing it fills that module's table. A rule answers None for what it does not
+cover.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .elementwise import broadcast, result_stride
+from .shapes import reduced, rule
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+INDEX = (torch.int64, torch.int32)
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Laid out as empty_like(x) is: the same strides if x is dense, else in the order of its strides."""
+    stride = result_stride(tuple(x.shape), [x])
+    return torch.empty_strided(x.shape, stride, dtype=dtype or x.dtype, device="meta")
+
+
+def is_last(x: Tensor) -> bool:
+    """Channels last and not also contiguous."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def formatted(shape: Sequence[int], dtype: torch.dtype, last: bool) -> Tensor:
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=dtype, device="meta", memory_format=form)
+
+
+# ---- products, convolution, pooling, attention ---------------------------------------------------------------------
+
+@rule(aten.mm.default)
+def _mm(a: Tensor, b: Tensor) -> Tensor | None:
+    ok = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and a.dtype == b.dtype
+    return fresh((a.shape[0], b.shape[1]), a.dtype) if ok else None
+
+
+@rule(aten.bmm.default)
+def _bmm(a: Tensor, b: Tensor) -> Tensor | None:
+    ok = a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1] and a.dtype == b.dtype
+    return fresh((a.shape[0], a.shape[1], b.shape[2]), a.dtype) if ok else None
+
+
+@rule(aten.baddbmm.default)
+def _baddbmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor | None:
+    out = _bmm(a, b)
+    fits = out is not None and bias.dtype == a.dtype and broadcast([tuple(bias.shape), tuple(out.shape)]) == tuple(out.shape)
+    return out if fits else None
+
+
+@rule(aten.convolution.default)
+def _convolution(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+                 output_padding: Any, groups: int) -> Tensor | None:
+    n = x.dim() - 2
+    if transposed or n not in (1, 2) or weight.dim() != x.dim() or x.shape[1] != weight.shape[1] * groups \
+            or x.dtype != weight.dtype or bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (weight.shape[0],)):
+        return None
+    if not (x.is_contiguous() and weight.is_contiguous()) or not x.numel():
+        return None
+    stride, padding, dilation = (list(p) * n if len(p) == 1 else list(p) for p in (stride, padding, dilation))
+    spatial = [(x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) - 1) // stride[i] + 1 for i in range(n)]
+    return fresh((x.shape[0], weight.shape[0], *spatial), x.dtype) if min(spatial) > 0 else None
+
+
+@rule(aten.convolution_backward.default)
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *rest: Any) -> Any:
+    if not (grad.is_contiguous() and x.is_contiguous() and weight.is_contiguous()) or rest[3]:
+        return None
+    mask = rest[-1]
+    return (like(x) if mask[0] else None, like(weight) if mask[1] else None,
+            fresh((weight.shape[0],), grad.dtype) if mask[2] else None)
+
+
+@rule(aten.max_pool2d_with_indices.default)
+def _max_pool(x: Tensor, kernel: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,), ceil_mode: bool = False) -> Any:
+    if ceil_mode or x.dim() != 4 or not x.numel():
+        return None
+    kernel, padding, dilation = (list(p) * 2 if len(p) == 1 else list(p) for p in (kernel, padding, dilation))
+    stride = kernel if not stride else (list(stride) * 2 if len(stride) == 1 else list(stride))
+    spatial = [(x.shape[i + 2] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    if min(spatial) < 1 or any(2 * p > k for p, k in zip(padding, kernel)):
+        return None
+    shape = (*x.shape[:2], *spatial)
+    return formatted(shape, x.dtype, is_last(x)), formatted(shape, torch.int64, is_last(x))
+
+
+@rule(aten.max_pool2d_with_indices_backward.default)
+def _max_pool_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return formatted(x.shape, x.dtype, is_last(x))
+
+
+@rule(aten._scaled_dot_product_flash_attention_for_cpu.default)
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
+    batch, heads, length, _ = q.shape
+    out = fresh((batch, length, heads, v.shape[3]), q.dtype).transpose(1, 2)
+    total = torch.float32 if q.dtype.itemsize < 4 else q.dtype
+    return out, fresh((batch, length, heads), total).transpose(1, 2)
+
+
+@rule(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
+    def laid(x: Tensor) -> Tensor:
+        batch, heads, length, size = x.shape
+        return fresh((batch, length, heads, size), x.dtype).transpose(1, 2)
+    return laid(q), laid(k), laid(v)
+
+
+# ---- indexing ------------------------------------------------------------------------------------------------------
+
+@rule(aten.embedding.default)
+def _embedding(weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> Tensor | None:
+    ok = weight.dim() == 2 and indices.dtype in INDEX
+    return fresh((*indices.shape, weight.shape[1]), weight.dtype) if ok else None
+
+
+@rule(aten.embedding_dense_backward.default)
+def _embedding_backward(grad: Tensor, indices: Tensor, rows: int, *_: Any) -> Tensor:
+    return fresh((rows, grad.shape[-1]), grad.dtype)
+
+
+@rule(aten.index.Tensor)
+def _index(x: Tensor, indices: Any) -> Tensor | None:
+    given = {d: i for d, i in enumerate(indices) if i is not None}
+    if not given or len(indices) > x.dim() or not x.is_contiguous() \
+            or any(i.dtype not in INDEX or not i.is_contiguous() for i in given.values()):
+        return None
+    common = broadcast([tuple(i.shape) for i in given.values()])
+    if common is None:
+        return None
+    dims = sorted(given)
+    at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
+    rest = [n for d, n in enumerate(x.shape) if d not in given]
+    return fresh((*rest[:at], *common, *rest[at:]), x.dtype)
+
+
+@rule(aten.index_put.default)
+def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor | None:
+    return like(x) if values.dtype == x.dtype else None
+
+
+@rule(aten.gather.default)
+def _gather(x: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor | None:
+    ok = x.dim() == index.dim() and x.dim() and -x.dim() <= dim < x.dim() and index.dtype in INDEX
+    fits = ok and all(d == dim % x.dim() or i <= n for d, (i, n) in enumerate(zip(index.shape, x.shape)))
+    return fresh(index.shape, x.dtype) if fits else None
+
+
+@rule(aten.slice_backward.default, aten.select_backward.default)
+def _slice_backward(grad: Tensor, sizes: Any, *_: Any) -> Tensor:
+    return fresh(sizes, grad.dtype)
+
+
+@rule(aten.stack.default)
+def _stack(xs: Any, dim: int = 0) -> Tensor | None:
+    first, n = xs[0], xs[0].dim() + 1
+    if not -n <= dim < n or any(x.shape != first.shape or x.dtype != first.dtype or not x.is_contiguous() for x in xs):
+        return None
+    shape = list(first.shape)
+    shape.insert(dim % n, len(xs))
+    return fresh(shape, first.dtype)
+
+
+# ---- creation ------------------------------------------------------------------------------------------------------
+
+@rule(aten.empty_like.default, aten.ones_like.default, aten.zeros_like.default)
+def _like(x: Tensor, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None,
+          memory_format: Any = None) -> Tensor | None:
+    if memory_format in (None, torch.preserve_format):
+        return like(x, dtype)
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device="meta", memory_format=memory_format)
+
+
+@rule(aten.fill.Scalar)
+def _fill(x: Tensor, value: Any) -> Tensor:
+    return like(x)
+
+
+@rule(aten.arange.default, aten.arange.start, aten.arange.start_step)
+def _arange(*args: Any, dtype: Any = None, **_: Any) -> Tensor | None:
+    start, end, step = (0, args[0], 1) if len(args) == 1 else (args[0], args[1], args[2] if len(args) > 2 else 1)
+    whole = all(isinstance(v, int) for v in (start, end, step))
+    if not step or any(isinstance(v, float) and not math.isfinite(v) for v in (start, end, step)) or (end - start) * step < 0:
+        return None
+    n = -((start - end) // step) if whole else math.ceil((end - start) / step)
+    return fresh((n,), dtype or (torch.int64 if whole else torch.get_default_dtype()))
+
+
+# ---- reductions, norms and losses; backward ------------------------------------------------------------------------
+
+@rule(aten.mean.default)
+def _mean(x: Tensor, *, dtype: Any = None) -> Tensor | None:
+    return fresh((), dtype or x.dtype) if (dtype or x.dtype).is_floating_point else None
+
+
+@rule(aten.argmax.default, aten.argmin.default)
+def _arg(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | None:
+    shape = reduced(tuple(x.shape), dim, keepdim)
+    return fresh(shape, torch.int64) if shape is not None and x.numel() and not x.dtype.is_complex and x.dtype != torch.bool else None
+
+
+@rule(aten.var_mean.correction)
+def _var_mean(x: Tensor, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    shape = reduced(tuple(x.shape), dims, keepdim)
+    ok = shape is not None and x.dtype.is_floating_point
+    return (fresh(shape, x.dtype), fresh(shape, x.dtype)) if ok and shape is not None else None
+
+
+@rule(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default)
+def _softmax_backward(grad: Tensor, output: Tensor, dim: int, input_dtype: torch.dtype) -> Tensor | None:
+    return fresh(grad.shape, grad.dtype) if input_dtype == grad.dtype else None
+
+
+@rule(aten.native_layer_norm_backward.default)
+def _layer_norm_backward(grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, mask: Any) -> Any:
+    return (fresh(x.shape, x.dtype) if mask[0] else None,
+            fresh(weight.shape, weight.dtype) if mask[1] and weight is not None else None,
+            fresh(bias.shape, bias.dtype) if mask[2] and bias is not None else None)
+
+
+@rule(aten._native_batch_norm_legit_functional.default)
+def _batch_norm_functional(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool, momentum: float,
+                           eps: float) -> Any:
+    if any(p is not None and p.dtype != x.dtype for p in (weight, bias, mean, var)) or x.dim() < 2:
+        return None
+    saved = (x.shape[1],) if training else (0,)
+    return (formatted(x.shape, x.dtype, is_last(x)), fresh(saved, x.dtype), fresh(saved, x.dtype), like(mean), like(var))
+
+
+@rule(aten.native_batch_norm_backward.default)
+def _batch_norm_backward(grad: Tensor, x: Tensor, weight: Any, mean: Any, var: Any, saved: Any, scale: Any, train: bool,
+                         eps: float, mask: Any) -> Any:
+    if weight is not None and weight.dtype != x.dtype:
+        return None
+    channels = (x.shape[1],)
+    return (formatted(x.shape, x.dtype, is_last(x)) if mask[0] else None, fresh(channels, x.dtype) if mask[1] else None,
+            fresh(channels, x.dtype) if mask[2] else None)
+
+
+@rule(aten.nll_loss_forward.default)
+def _nll_loss(x: Tensor, target: Tensor, weight: Any, reduction: int, ignore: int) -> Any:
+    if x.dim() not in (1, 2) or target.dim() != x.dim() - 1:
+        return None
+    return fresh(target.shape if reduction == 0 else (), x.dtype), fresh((), x.dtype)
+
+
+@rule(aten.nll_loss_backward.default)
+def _nll_loss_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return fresh(x.shape, x.dtype)

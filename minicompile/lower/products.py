@@ -1,0 +1,41 @@
+"""Decompositions around matrix products and convolutions: the product stays a library kernel, the bias becomes a prim.
+
+Takes a builder and operands, gives an extern and an `add` that can fuse with what follows.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..ir.graph import Node
+from .builder import Builder, rule
+
+aten = torch.ops.aten
+
+
+def _biased(b: Builder, product: Any, bias: Node, *operands: Node, beta: Any, alpha: Any) -> Any:
+    """alpha * product + beta * bias; whole in the ATen kernel unless both factors are 1, and in float32."""
+    if alpha != 1 or beta != 1 or any(x.tensor.dtype is not torch.float32 for x in (bias, *operands)):
+        return NotImplemented
+    return b.add(b.call(product, *operands), b.expand(bias, b.out.shape))
+
+
+@rule(aten.addmm.default)
+def _addmm(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _biased(b, aten.mm.default, bias, x, y, beta=beta, alpha=alpha)
+
+
+@rule(aten.baddbmm.default)
+def _baddbmm(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _biased(b, aten.bmm.default, bias, x, y, beta=beta, alpha=alpha)
+
+
+@rule(aten.convolution.default)
+def _convolution(b: Builder, x: Node, weight: Node, bias: Node | None, *rest: Any) -> Any:
+    if bias is None or x.tensor.dtype is not torch.float32:
+        return NotImplemented
+    args = (x, weight, None, *rest)
+    product = b.extern(aten.convolution.default, args, {}, b.out)
+    channels = b.reshape(bias, (bias.tensor.shape[0],) + (1,) * (len(b.out.shape) - 2))
+    return b.add(product, b.expand(channels, b.out.shape))
