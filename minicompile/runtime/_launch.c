@@ -135,9 +135,7 @@ static int fill_workspace(Graph* g, Workspace* w) {
       if (api.alloc_from_pool(w->arena, b->number + q->offset * item, q->dtype, q->dim, q->sizes, q->strides, &w->fixed[i]))
         return -1;
     } else if (b->kind == CONSTANT) {
-      int64_t start;
-      if (api.storage_offset(w->handles[v->buffer], &start)
-          || api.reinterpret(w->handles[v->buffer], q->dim, q->sizes, q->strides, start + q->offset, &w->fixed[i])) return -1;
+      if (api.reinterpret(w->handles[v->buffer], q->dim, q->sizes, q->strides, q->offset, &w->fixed[i])) return -1;
     }
   }
   return 0;
@@ -181,11 +179,9 @@ Handle view_handle(Graph* g, Workspace* w, int i) {
   View* v = &g->views[i];
   if (v->whole) return w->handles[v->buffer];
   if (!w->views[i]) {
-    int64_t start;
     Geometry* q = &v->geometry;
-    Handle base = w->handles[v->buffer];
-    if (!base || api.storage_offset(base, &start)
-        || api.reinterpret(base, q->dim, q->sizes, q->strides, start + q->offset, &w->views[i])) return NULL;
+    Handle base = w->handles[v->buffer];     /* the offset given is added to the tensor's own */
+    if (!base || api.reinterpret(base, q->dim, q->sizes, q->strides, q->offset, &w->views[i])) return NULL;
   }
   return w->views[i];
 }
