@@ -57,7 +57,8 @@ class _Builder:
         copies = [self._output(j) for j in range(len(g.outputs))]
         self._writes()
         return Loops(self.buffers, tuple(self.steps), tuple(copies), tuple(f"in{i}" for i in range(len(g.inputs))),
-                     tuple(self.constants), tuple(self.values.errors), self.notes, g.returned)
+                     tuple(self.constants), tuple(self.values.errors), self.notes, g.returned,
+                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]))
 
     # ---- buffers ----
 

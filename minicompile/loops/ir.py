@@ -25,6 +25,7 @@ class Loops:
 
     returned   the caller gets results[:returned]; later ones are only bases that aliases refer to
     errors[i] = (exception type name, message) for Checked index number i; {index} in a message stands for the value found.
+    written    the inputs that the graph writes back to
     notes      decisions for people: buffer name -> why it is realised
     """
 
@@ -36,6 +37,7 @@ class Loops:
     errors: tuple[tuple[str, str], ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
     returned: int = -1
+    written: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"loops({', '.join(self.inputs)}):"]

@@ -20,6 +20,7 @@ HEAVY = frozenset("""exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos a
     erfc erfinv lgamma digamma pow atan2 hypot fmod remainder floordiv truncdiv sqrt rsqrt""".split())
 MODEST = frozenset("div reciprocal nextafter".split())
 MATMULS = frozenset("mm addmm bmm baddbmm".split())         # library kernels that take any one-dense-side strides
+FEW = 4096                                                  # heavy prims that cost less than another loop
 LARGEST = 200                                               # prims in one expression
 
 
@@ -72,10 +73,10 @@ def why_realise(name: str, cost: Cost, itemsize: int, uses: int, evaluations: in
     uses          places that read it, counting readers at the same point of the same loop once
     evaluations   how often one of its elements would be computed, in all
     """
-    if evaluations <= numel or numel == 0:
+    if evaluations <= numel or numel == 0 or (cost.bytes == 0 and not cost.heavy):
         return None
     times = f"{evaluations / numel:.3g} times"
-    if cost.heavy:
+    if cost.heavy and evaluations - numel > FEW:
         return f"{name} would be computed {times}"
     if uses > 1 and (cost.ops > 3 or cost.bytes > itemsize):
         return f"read by {uses} loops, and computing it again reads {cost.bytes:.3g} bytes for {itemsize}"
@@ -213,6 +214,10 @@ def _reads(n: Node, realised: dict[Node, str], mine: dict[Any, int]) -> Iterator
         yield base, (n, "base"), n.tensor.numel
         for a in (*arg_nodes(indices), *arg_nodes(src)):
             yield a, (n, "source"), a.tensor.numel
+    elif name == "expand":                              # emitters hoist what inner loops don't change
+        src = operands[0]
+        for key, evaluations in mine.items():
+            yield src, (n, key), evaluations // _trailing(src.tensor.shape, n.tensor.shape)
     else:                                           # views, and gather: its indices are read where it is
         for a in operands:
             at_same = name == "gather" and a is not n.args[0]
@@ -220,3 +225,13 @@ def _reads(n: Node, realised: dict[Node, str], mine: dict[Any, int]) -> Iterator
                 yield a, key if at_same else (n, key), evaluations
 
 
+
+
+def _trailing(src: tuple[int, ...], wide: tuple[int, ...]) -> int:
+    """Points of the innermost dimensions along which a broadcast repeats one value."""
+    n = 1
+    for k, size in enumerate(reversed(wide)):
+        if k < len(src) and src[-1 - k] != 1:
+            break
+        n *= size
+    return max(n, 1)

@@ -13,6 +13,7 @@ import torch
 from ..ir.graph import Node
 from ..ir.prims import BAD_INDEX
 from ..ir.sym import Div, Mod, Prod, Sym, Var, bounds, free_vars, less
+from .fold import fold
 from .nest import Buffer
 from .val import Const, Index, Val, apply, checked, const, index, load
 from .views import VIEWS, Indices, argument, kind_of, name_of, offset_of, source_index
@@ -91,7 +92,9 @@ class Values:
         dtype = node.tensor.dtype
         if name in ("cast", "bitcast"):
             x = self._operand(node.args[0], idx, ctx, dtype, node)
-            return x if x.dtype is dtype and name == "cast" else apply(name, (x,), dtype)
+            if x.dtype is dtype and name == "cast":
+                return x
+            return fold(name, (x,), dtype) or apply(name, (x,), dtype)
         args = node.args
         tensors = [a.tensor.dtype for a in (args[1:] if name == "where" else args) if isinstance(a, Node)]
         scalar = tensors[0] if tensors else dtype
@@ -99,7 +102,7 @@ class Values:
                 for k, a in enumerate(args)]
         if ctx.mask is not None and name in INT_DIVISIONS and not scalar.is_floating_point:
             vals[1] = apply("where", (ctx.mask, vals[1], const(1, scalar)), scalar)   # masked loads give 0
-        return apply(name, tuple(vals), dtype)
+        return fold(name, tuple(vals), dtype) or apply(name, tuple(vals), dtype)
 
     def _operand(self, a: Any, idx: Indices, ctx: Context, dtype: torch.dtype, user: Node) -> Val:
         if not isinstance(a, Node):

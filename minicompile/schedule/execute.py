@@ -17,7 +17,8 @@ from ..loops.reference import Memory, allocate, raise_faults, results, run_exter
 from ..loops.val import Load, Val, load, rewrite
 
 if TYPE_CHECKING:
-    from .plan import Kernel, Plan
+    from .nest import Kernel
+    from .plan import Plan
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from ..ir.sym import Var
-from ..loops.ir import Buffer, Extern, Load, Loop, Loops
+from ..loops.ir import Buffer, Extern, Loop, Loops
 from .deps import reads_of, step_dependencies, writes_of
 from .kernel import Cyclic, finish
+from .legal import place
 from .memory import plan_memory
-from .plan import Kernel, Plan, Refused
-from .space import Group, Part, align, common_inner, row_part, run_of, single, total, within
+from .nest import Kernel, Refused
+from .plan import Plan
+from .space import Group, align, common_inner, single, total
 
 SCRATCH = 256 * 1024             # bytes of row scratch per thread: what half of a usual second-level cache holds
 FEW_ROWS = 8                     # a kernel with fewer rows cannot occupy the cores
@@ -104,69 +105,6 @@ def scratch_bytes(group: Group, stages: list[int], buffers: dict[str, Buffer]) -
                 if x.buffer in at and at[x.buffer][0] != s and buffers[x.buffer].kind == "temp"}
     return sum(total(at[n][1].inner) * buffers[n].spec.dtype.itemsize for n in crossing
                if at[n][1].loop.combine is None or at[n][1].loop.is_scan)
-
-
-# ---- legality ----
-
-def place(group: Group) -> list[int] | str:
-    """The stage of each part: as early as what it reads and overwrites allows. Or why one row cannot be computed
-    without others."""
-    par = frozenset(a.var for a in group.par)
-    stages: list[tuple] = []                           # inner axes of each stage
-    result: list[int] = []
-    written: dict[str, list[tuple[Part, int]]] = defaultdict(list)
-    read: dict[str, list[tuple[Load, Part, int]]] = defaultdict(list)
-    for p in group.parts:
-        lowest = 0
-        for x in p.loop.loads():
-            for w, s in written[x.buffer]:
-                need = _after_store(w, s, p, x, par)
-                if isinstance(need, str):
-                    return need
-                lowest = max(lowest, need)
-            if len(written[x.buffer]) > 1:
-                return f"{p.loop.name} reads {x.buffer}, which several loops fill"
-        lowest = max([lowest, *(s for _, s in written[p.loop.out.buffer])])
-        for x, reader, s in read[p.loop.out.buffer]:
-            need = _after_load(reader, s, p, x, par)
-            if isinstance(need, str):
-                return need
-            lowest = max(lowest, need)
-        stage = next((k for k in range(lowest, len(stages)) if stages[k] == p.inner), len(stages))
-        if stage == len(stages):
-            stages.append(p.inner)
-        result.append(stage)
-        written[p.loop.out.buffer].append((p, stage))
-        for x in p.loop.loads():
-            read[x.buffer].append((x, p, stage))
-    return result
-
-
-def _after_store(w: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
-    """The first stage in which p may load x, which part w stores in stage s."""
-    same_point = x.index == w.loop.out.index and not x.indirect and x.mask is None
-    if same_point and w.loop.combine is None and w.inner == p.inner:
-        return s
-    mine, theirs = row_part(w.loop.out.index, par), row_part(x.index, par)
-    if mine is None or theirs is None or mine[0] != theirs[0]:
-        return f"{p.loop.name} reads {x.buffer} of other rows"
-    run = run_of(mine[1], w.inner)
-    if same_point and (w.inner == p.inner or run is not None):
-        return s + 1
-    if run is None or not within(theirs[1], run):
-        return f"{p.loop.name} reads {x.buffer} of other rows"
-    return s + 1
-
-
-def _after_load(reader: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
-    """The first stage in which p may overwrite what `reader` loads as x in stage s."""
-    if x.index == p.loop.out.index and not x.indirect and reader.inner == p.inner and p.loop.combine is None:
-        return s
-    mine, theirs = row_part(p.loop.out.index, par), row_part(x.index, par)
-    run = run_of(mine[1], p.inner) if mine else None
-    if mine is None or theirs is None or mine[0] != theirs[0] or run is None or not within(theirs[1], run):
-        return f"{p.loop.name} overwrites {x.buffer}, which other rows read"
-    return s + 1
 
 
 # ---- the greedy loop ----

@@ -12,7 +12,7 @@ from ..ir.sym import Sym, Var, coefficient
 from ..loops.axes import rename, syms
 from ..loops.nest import Axis, Buffer, Store, axis
 from ..loops.val import Apply, Load, Val, load, rewrite, walk
-from .plan import Kernel, Stage
+from .nest import Kernel, Stage
 from .space import Group, Part, row_part, run_of, sizes_of, total
 from .tiling import tile
 

@@ -11,7 +11,7 @@ import torch
 from ..ir.sym import Sym, Var, coefficient
 from ..loops.nest import Axis, Buffer
 from ..loops.val import Apply, Checked, Load, Val, walk
-from .plan import Stage, Tiling
+from .nest import Stage, Tiling
 from .space import total
 
 NS_PER_BYTE = 0.06               # one core streaming from memory
@@ -51,9 +51,7 @@ def parallel_depth(par: Sequence[Axis]) -> int:
 
 def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
     """See Tiling.vector: the candidate that more accesses walk with stride 1, unless something forbids lanes."""
-    if any(loop.out.indirect or loop.out.mode != "set" or loop.is_scan for s in stages for loop in s.loops):
-        return None
-    if any((loop.combine or "").startswith("arg") for s in stages for loop in s.loops) and not par:
+    if any(loop.out.indirect or loop.out.mode != "set" for s in stages for loop in s.loops):
         return None
     has_inner = any(s.inner for s in stages)
     scores: dict[str, float] = {}
@@ -61,8 +59,6 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
         scores[par[-1].var.name] = sum(_score(stage, par[-1].var) for stage in stages)
     if has_inner:
         scores["inner"] = sum(_score(s, s.inner[-1].var) for s in stages if s.inner)
-        if any((loop.combine or "").startswith("arg") for s in stages for loop in s.loops):
-            del scores["inner"]
     if not scores or all(v < 0 for v in scores.values()):
         return None
     return max(scores, key=lambda k: (scores[k], k == "inner"))
@@ -72,20 +68,21 @@ def _score(stage: Stage, v: Var) -> float:
     """+1 for each access that walks v with stride 1, -1 for each that jumps or gathers, weighted by the inner extent."""
     points = total(stage.inner)
     score = 0.0
-    for s, indirect in _accesses(stage):
+    for s, gathers, times in _accesses(stage, points):
         k = coefficient(s, v)
-        score += (1 if k == 1 and not indirect else 0 if k == 0 and not indirect else -0.5) * points
+        score += (1 if k == 1 and not gathers else 0 if k == 0 and not gathers else -0.5) * times
     return score
 
 
-def _accesses(stage: Stage) -> Iterator[tuple[Sym | int, bool]]:
+def _accesses(stage: Stage, points: int) -> Iterator[tuple[Sym | int, bool, int]]:
+    """(index, does its place depend on memory, how often per par point)."""
     seen: set[Val] = set()
     for loop in stage.loops:
-        yield loop.out.index, bool(loop.out.indirect)
+        yield loop.out.index, bool(loop.out.indirect), 1 if loop.is_reduction else points
         for x in loop.loads():
             if x not in seen:
                 seen.add(x)
-                yield x.index, bool(x.indirect)
+                yield x.index, any(v.vars for _, v in x.indirect), points
 
 
 def transpose(par: Sequence[Axis], stages: Sequence[Stage], vector: str | None) -> tuple[str, str] | None:

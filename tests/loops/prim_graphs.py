@@ -210,8 +210,8 @@ def _reduce(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None
 def _argmax(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
     if not x.tensor.ndim:
         return None
-    d = r.randrange(x.tensor.ndim)
-    return m.cast(m.argmax(x, (d,)), f32)
+    d = r.randrange(x.tensor.ndim)                   # of a rounded value: ties must not hang on the last bit
+    return m.cast(m.argmax(m.round(m.mul(x, 2.0)), (d,)), f32)
 
 
 def _scan(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
