@@ -109,12 +109,15 @@ class Explanation:
         )
 
     def __str__(self) -> str:
-        guards = [(f"guards of graph {i}", list(map(str, gs))) for i, gs in enumerate(self.guards)]
-        graphs = [(f"graph {i}", [str(g.graph).strip()]) for i, g in enumerate(self.graphs)]
+        guards = [(f"guards of graph {i}", some(gs)) for i, gs in enumerate(self.guards)]
+        graphs = [(f"graph {i}", [g.code.strip()]) for i, g in enumerate(self.graphs)]
+        programs = [(f"program around graph {i}", [s["capture"].program.text.strip()])
+                    for i, s in enumerate(self.stages) if hasattr(s.get("capture"), "program")]
         parts = [("summary", self._summary()),
                  ("refused", [str(b) for b in self.break_reasons]),
                  *guards,
                  *graphs,
+                 *programs,
                  ("kernels", [str(k) for k in self.kernels]),
                  ("not fused", [str(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
                  ("seconds", [f"{stage:<12} {n:8.3f}" for stage, n in self.seconds.items()])]
@@ -148,6 +151,12 @@ def kernels_of(done: Compilation, graph: int) -> Iterable[KernelInfo]:
 def torch_calls(gm: Any) -> int:
     """Torch calls in a captured graph: its nodes less inputs, attributes and the output."""
     return sum(n.op in ("call_function", "call_method", "call_module") for n in gm.graph.nodes)
+
+
+def some(guards: Sequence[Any], most: int = 40) -> list[str]:
+    """The text of at most `most` guards, and how many more there are."""
+    shown = [str(g) for g in guards[:most]]
+    return shown if len(guards) <= most else [*shown, f"... and {len(guards) - most} more, in .guards"]
 
 
 def section(title: str, lines: Iterable[str]) -> str:
