@@ -5,6 +5,7 @@ Each row of MUTANTS is (stage, fault, function from the right object to the brok
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -248,10 +249,12 @@ def edit_kernel(change: Callable[[Loop], Loop | None]) -> Edit:
     return edit
 
 
-def text(before: str, after: str) -> Edit:
+def text(before: str, after: Any) -> Edit:
+    """The emitted C++ with every match of `before` replaced."""
     def edit(source: Any) -> Any:
-        assert before in source.text, f"{before!r} is not in the source"
-        return dataclasses.replace(source, text=source.text.replace(before, after))
+        changed, hits = re.subn(before, after, source.text)
+        assert hits, f"{before!r} is not in the source"
+        return dataclasses.replace(source, text=changed)
     return edit
 
 
@@ -288,7 +291,9 @@ MUTANTS: list[tuple[str, str, Edit, str]] = [
     ("plan", "local read elsewhere", shared_local, CHECK),
     ("plan", "wrong operation", edit_kernel(
         lambda s: dataclasses.replace(s, combine="amax") if s.combine == "sum" else None), BISECT),
-    ("source", "wrong operation", text("mc::sub(", "mc::add("), BISECT),
+    ("source", "wrong operation", text(r"mc::sub\(", "mc::add("), BISECT),
+    ("source", "wrong identity of a reduction", text(r"Sum::identity", "Prod::identity"), BISECT),
+    ("source", "short tail", text(r"Tail\{(\d+)\}", lambda m: f"Tail{{{int(m[1]) - 1}}}"), BISECT),
 ]
 
 
@@ -317,6 +322,20 @@ def test_mutant_is_caught(right: Compilation, stage: str, fault: str, mutate: Ed
     finding = bisect_compilation(done)
     assert finding.stage == {"source": "executable"}.get(stage, stage), str(finding)
     assert caught == noticed_by, f"{fault} was noticed by {caught}: {finding}"
+
+
+def test_a_wrong_capture_is_caught(right: Compilation) -> None:
+    """What was captured is not what the function does: only the function's own result tells."""
+    gm = torch.fx.symbolic_trace(program)
+    first = next(n for n in gm.graph.nodes if n.target is torch.softmax)
+    first.args = (first.args[0], 0)
+    gm.recompile()
+    done = Compilation("mutant", SimpleNamespace(gm=gm))
+    with torch.no_grad():
+        done.put("aten", lambda: trace(gm, inputs()))
+        finding = bisect_compilation(done, inputs(), expected=program(*inputs()))
+    assert finding.stage == "capture" and "tensor 0" in finding.reason
+    assert bisect_compilation(right, inputs(), expected=program(*inputs())).agrees
 
 
 def stage_bug(monkeypatch: pytest.MonkeyPatch, stage: str, edit: Edit) -> None:
