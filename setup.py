@@ -6,12 +6,14 @@ import platform
 from setuptools import Extension, setup
 
 CAPTURE = "minicompile/capture"
-FLAGS = ["-O2", "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+FLAGS = ["-O2", "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+NATIVE = ("_hook", "_function", "_guards", "_guardbuild", "_tape", "_tensor")
 
-# The kernel library, once per instruction set: plain shared libraries that generated code calls, not Python modules.
+# The kernel library, once per instruction set: shared libraries that generated code calls, no Python modules.
 MACHINES = {"x86_64": {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"], "scalar": []}}
 KERNEL_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
-                "-fno-strict-aliasing", "-fopenmp", "-fno-exceptions", "-fno-rtti", "-Wno-psabi", "-fvisibility=hidden"]
+                "-fno-strict-aliasing", "-fopenmp", "-fno-exceptions", "-fno-rtti", "-Wno-psabi",
+                "-fvisibility=hidden"]
 KERNELS = [
     Extension(
         f"minicompile._kernels_{isa}",
@@ -30,7 +32,7 @@ setup(
         *KERNELS,
         Extension(
             "minicompile._native",
-            sources=[f"{CAPTURE}/{name}.c" for name in ("_hook", "_function", "_guards", "_guardbuild", "_tape", "_tensor")],
+            sources=[f"{CAPTURE}/{name}.c" for name in NATIVE],
             depends=sorted(glob.glob(os.path.join(CAPTURE, "*.h"))),
             extra_compile_args=FLAGS,
             libraries=["dl"],

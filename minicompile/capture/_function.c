@@ -1,15 +1,16 @@
 /* CompiledFunction: a callable that tries its entries' guards and runs the first program that fits.
  *
- * Takes a Python function, whose parameters it binds natively as CPython would (what does not bind is left to CPython, so that errors are
- * CPython's own), and a list of entries (guards, program), the one that hit last in front. On a hit it returns program(*fetched), and the
- * function itself never runs; on a miss of all, on_miss(self, args, kwargs, locals) decides.
+ * Takes a Python function, whose parameters it binds natively as CPython would (what does not bind is left
+ * to CPython, so that errors are CPython's own), and a list of entries (guards, program), the one that hit
+ * last in front. On a hit it returns program(*fetched), and the function itself never runs; on a miss of
+ * all, on_miss(self, args, kwargs, locals) decides.
  */
 #include "_native.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
-/* --- entries ---------------------------------------------------------------------------------------------- */
+/* --- entries ---------------------------------------------------------------------------------- */
 
 typedef struct {
     PyObject_HEAD
@@ -20,7 +21,8 @@ typedef struct {
 static PyObject *entry_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"guards", "program", "data", NULL};
     PyObject *guards, *program, *data = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|O", names, &GuardProgram_Type, &guards, &program, &data)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|O", names, &GuardProgram_Type, &guards, &program,
+                                     &data)) {
         return NULL;
     }
     Entry *self = (Entry *)type->tp_alloc(type, 0);
@@ -59,7 +61,8 @@ static PyMemberDef entry_members[] = {
     {"data", T_OBJECT, offsetof(Entry, data), 0, "whatever the owner wants to keep here"},
     {"hits", T_PYSSIZET, offsetof(Entry, hits), 0, "calls that ran the program"},
     {"misses", T_PYSSIZET, offsetof(Entry, misses), 0, "calls whose guards failed"},
-    {"last_miss", T_PYSSIZET, offsetof(Entry, last_miss), 0, "index of the guard instruction that failed last, or -1"},
+    {"last_miss", T_PYSSIZET, offsetof(Entry, last_miss), 0,
+     "index of the guard instruction that failed last, or -1"},
     {NULL},
 };
 
@@ -67,7 +70,8 @@ PyTypeObject Entry_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "minicompile._native.Entry",
     .tp_basicsize = sizeof(Entry),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_doc = "Entry(guards, program, data=None)\n\nOne compiled version: program(*fetched) runs when the guards hold.",
+    .tp_doc = "Entry(guards, program, data=None)\n\nOne compiled version: program(*fetched) runs when the "
+              "guards hold.",
     .tp_new = entry_new,
     .tp_dealloc = (destructor)entry_dealloc,
     .tp_traverse = (traverseproc)entry_traverse,
@@ -75,7 +79,7 @@ PyTypeObject Entry_Type = {
     .tp_members = entry_members,
 };
 
-/* --- the function ----------------------------------------------------------------------------------------- */
+/* --- the function ----------------------------------------------------------------------------- */
 
 typedef struct {
     PyObject_HEAD
@@ -86,58 +90,92 @@ typedef struct {
 
 #define MAX_FETCH_ON_STACK 64
 
-/* program(*fetched) of the first entry whose guards hold; *hit tells whether there was one. */
-static PyObject *run_entries(CompiledFunction *self, PyObject *function, PyObject **locals, Py_ssize_t nlocals, bool *hit) {
-    PyObject *entries = self->entries, *stack[MAX_FETCH_ON_STACK + 1];
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(entries); i++) {
-        Entry *entry = (Entry *)PyList_GET_ITEM(entries, i);
-        if (!Py_IS_TYPE(entry, &Entry_Type) || entry->guards == NULL) {
-            continue;
-        }
-        Py_INCREF(entry); /* guards may run code that changes the list */
-        Py_ssize_t room = mc_guard_fetch_count((GuardProgram *)entry->guards);
-        PyObject **fetched = room <= MAX_FETCH_ON_STACK ? stack : PyMem_Malloc((size_t)(room + 1) * sizeof(PyObject *));
-        Py_ssize_t failed = -1, count = -1;
-        if (fetched != NULL) {
-            count = mc_guard_run((GuardProgram *)entry->guards, function, locals, nlocals, fetched + 1, &failed);
-        }
-        PyObject *result = NULL;
-        *hit = count >= 0;
-        if (*hit) {
-            entry->hits++;
-            if (i > 0 && i < PyList_GET_SIZE(entries) && PyList_GET_ITEM(entries, i) == (PyObject *)entry) {
-                for (Py_ssize_t j = i; j > 0; j--) {
-                    PyList_SET_ITEM(entries, j, PyList_GET_ITEM(entries, j - 1));
-                }
-                PyList_SET_ITEM(entries, 0, (PyObject *)entry);
+/* What one call is about. */
+typedef struct {
+    CompiledFunction *self;
+    PyObject *function;
+    PyObject **locals;
+    Py_ssize_t nlocals;
+} Call;
+
+static void move_to_front(PyObject *list, PyObject *entry) {
+    for (Py_ssize_t i = 1; i < PyList_GET_SIZE(list); i++) {
+        if (PyList_GET_ITEM(list, i) == entry) {
+            for (Py_ssize_t j = i; j > 0; j--) {
+                PyList_SET_ITEM(list, j, PyList_GET_ITEM(list, j - 1));
             }
-            result = PyObject_Vectorcall(entry->program, fetched + 1, (size_t)count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-            while (count > 0) {
-                Py_DECREF(fetched[count--]);
-            }
-        }
-        else {
-            entry->misses++;
-            entry->last_miss = failed;
-        }
-        if (fetched != stack) {
-            PyMem_Free(fetched);
-        }
-        Py_DECREF(entry);
-        if (*hit) {
-            return result;
+            PyList_SET_ITEM(list, 0, entry);
+            return;
         }
     }
-    return NULL;
 }
 
-/* --- binding arguments ------------------------------------------------------------------------------------ */
+/* Runs the program if the guards hold, and says so in *hit. */
+static PyObject *try_entry(Call *call, Entry *entry, bool *hit) {
+    PyObject *stack[MAX_FETCH_ON_STACK + 1], *result = NULL;
+    GuardProgram *guards = (GuardProgram *)entry->guards;
+    Py_ssize_t room = mc_guard_fetch_count(guards), failed = -1;
+    PyObject **fetched =
+        room <= MAX_FETCH_ON_STACK ? stack : PyMem_Malloc((size_t)(room + 1) * sizeof(PyObject *));
+    if (fetched == NULL) {
+        return PyErr_NoMemory();
+    }
+    Py_ssize_t count =
+        mc_guard_run(guards, call->function, call->locals, call->nlocals, fetched + 1, &failed);
+    *hit = count >= 0;
+    if (*hit) {
+        entry->hits++;
+        if (PyList_GET_SIZE(call->self->entries) > 1) {
+            move_to_front(call->self->entries, (PyObject *)entry);
+        }
+        result = PyObject_Vectorcall(entry->program, fetched + 1,
+                                     (size_t)count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        while (count > 0) {
+            Py_DECREF(fetched[count--]);
+        }
+    }
+    else {
+        entry->misses++;
+        entry->last_miss = failed;
+    }
+    if (fetched != stack) {
+        PyMem_Free(fetched);
+    }
+    return result;
+}
+
+/* program(*fetched) of the first entry whose guards hold; *hit tells whether there was one. Guards may run
+ * code, ours in another thread too, that changes the list: so what follows the first entry is tried from a
+ * copy. */
+static PyObject *run_entries(Call *call, bool *hit) {
+    PyObject *entries = call->self->entries, *result = NULL;
+    Py_ssize_t count = PyList_GET_SIZE(entries);
+    if (count == 0) {
+        return NULL;
+    }
+    PyObject *first = Py_NewRef(PyList_GET_ITEM(entries, 0));
+    PyObject *copy = count > 1 ? PyList_GetSlice(entries, 1, count) : NULL;
+    if (Py_IS_TYPE(first, &Entry_Type)) {
+        result = try_entry(call, (Entry *)first, hit);
+    }
+    for (Py_ssize_t i = 0; copy != NULL && !*hit && result == NULL && i < PyList_GET_SIZE(copy); i++) {
+        if (Py_IS_TYPE(PyList_GET_ITEM(copy, i), &Entry_Type)) {
+            result = try_entry(call, (Entry *)PyList_GET_ITEM(copy, i), hit);
+        }
+    }
+    Py_XDECREF(copy);
+    Py_DECREF(first);
+    return result;
+}
+
+/* --- binding arguments ------------------------------------------------------------------------ */
 
 typedef struct {
     PyCodeObject *code;
-    Py_ssize_t positional, named, total; /* parameters: by position; those and keyword-only; with *args and **kwargs */
-    PyObject **locals;                   /* strong references, in the order of co_varnames */
-    PyObject *extra_keywords;            /* the dict for **kwargs, also in locals */
+    Py_ssize_t positional, named,
+        total;                /* parameters: by position; those and keyword-only; with *args and **kwargs */
+    PyObject **locals;        /* strong references, in the order of co_varnames */
+    PyObject *extra_keywords; /* the dict for **kwargs, also in locals */
 } Binding;
 
 static bool bind_positional(Binding *to, PyObject *const *args, Py_ssize_t nargs) {
@@ -227,10 +265,14 @@ static Py_ssize_t parameter_count(PyCodeObject *code) {
            ((code->co_flags & CO_VARKEYWORDS) != 0);
 }
 
-/* False: the arguments don't fit (or memory ran out): CPython will say so better. `locals` must be all NULL. */
-static bool bind(PyObject *function, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **locals) {
+/* False: the arguments don't fit (or memory ran out): CPython will say so better. `locals` must be all
+ * NULL. */
+static bool bind(PyObject *function, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                 PyObject **locals) {
     PyCodeObject *code = (PyCodeObject *)PyFunction_GET_CODE(function);
-    Binding to = {code, code->co_argcount, code->co_argcount + code->co_kwonlyargcount, parameter_count(code), locals, NULL};
+    Binding to = {
+        code, code->co_argcount, code->co_argcount + code->co_kwonlyargcount, parameter_count(code), locals,
+        NULL};
     bool bound = bind_positional(&to, args, nargs) && bind_keywords(&to, args + nargs, kwnames) &&
                  bind_defaults(&to, (PyFunctionObject *)function);
     if (!bound && PyErr_Occurred()) {
@@ -239,7 +281,7 @@ static bool bind(PyObject *function, PyObject *const *args, Py_ssize_t nargs, Py
     return bound;
 }
 
-/* --- calls ------------------------------------------------------------------------------------------------ */
+/* --- calls ------------------------------------------------------------------------------------ */
 
 static PyObject *locals_list(PyObject **locals, Py_ssize_t count) {
     PyObject *list = PyList_New(count);
@@ -250,7 +292,8 @@ static PyObject *locals_list(PyObject **locals, Py_ssize_t count) {
 }
 
 /* on_miss(self, args, kwargs, locals) */
-static PyObject *call_on_miss(CompiledFunction *self, PyObject *args, PyObject *kwargs, PyObject **locals, Py_ssize_t count) {
+static PyObject *call_on_miss(CompiledFunction *self, PyObject *args, PyObject *kwargs, PyObject **locals,
+                              Py_ssize_t count) {
     PyObject *list = locals_list(locals, count), *result = NULL;
     if (list != NULL && args != NULL && kwargs != NULL) {
         PyObject *on_miss = Py_NewRef(self->on_miss);
@@ -261,8 +304,8 @@ static PyObject *call_on_miss(CompiledFunction *self, PyObject *args, PyObject *
     return result;
 }
 
-static PyObject *miss(CompiledFunction *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **locals,
-                      Py_ssize_t count) {
+static PyObject *miss(CompiledFunction *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                      PyObject **locals, Py_ssize_t count) {
     PyObject *tuple = PyTuple_New(nargs), *kwargs = PyDict_New(), *result = NULL;
     for (Py_ssize_t i = 0; tuple != NULL && i < nargs; i++) {
         PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
@@ -281,16 +324,19 @@ static PyObject *miss(CompiledFunction *self, PyObject *const *args, Py_ssize_t 
 
 #define MAX_LOCALS_ON_STACK 32
 
-static PyObject *compiled_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+static PyObject *compiled_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf,
+                                     PyObject *kwnames) {
     CompiledFunction *self = (CompiledFunction *)callable;
     PyObject *function = self->function;
     Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
-    if (!self->enabled || mc_thread.mode == MODE_CAPTURE) { /* capturing: the frame itself is offered to the handler */
+    if (!self->enabled ||
+        mc_thread.mode == MODE_CAPTURE) { /* capturing: the frame itself is offered to the handler */
         return PyObject_Vectorcall(function, args, nargsf, kwnames);
     }
     Py_ssize_t count = parameter_count((PyCodeObject *)PyFunction_GET_CODE(function));
     PyObject *stack[MAX_LOCALS_ON_STACK];
-    PyObject **locals = count <= MAX_LOCALS_ON_STACK ? stack : PyMem_Malloc((size_t)count * sizeof(PyObject *));
+    PyObject **locals =
+        count <= MAX_LOCALS_ON_STACK ? stack : PyMem_Malloc((size_t)count * sizeof(PyObject *));
     if (locals == NULL) {
         return PyErr_NoMemory();
     }
@@ -304,8 +350,9 @@ static PyObject *compiled_vectorcall(PyObject *callable, PyObject *const *args, 
     }
     else {
         bool hit = false;
-        result = run_entries(self, function, locals, count, &hit);
-        if (!hit) {
+        Call call = {self, function, locals, count};
+        result = run_entries(&call, &hit);
+        if (!hit && !PyErr_Occurred()) {
             result = miss(self, args, nargs, kwnames, locals, count);
         }
     }
@@ -347,8 +394,9 @@ PyObject *mc_compiled_run(PyObject *compiled, PyObject *function, PyObject **loc
     PyCodeObject *code = (PyCodeObject *)PyFunction_GET_CODE(function);
     Py_ssize_t count = parameter_count(code);
     bool hit = false;
-    PyObject *result = run_entries(self, function, locals, count, &hit);
-    if (!hit) {
+    Call call = {self, function, locals, count};
+    PyObject *result = run_entries(&call, &hit);
+    if (!hit && !PyErr_Occurred()) {
         PyObject *kwargs = NULL, *args = args_from_locals(code, locals, &kwargs);
         result = call_on_miss(self, args, kwargs, locals, count);
         Py_XDECREF(args);
@@ -357,7 +405,7 @@ PyObject *mc_compiled_run(PyObject *compiled, PyObject *function, PyObject **loc
     return result;
 }
 
-/* --- the type --------------------------------------------------------------------------------------------- */
+/* --- the type --------------------------------------------------------------------------------- */
 
 static PyObject *compiled_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"function", "on_miss", NULL};
@@ -409,16 +457,19 @@ static PyObject *compiled_get(PyObject *self, PyObject *object, PyObject *type) 
 }
 
 static PyObject *compiled_repr(CompiledFunction *self) {
-    return PyUnicode_FromFormat("<CompiledFunction %R with %zd entries>", self->function, PyList_GET_SIZE(self->entries));
+    return PyUnicode_FromFormat("<CompiledFunction %R with %zd entries>", self->function,
+                                PyList_GET_SIZE(self->entries));
 }
 
 static PyMemberDef compiled_members[] = {
     {"function", T_OBJECT_EX, offsetof(CompiledFunction, function), READONLY, "the Python function"},
-    {"on_miss", T_OBJECT_EX, offsetof(CompiledFunction, on_miss), 0, "on_miss(self, args, kwargs, locals) -> result"},
-    {"entries", T_OBJECT_EX, offsetof(CompiledFunction, entries), READONLY, "list of Entry, tried in order, last hit in front"},
+    {"on_miss", T_OBJECT_EX, offsetof(CompiledFunction, on_miss), 0,
+     "on_miss(self, args, kwargs, locals) -> result"},
+    {"entries", T_OBJECT_EX, offsetof(CompiledFunction, entries), READONLY,
+     "list of Entry, tried in order, last hit in front"},
     {"enabled", T_BOOL, offsetof(CompiledFunction, enabled), 0, "False: calls run the function itself"},
-    {"__dictoffset__", T_PYSSIZET, offsetof(CompiledFunction, dict), READONLY},
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(CompiledFunction, weakrefs), READONLY},
+    {"__dictoffset__", T_PYSSIZET, offsetof(CompiledFunction, dict), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(CompiledFunction, weakrefs), READONLY, NULL},
     {NULL},
 };
 
@@ -433,7 +484,8 @@ PyTypeObject CompiledFunction_Type = {
     .tp_vectorcall_offset = offsetof(CompiledFunction, vectorcall),
     .tp_dictoffset = offsetof(CompiledFunction, dict),
     .tp_weaklistoffset = offsetof(CompiledFunction, weakrefs),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    .tp_flags =
+        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR,
     .tp_doc = "CompiledFunction(function, on_miss)\n\nCallable like `function`; see the attributes.",
     .tp_new = compiled_new,
     .tp_dealloc = (destructor)compiled_dealloc,

@@ -1,7 +1,7 @@
 /* Building guard programs: from a Python list of tuples to the instructions that _guards.c runs.
  *
- * Each opcode's row says which operands follow its name; a source is named by its index in the list. Errors in the list are ValueErrors
- * naming the instruction.
+ * Each opcode's row says which operands follow its name; a source is named by its index in the list. Errors
+ * in the list are ValueErrors naming the instruction.
  */
 #include "_guards.h"
 
@@ -12,17 +12,21 @@ static PyObject *bad(Py_ssize_t index, const char *name, const char *what) {
     return NULL;
 }
 
-static const Row *find_row(PyObject *name) {
-    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
-    for (const Row *row = mc_guard_rows; text != NULL && row->name != NULL; row++) {
-        if (strcmp(row->name, text) == 0) {
+static const Row *row_named(const char *name) {
+    for (const Row *row = mc_guard_rows; row->name != NULL; row++) {
+        if (strcmp(row->name, name) == 0) {
             return row;
         }
     }
     return NULL;
 }
 
-/* --- operands --------------------------------------------------------------------------------------------- */
+static const Row *find_row(PyObject *name) {
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    return text != NULL ? row_named(text) : NULL;
+}
+
+/* --- operands --------------------------------------------------------------------------------- */
 
 /* What a builder sees: the tuple, and for each index of the list the slot that it fills (-1: a check). */
 typedef struct {
@@ -163,7 +167,8 @@ static bool read_operands(Operands *from, Instr *in) {
         in->object = PySequence_Tuple(operands[1]);
         return in->object != NULL;
     case ARG_SLOT_RANGE:
-        return operand_number(from, operands[1], &in->number) && operand_number(from, operands[2], &in->limit);
+        return operand_number(from, operands[1], &in->number) &&
+               operand_number(from, operands[2], &in->limit);
     case ARG_SLOT_SLOT:
         return operand_second_slot(from, in);
     case ARG_SLOTS:
@@ -187,7 +192,8 @@ static bool read_operands(Operands *from, Instr *in) {
 static bool build_instr(Instr *in, Operands *from) {
     *in = (Instr){.op = NULL, .slot = -1, .out = -1, .index = (int)from->index};
     PyObject *tuple = from->tuple;
-    from->row = PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) > 0 ? find_row(PyTuple_GET_ITEM(tuple, 0)) : NULL;
+    from->row =
+        PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) > 0 ? find_row(PyTuple_GET_ITEM(tuple, 0)) : NULL;
     if (from->row == NULL) {
         return bad(from->index, "?", "not a tuple that begins with an opcode's name") != NULL;
     }
@@ -230,7 +236,7 @@ void mc_instr_free(Instr *in) {
     }
 }
 
-/* --- which values must own a reference -------------------------------------------------------------------- */
+/* --- which values must own a reference -------------------------------------------------------- */
 
 static bool may_run_python(const Instr *in) {
     switch (in->op->purity) {
@@ -259,45 +265,54 @@ static void note_use(int *last_use, const Instr *in, int at) {
     if (in->op->arg == ARG_SLOT_SLOT) {
         last_use[in->number] = at;
     }
-    if (in->op->arg == ARG_SLOTS || in->op->arg == ARG_TENSORS) {
-        for (Py_ssize_t i = 0; i < in->group->size; i++) {
-            last_use[in->group->members[i].slot] = at;
-        }
+    for (Py_ssize_t i = 0; mc_has_group(in) && i < in->group->size; i++) {
+        last_use[in->group->members[i].slot] = at;
     }
 }
 
-/* A slot filled at p and used last at q must own its value if an instruction in (p, q] may run Python code. */
+/* A slot filled at p and used last at q must own its value if an instruction in (p, q] may run Python code.
+ */
 static bool mark_kept(GuardProgram *self) {
     int *last_use = PyMem_Calloc((size_t)self->nslots + 1, sizeof(int));
     int *next_impure = PyMem_Calloc((size_t)self->count + 1, sizeof(int));
-    if (last_use != NULL && next_impure != NULL) {
-        for (int i = 0; i < self->count; i++) {
-            note_use(last_use, &self->instrs[i], i);
-        }
-        for (Py_ssize_t i = 0; i < self->nfetch; i++) {
-            last_use[self->fetch[i]] = (int)self->count;
-        }
-        next_impure[self->count] = (int)self->count + 1;
-        for (int i = (int)self->count - 1; i >= 0; i--) {
-            next_impure[i] = may_run_python(&self->instrs[i]) ? i : next_impure[i + 1];
-        }
-        for (int i = 0; i < self->count; i++) {
-            Instr *in = &self->instrs[i];
-            in->keep = in->out >= 0 && next_impure[i + 1] <= last_use[in->out];
-        }
-    }
     bool fine = last_use != NULL && next_impure != NULL;
+    for (int i = 0; fine && i < self->count; i++) {
+        note_use(last_use, &self->instrs[i], i);
+    }
+    for (Py_ssize_t i = 0; fine && i < self->nfetch; i++) {
+        last_use[self->fetch[i]] = (int)self->count;
+    }
+    if (fine) {
+        next_impure[self->count] = (int)self->count + 1;
+    }
+    for (int i = (int)self->count - 1; fine && i >= 0; i--) {
+        next_impure[i] = may_run_python(&self->instrs[i]) ? i : next_impure[i + 1];
+    }
+    for (int i = 0; fine && i < self->count; i++) {
+        Instr *in = &self->instrs[i];
+        in->keep = in->out >= 0 && next_impure[i + 1] <= last_use[in->out];
+    }
     PyMem_Free(last_use);
     PyMem_Free(next_impure);
     return fine;
 }
 
-/* --- the constructor -------------------------------------------------------------------------------------- */
+static bool build_tapes(GuardProgram *self) {
+    bool *impure = PyMem_Calloc((size_t)self->count + 1, sizeof(bool));
+    for (Py_ssize_t i = 0; impure != NULL && i < self->count; i++) {
+        impure[i] = may_run_python(&self->instrs[i]);
+    }
+    bool fine = impure != NULL && mc_tapes_build(self, impure);
+    PyMem_Free(impure);
+    return fine;
+}
 
-static bool build_fetch(GuardProgram *self, PyObject *fetch, const int *slot_of) {
+/* --- the constructor -------------------------------------------------------------------------- */
+
+static bool build_fetch(GuardProgram *self, PyObject *fetch, const int *slot_of, Py_ssize_t count) {
     Py_ssize_t size = PyTuple_GET_SIZE(fetch);
     self->fetch = PyMem_Calloc((size_t)size + 1, sizeof(int));
-    Operands from = {NULL, self->count, &(const Row){.name = "fetch"}, slot_of};
+    Operands from = {NULL, count, &(const Row){.name = "fetch"}, slot_of};
     for (Py_ssize_t i = 0; self->fetch != NULL && i < size; i++) {
         if (!operand_slot(&from, PyTuple_GET_ITEM(fetch, i), &self->fetch[i])) {
             return false;
@@ -307,24 +322,50 @@ static bool build_fetch(GuardProgram *self, PyObject *fetch, const int *slot_of)
     return self->fetch != NULL;
 }
 
-static bool build_all(GuardProgram *self, PyObject *list, PyObject *fetch, int *slot_of) {
-    Py_ssize_t count = PyTuple_GET_SIZE(list);
-    self->instrs = PyMem_Calloc((size_t)count + 1, sizeof(Instr));
-    if (self->instrs == NULL || slot_of == NULL) {
-        PyErr_NoMemory();
-        return false;
+/* DICT_ATTR is DICT, once per object, and ITEM: so that all that hangs from one dict is seen to. */
+static void split_dict_attr(GuardProgram *self, int *dict_of) {
+    Instr *in = &self->instrs[self->count - 1];
+    if (dict_of[in->slot] == 0) {
+        dict_of[in->slot] = (int)++self->nslots; /* slot + 1: 0 is none */
+        in[1] = *in;
+        *in = (Instr){
+            .op = row_named("DICT"), .slot = in->slot, .out = (int)self->nslots - 1, .index = in->index};
+        in++;
+        self->count++;
     }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        Instr *in = &self->instrs[i];
+    in->op = row_named("ITEM");
+    in->slot = dict_of[in->slot] - 1;
+}
+
+static bool build_instrs(GuardProgram *self, PyObject *list, int *slot_of, int *dict_of) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(list); i++) {
+        Instr *in = &self->instrs[self->count];
         Operands from = {PyTuple_GET_ITEM(list, i), i, NULL, slot_of};
         bool built = build_instr(in, &from);
         self->count += in->op != NULL; /* what is counted is freed */
         if (!built) {
             return false;
         }
+        if (strcmp(in->op->name, "DICT_ATTR") == 0) {
+            split_dict_attr(self, dict_of);
+            in = &self->instrs[self->count - 1];
+        }
         in->out = slot_of[i] = in->op->get != NULL ? (int)self->nslots++ : -1;
     }
-    return build_fetch(self, fetch, slot_of) && mark_kept(self);
+    return true;
+}
+
+static bool build_all(GuardProgram *self, PyObject *list, PyObject *fetch) {
+    size_t count = (size_t)PyTuple_GET_SIZE(list);
+    int *slot_of = PyMem_Calloc(count + 1, sizeof(int)),
+        *dict_of = PyMem_Calloc(2 * count + 1, sizeof(int));
+    self->instrs = PyMem_Calloc(2 * count + 1, sizeof(Instr));
+    bool fine = self->instrs != NULL && slot_of != NULL && dict_of != NULL;
+    fine = fine && build_instrs(self, list, slot_of, dict_of) &&
+           build_fetch(self, fetch, slot_of, (Py_ssize_t)count);
+    PyMem_Free(slot_of);
+    PyMem_Free(dict_of);
+    return fine && build_tapes(self) && mark_kept(self);
 }
 
 PyObject *mc_program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -336,14 +377,12 @@ PyObject *mc_program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     GuardProgram *self = (GuardProgram *)type->tp_alloc(type, 0);
     PyObject *list = PySequence_Tuple(instructions);
     fetch = fetch ? PySequence_Tuple(fetch) : PyTuple_New(0);
-    int *slot_of = list ? PyMem_Calloc((size_t)PyTuple_GET_SIZE(list) + 1, sizeof(int)) : NULL;
-    if (self == NULL || list == NULL || fetch == NULL || !build_all(self, list, fetch, slot_of)) {
+    if (self == NULL || list == NULL || fetch == NULL || !build_all(self, list, fetch)) {
         if (!PyErr_Occurred()) {
             PyErr_NoMemory();
         }
         Py_CLEAR(self);
     }
-    PyMem_Free(slot_of);
     Py_XDECREF(list);
     Py_XDECREF(fetch);
     return (PyObject *)self;

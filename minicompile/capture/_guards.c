@@ -1,20 +1,24 @@
-/* GuardProgram: from a call's arguments, in one pass, the verdict "this entry may run" and the objects its program needs.
+/* GuardProgram: from a call's arguments, in one pass, the verdict "this entry may run" and the objects its
+ * program needs.
  *
- * Takes a list of instructions, tuples whose first item is an opcode's name; a source is named by its place in that list, so that each is
- * evaluated once however many guards look at it. Sources give an object, checks compare one. A failed check, a missing attribute, an error
- * raised by user code on the way: all are a miss, never an exception. The opcodes are the rows of `rows` below.
+ * Takes a list of instructions, tuples whose first item is an opcode's name; a source is named by its place
+ * in that list, so that each is evaluated once however many guards look at it. Sources give an object,
+ * checks compare one. A failed check, a missing attribute, an error raised by user code on the way: all are
+ * a miss, never an exception. The opcodes are the rows of `rows` below.
  *
- * References. A value found in a frame, a tuple or a dict is borrowed while the pass runs; that is safe as long as no Python code runs
- * between finding and using it, so instructions that may run some (rows marked IMPURE) make every slot that lives across them own its value.
+ * References. A value found in a frame, a tuple or a dict is borrowed while the pass runs; that is safe as
+ * long as no Python code runs between finding and using it, so instructions that may run some (rows marked
+ * IMPURE) make every slot that lives across them own its value.
  *
- * Caches. A dict's version tag is unique among all states of all dicts, so "same dict, same tag" means that a lookup gives what it gave.
+ * Caches. A dict's version tag is unique among all states of all dicts, so "same dict, same tag" means that
+ * a lookup gives what it gave.
  */
 #include "_guards.h"
 
 #include <stddef.h>
 #include <string.h>
 
-/* --- strict equality -------------------------------------------------------------------------------------- */
+/* --- strict equality -------------------------------------------------------------------------- */
 
 static bool strict_equal(PyObject *found, PyObject *expected);
 
@@ -31,7 +35,8 @@ static bool items_equal(PyObject *found, PyObject *expected) {
     return true;
 }
 
-/* Same type and same value. Floats by their bits: NaN equals itself, 0.0 is not -0.0. Clears errors of a user's __eq__. */
+/* Same type and same value. Floats by their bits: NaN equals itself, 0.0 is not -0.0. Clears errors of a
+ * user's __eq__. */
 static bool strict_equal(PyObject *found, PyObject *expected) {
     if (found == expected) {
         return true;
@@ -53,7 +58,8 @@ static bool strict_equal(PyObject *found, PyObject *expected) {
     }
     if (type == &PySlice_Type) {
         PySliceObject *a = (PySliceObject *)found, *b = (PySliceObject *)expected;
-        return strict_equal(a->start, b->start) && strict_equal(a->stop, b->stop) && strict_equal(a->step, b->step);
+        return strict_equal(a->start, b->start) && strict_equal(a->stop, b->stop) &&
+               strict_equal(a->step, b->step);
     }
     int equal = PyObject_RichCompareBool(found, expected, Py_EQ);
     if (equal < 0) {
@@ -74,41 +80,48 @@ bool mc_equality_is_pure(PyObject *value) {
     }
     return value == Py_None || value == Py_Ellipsis || PyBool_Check(value) || PyLong_CheckExact(value) ||
            PyFloat_CheckExact(value) || PyComplex_CheckExact(value) || PyUnicode_CheckExact(value) ||
-           PyBytes_CheckExact(value) || PyType_Check(value) || PyFunction_Check(value) || PyCFunction_Check(value) ||
-           PyModule_Check(value);
+           PyBytes_CheckExact(value) || PyType_CheckExact(value) || PyFunction_Check(value) ||
+           PyCFunction_Check(value) || PyModule_Check(value);
 }
 
-/* --- sources ---------------------------------------------------------------------------------------------- */
+/* --- sources ---------------------------------------------------------------------------------- */
 
-/* A source returns its value, NULL for a miss; *owned tells whether the reference is new. Errors are cleared by the caller. */
+/* A source returns its value, NULL for a miss; *owned tells whether the reference is new. Errors are
+ * cleared by the caller. */
 
 static PyObject *get_local(Instr *in, Run *run, bool *owned) {
-    return in->number < run->nlocals ? run->locals[in->number] : NULL;
+    return (size_t)in->number < (size_t)run->nlocals ? run->locals[in->number] : NULL;
 }
 
 static PyObject *get_const(Instr *in, Run *run, bool *owned) { return in->object; }
 
 static PyObject *get_function(Instr *in, Run *run, bool *owned) { return run->function; }
 
-static uint64_t dict_version(PyObject *dict) {
-#if defined(__GNUC__)
+/* The version tag, unique among all states of all dicts; 0: unknown. In 3.13 an instance's dict can share
+ * the instance's inline values, and then a store to an attribute does not change the dict's tag. */
+uint64_t mc_dict_version(PyObject *object) {
+    PyDictObject *dict = (PyDictObject *)object;
+#if PY_VERSION_HEX >= 0x030D0000
+    if (dict->ma_values != NULL) {
+        return 0;
+    }
+#endif
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-#endif
-    return ((PyDictObject *)dict)->ma_version_tag;
-#if defined(__GNUC__)
+#pragma GCC diagnostic ignored                                                                             \
+    "-Wdeprecated-declarations" /* from 3.12 on, without a replacement up to 3.13 */
+    return dict->ma_version_tag;
 #pragma GCC diagnostic pop
-#endif
 }
 
-/* The raw lookup, whatever __getitem__ a subclass has; exact strings as keys, so no user code runs when the dict's keys are strings. */
+/* The raw lookup, whatever __getitem__ a subclass has; exact strings as keys, so no user code runs when the
+ * dict's keys are strings. */
 static PyObject *dict_lookup(Instr *in, PyObject *dict, PyObject *key) {
-    uint64_t version = dict_version(dict);
-    if (in->cached_parent == dict && in->cached_version == version) {
+    uint64_t version = mc_dict_version(dict);
+    if (in->cached_parent == dict && in->cached_version == version && version != 0) {
         return in->cached_value;
     }
     PyObject *value = PyDict_GetItemWithError(dict, key);
-    if (dict_version(dict) == version) {
+    if (mc_dict_version(dict) == version) {
         in->cached_parent = dict;
         in->cached_version = version;
         in->cached_value = value;
@@ -127,7 +140,7 @@ static PyObject *get_builtin(Instr *in, Run *run, bool *owned) {
 
 static PyObject *get_cell(Instr *in, Run *run, bool *owned) {
     PyObject *closure = PyFunction_GET_CLOSURE(run->function);
-    if (closure == NULL || in->number >= PyTuple_GET_SIZE(closure)) {
+    if (closure == NULL || (size_t)in->number >= (size_t)PyTuple_GET_SIZE(closure)) {
         return NULL;
     }
     return PyCell_GET(PyTuple_GET_ITEM(closure, in->number));
@@ -143,7 +156,8 @@ static PyObject *get_attr(Instr *in, Run *run, bool *owned) {
     return PyObject_GetAttr(run->slots[in->slot], in->object);
 }
 
-/* The instance's dict, made if the instance keeps its attributes without one; NULL if it can't have one. Borrowed from the instance. */
+/* The instance's dict, made if the instance keeps its attributes without one; NULL if it can't have one.
+ * Borrowed from the instance. */
 static PyObject *instance_dict(PyObject *object) {
     PyObject **pointer = _PyObject_GetDictPtr(object);
     if (pointer == NULL) {
@@ -158,12 +172,9 @@ static PyObject *instance_dict(PyObject *object) {
 
 static PyObject *get_dict(Instr *in, Run *run, bool *owned) { return instance_dict(run->slots[in->slot]); }
 
-static PyObject *get_dict_attr(Instr *in, Run *run, bool *owned) {
-    PyObject *dict = instance_dict(run->slots[in->slot]);
-    return dict && PyDict_Check(dict) ? dict_lookup(in, dict, in->object) : NULL;
+static PyObject *get_type(Instr *in, Run *run, bool *owned) {
+    return (PyObject *)Py_TYPE(run->slots[in->slot]);
 }
-
-static PyObject *get_type(Instr *in, Run *run, bool *owned) { return (PyObject *)Py_TYPE(run->slots[in->slot]); }
 
 static PyObject *get_type_attr(Instr *in, Run *run, bool *owned) {
     PyObject *type = run->slots[in->slot];
@@ -182,13 +193,11 @@ static PyObject *get_getitem(Instr *in, Run *run, bool *owned) {
 
 static PyObject *get_index(Instr *in, Run *run, bool *owned) {
     PyObject *parent = run->slots[in->slot];
-    if (PyTuple_Check(parent)) {
-        return in->number < PyTuple_GET_SIZE(parent) ? PyTuple_GET_ITEM(parent, in->number) : NULL;
+    if (!PyTuple_Check(parent) && !PyList_Check(parent)) {
+        return NULL;
     }
-    if (PyList_Check(parent)) {
-        return in->number < PyList_GET_SIZE(parent) ? PyList_GET_ITEM(parent, in->number) : NULL;
-    }
-    return NULL;
+    bool inside = in->number >= 0 && in->number < Py_SIZE(parent);
+    return inside ? PySequence_Fast_GET_ITEM(parent, in->number) : NULL;
 }
 
 static PyObject *get_call(Instr *in, Run *run, bool *owned) {
@@ -205,13 +214,15 @@ static PyObject *get_extent(Instr *in, Run *run, bool *owned) {
     return PyLong_FromLongLong(value);
 }
 
-/* --- checks ----------------------------------------------------------------------------------------------- */
+/* --- checks ----------------------------------------------------------------------------------- */
 
 static bool check_id(Instr *in, Run *run) { return run->slots[in->slot] == in->object; }
 
 static bool check_not_id(Instr *in, Run *run) { return run->slots[in->slot] != in->object; }
 
-static bool check_type(Instr *in, Run *run) { return (PyObject *)Py_TYPE(run->slots[in->slot]) == in->object; }
+static bool check_type(Instr *in, Run *run) {
+    return (PyObject *)Py_TYPE(run->slots[in->slot]) == in->object;
+}
 
 static bool check_equals(Instr *in, Run *run) { return strict_equal(run->slots[in->slot], in->object); }
 
@@ -251,8 +262,8 @@ static bool check_keys(Instr *in, Run *run) {
     if (PyODict_Check(dict)) { /* move_to_end changes the order, not the dict's version */
         return odict_keys_equal(dict, in->object);
     }
-    uint64_t version = dict_version(dict);
-    if (in->cached_parent == dict && in->cached_version == version) {
+    uint64_t version = mc_dict_version(dict);
+    if (in->cached_parent == dict && in->cached_version == version && version != 0) {
         return true;
     }
     Py_ssize_t position = 0, i = 0;
@@ -261,7 +272,7 @@ static bool check_keys(Instr *in, Run *run) {
             return false;
         }
     }
-    if (dict_version(dict) == version) {
+    if (mc_dict_version(dict) == version) {
         in->cached_parent = dict;
         in->cached_version = version;
     }
@@ -279,7 +290,9 @@ static bool check_not_present(Instr *in, Run *run) {
 static bool check_no_attr(Instr *in, Run *run) {
     PyObject *value = PyObject_GetAttr(run->slots[in->slot], in->object);
     Py_XDECREF(value);
-    return value == NULL && PyErr_ExceptionMatches(PyExc_AttributeError);
+    bool missing = value == NULL && PyErr_ExceptionMatches(PyExc_AttributeError);
+    PyErr_Clear();
+    return missing;
 }
 
 static bool check_truth(Instr *in, Run *run) { return PyObject_IsTrue(run->slots[in->slot]) == in->number; }
@@ -296,7 +309,9 @@ static bool check_range(Instr *in, Run *run) {
 
 static bool check_same(Instr *in, Run *run) { return run->slots[in->slot] == run->slots[in->number]; }
 
-static bool check_tensor(Instr *in, Run *run) { return mc_tensor_matches(in->tensor, run->slots[in->slot]); }
+static bool check_tensor(Instr *in, Run *run) {
+    return mc_tensor_matches(in->tensor, run->slots[in->slot]);
+}
 
 static bool check_shares(Instr *in, Run *run) {
     void *storage = mc_tensor_storage(run->slots[in->slot]);
@@ -307,12 +322,13 @@ static void *group_key(Instr *in, PyObject *object) {
     return in->op->arg == ARG_TENSORS ? mc_tensor_storage(object) : (void *)object;
 }
 
-/* All keys different (storages of tensors, or the objects themselves). The keys that passed last are kept: seeing the very same ones
- * again needs no comparing. */
+/* All keys different (storages of tensors, or the objects themselves). The keys that passed last are kept:
+ * seeing the very same ones again needs no comparing. */
 static bool check_distinct(Instr *in, Run *run) {
     Group *group = in->group;
     Py_ssize_t first = 0;
-    while (first < group->size && group_key(in, run->slots[group->members[first].slot]) == group->members[first].key) {
+    while (first < group->size &&
+           group_key(in, run->slots[group->members[first].slot]) == group->members[first].key) {
         first++;
     }
     if (first == group->size) {
@@ -324,7 +340,8 @@ static bool check_distinct(Instr *in, Run *run) {
     for (Py_ssize_t i = 0; i < group->size; i++) {
         for (Py_ssize_t j = 0; j < i && group->members[i].key != NULL; j++) {
             if (group->members[i].key == group->members[j].key) {
-                group->members[0].key = group; /* no key of anything: a failure must not be taken for a success */
+                group->members[0].key =
+                    group; /* no key of anything: a failure must not be taken for a success */
                 return false;
             }
         }
@@ -346,50 +363,54 @@ static bool check_predicate(Instr *in, Run *run) {
     return equal;
 }
 
-/* --- the opcodes ------------------------------------------------------------------------------------------ */
+/* --- the opcodes ------------------------------------------------------------------------------ */
 
+/* clang-format off */
+#define SOURCE(name, arg, purity, get, replay) {name, ARG_##arg, purity, get, NULL, REPLAY_##replay},
+#define CHECK(name, arg, purity, check, replay) {name, ARG_##arg, purity, NULL, check, REPLAY_##replay},
 const Row mc_guard_rows[] = {
-    /* name, what follows it in the tuple, may it run user code, source, check */
-    {"LOCAL", ARG_NUMBER, PURE, get_local, NULL},                /* parameter i, in the order of co_varnames */
-    {"CONST", ARG_OBJECT, PURE, get_const, NULL},                /* the object itself */
-    {"FUNC", ARG_NONE, PURE, get_function, NULL},                /* the function that runs */
-    {"GLOBAL", ARG_NAME, PURE, get_global, NULL},                /* its global, not its builtin */
-    {"BUILTIN", ARG_NAME, PURE, get_builtin, NULL},              /* its builtin */
-    {"CELL", ARG_NUMBER, PURE, get_cell, NULL},                  /* contents of its closure's cell i; empty: miss */
-    {"CONTENTS", ARG_SLOT, PURE, get_contents, NULL},            /* contents of a cell object */
-    {"ATTR", ARG_SLOT_NAME, IMPURE, get_attr, NULL},             /* getattr */
-    {"DICT", ARG_SLOT, PURE, get_dict, NULL},                    /* the instance's dict */
-    {"DICT_ATTR", ARG_SLOT_NAME, PURE, get_dict_attr, NULL},     /* an item of the instance's dict: no descriptors */
-    {"TYPE_OF", ARG_SLOT, PURE, get_type, NULL},                 /* the object's type */
-    {"TYPE_ATTR", ARG_SLOT_NAME, PURE, get_type_attr, NULL},     /* raw lookup in a class's MRO: no descriptors */
-    {"ITEM", ARG_SLOT_KEY, KEY, get_item, NULL},                 /* of a dict or a subclass: raw lookup, no __missing__ */
-    {"INDEX", ARG_SLOT_NUMBER, PURE, get_index, NULL},           /* of a list, tuple or a subclass: raw; i >= 0 */
-    {"GETITEM", ARG_SLOT_KEY, IMPURE, get_getitem, NULL},        /* operator.getitem */
-    {"CALL", ARG_OBJECT_SLOT, IMPURE, get_call, NULL},           /* fn(value) */
-    {"SIZE", ARG_SLOT_NUMBER, PURE, get_extent, NULL},           /* tensor.size(dim) */
-    {"STRIDE", ARG_STRIDE, PURE, get_extent, NULL},              /* tensor.stride(dim) */
-    {"ID", ARG_SLOT_OBJECT, PURE, NULL, check_id},               /* is */
-    {"NOT_ID", ARG_SLOT_OBJECT, PURE, NULL, check_not_id},       /* is not */
-    {"TYPE", ARG_SLOT_OBJECT, PURE, NULL, check_type},           /* type(value) is */
-    {"EQUALS", ARG_SLOT_OBJECT, VALUE, NULL, check_equals},      /* same type, same value */
-    {"LEN", ARG_SLOT_NUMBER, PURE, NULL, check_len},             /* stored length of a builtin container */
-    {"KEYS", ARG_SLOT_TUPLE, VALUE, NULL, check_keys},           /* a dict with these keys in this order */
-    {"NOT_PRESENT", ARG_SLOT_KEY, KEY, NULL, check_not_present}, /* key not in a dict, name not in a class's MRO */
-    {"NO_ATTR", ARG_SLOT_NAME, IMPURE, NULL, check_no_attr},     /* getattr raises AttributeError */
-    {"TRUTH", ARG_SLOT_NUMBER, IMPURE, NULL, check_truth},       /* bool(value) */
-    {"RANGE", ARG_SLOT_RANGE, PURE, NULL, check_range},          /* an int with lo <= value <= hi */
-    {"SAME", ARG_SLOT_SLOT, PURE, NULL, check_same},             /* two sources give one object */
-    {"DISTINCT", ARG_SLOTS, PURE, NULL, check_distinct},         /* sources give pairwise different objects */
-    {"TENSOR", ARG_TENSOR, TENSOR, NULL, check_tensor},          /* as the example, but for sizes/strides given as None */
-    {"SHARES", ARG_SLOT_SLOT, TENSOR, NULL, check_shares},       /* two tensors on one storage */
-    {"NO_ALIAS", ARG_TENSORS, TENSOR, NULL, check_distinct},     /* tensors on pairwise different storages */
-    {"GRAD_MODE", ARG_NUMBER, PURE, NULL, check_grad_mode},      /* torch.is_grad_enabled() */
-    {"AMBIENT", ARG_AMBIENT, PURE, NULL, check_ambient},         /* torch's thread state is as at construction */
-    {"PREDICATE", ARG_OBJECT_VALUE, IMPURE, NULL, check_predicate}, /* fn() equals */
-    {NULL, 0, 0, NULL, NULL},
+    /* name, operands, may it run user code, function, what a replay of it rests on */
+    SOURCE("LOCAL", NUMBER, PURE, get_local, ROOT)                  /* parameter i (order: co_varnames) */
+    SOURCE("CONST", OBJECT, PURE, get_const, ROOT)                  /* the object itself */
+    SOURCE("FUNC", NONE, PURE, get_function, NEVER)                 /* the function that runs */
+    SOURCE("GLOBAL", NAME, PURE, get_global, NEVER)                 /* its global, not its builtin */
+    SOURCE("BUILTIN", NAME, PURE, get_builtin, NEVER)               /* its builtin */
+    SOURCE("CELL", NUMBER, PURE, get_cell, NEVER)                   /* contents of its closure's cell i */
+    SOURCE("CONTENTS", SLOT, PURE, get_contents, NEVER)             /* contents of a cell object */
+    SOURCE("ATTR", SLOT_NAME, IMPURE, get_attr, NEVER)              /* getattr */
+    SOURCE("DICT", SLOT, PURE, get_dict, DICT)                      /* the instance's dict */
+    SOURCE("DICT_ATTR", SLOT_NAME, PURE, get_dict, NEVER)           /* built as DICT and ITEM */
+    SOURCE("TYPE_OF", SLOT, PURE, get_type, TYPE_OF)                /* the object's type */
+    SOURCE("TYPE_ATTR", SLOT_NAME, PURE, get_type_attr, LOOKUP)     /* raw lookup in a class's MRO */
+    SOURCE("ITEM", SLOT_KEY, KEY, get_item, LOOKUP)                 /* of a dict or subclass: raw lookup */
+    SOURCE("INDEX", SLOT_NUMBER, PURE, get_index, NEVER)            /* of a list or tuple: raw; i >= 0 */
+    SOURCE("GETITEM", SLOT_KEY, IMPURE, get_getitem, NEVER)         /* operator.getitem */
+    SOURCE("CALL", OBJECT_SLOT, IMPURE, get_call, NEVER)            /* fn(value) */
+    SOURCE("SIZE", SLOT_NUMBER, PURE, get_extent, NEVER)            /* tensor.size(dim) */
+    SOURCE("STRIDE", STRIDE, PURE, get_extent, NEVER)               /* tensor.stride(dim) */
+    CHECK("ID", SLOT_OBJECT, PURE, check_id, IDENTITY)              /* is */
+    CHECK("NOT_ID", SLOT_OBJECT, PURE, check_not_id, IDENTITY)      /* is not */
+    CHECK("TYPE", SLOT_OBJECT, PURE, check_type, TYPE)              /* type(value) is */
+    CHECK("EQUALS", SLOT_OBJECT, VALUE, check_equals, VALUE)        /* same type, same value */
+    CHECK("LEN", SLOT_NUMBER, PURE, check_len, LENGTH)              /* stored length of a builtin container */
+    CHECK("KEYS", SLOT_TUPLE, VALUE, check_keys, KEYS)              /* a dict: these keys in this order */
+    CHECK("NOT_PRESENT", SLOT_KEY, KEY, check_not_present, LOOKUP)  /* key in a dict, name in an MRO */
+    CHECK("NO_ATTR", SLOT_NAME, IMPURE, check_no_attr, NEVER)       /* getattr raises AttributeError */
+    CHECK("TRUTH", SLOT_NUMBER, IMPURE, check_truth, NEVER)         /* bool(value) */
+    CHECK("RANGE", SLOT_RANGE, PURE, check_range, IDENTITY)         /* an int with lo <= value <= hi */
+    CHECK("SAME", SLOT_SLOT, PURE, check_same, NEVER)               /* two sources give one object */
+    CHECK("DISTINCT", SLOTS, PURE, check_distinct, NEVER)           /* pairwise different objects */
+    CHECK("TENSOR", TENSOR, TENSOR, check_tensor, TENSOR)           /* as the example was */
+    CHECK("SHARES", SLOT_SLOT, TENSOR, check_shares, NEVER)         /* two tensors on one storage */
+    CHECK("NO_ALIAS", TENSORS, TENSOR, check_distinct, NEVER)       /* pairwise different storages */
+    CHECK("GRAD_MODE", NUMBER, PURE, check_grad_mode, NEVER)        /* torch.is_grad_enabled() */
+    CHECK("AMBIENT", AMBIENT, PURE, check_ambient, NEVER)           /* torch's thread state as it was */
+    CHECK("PREDICATE", OBJECT_VALUE, IMPURE, check_predicate, NEVER)/* fn() equals */
+    {NULL, 0, 0, NULL, NULL, 0},
 };
+/* clang-format on */
 
-/* --- running ---------------------------------------------------------------------------------------------- */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static bool step(Instr *in, Run *run) {
     if (in->op->check != NULL) {
@@ -411,37 +432,47 @@ static bool step(Instr *in, Run *run) {
     return true;
 }
 
-/* Runs the instructions; returns the index of the one that failed, or their count. Leaves `run->slots` filled. */
-static Py_ssize_t run_all(GuardProgram *program, Run *run) {
-    Instr *in = program->instrs, *end = in + program->count;
-    for (; in < end; in++) {
-        if (!step(in, run)) {
-            if (PyErr_Occurred()) {
-                PyErr_Clear();
-            }
+Py_ssize_t mc_guard_steps(GuardProgram *program, Py_ssize_t first, Py_ssize_t end, Run *run) {
+    for (; first < end; first++) {
+        if (!step(&program->instrs[first], run)) {
+            PyErr_Clear();
             break;
         }
     }
-    return in - program->instrs;
+    return first;
+}
+
+/* Runs the tapes, then the loose instructions; returns the index of the one that failed, or their count.
+ * Leaves in `run->slots` what the failed one looked at, or all that is fetched. */
+static Py_ssize_t run_all(GuardProgram *program, Run *run) {
+    Py_ssize_t loose = 0;
+    for (int t = 0; t < program->ntapes; t++) {
+        Py_ssize_t done = mc_tape_run(program, &program->tapes[t], run);
+        if (done < program->tapes[t].end) {
+            return done;
+        }
+        loose = done;
+    }
+    return mc_guard_steps(program, loose, program->count, run);
 }
 
 #define STACK_SLOTS 256
 
 /* Room for a run: on the C stack if it fits, else on the heap. */
-#define RUN_BEGIN(run, program, fn, values, n)                                                                          \
-    PyObject *stack_room[2 * STACK_SLOTS];                                                                              \
-    PyObject **room = stack_room;                                                                                       \
-    if ((program)->nslots > STACK_SLOTS) {                                                                              \
-        room = PyMem_Malloc(2 * (size_t)(program)->nslots * sizeof(PyObject *));                                        \
-    }                                                                                                                   \
+#define RUN_BEGIN(run, program, fn, values, n)                                                             \
+    PyObject *stack_room[2 * STACK_SLOTS];                                                                 \
+    PyObject **room = stack_room;                                                                          \
+    if ((program)->nslots > STACK_SLOTS) {                                                                 \
+        room = PyMem_Malloc(2 * (size_t)(program)->nslots * sizeof(PyObject *));                           \
+    }                                                                                                      \
     Run run = {(fn), (values), (n), room, room ? room + (program)->nslots : NULL, 0};
 
-#define RUN_END(run)                                                                                                    \
-    while (run.owned_count > 0) {                                                                                       \
-        Py_DECREF(run.owned[--run.owned_count]);                                                                        \
-    }                                                                                                                   \
-    if (room != stack_room) {                                                                                           \
-        PyMem_Free(room);                                                                                               \
+#define RUN_END(run)                                                                                       \
+    while (run.owned_count > 0) {                                                                          \
+        Py_DECREF(run.owned[--run.owned_count]);                                                           \
+    }                                                                                                      \
+    if (room != stack_room) {                                                                              \
+        PyMem_Free(room);                                                                                  \
     }
 
 Py_ssize_t mc_guard_fetch_count(GuardProgram *program) { return program->nfetch; }
@@ -465,7 +496,7 @@ Py_ssize_t mc_guard_run(GuardProgram *program, PyObject *function, PyObject **lo
     return result;
 }
 
-/* --- Python's view ---------------------------------------------------------------------------------------- */
+/* --- Python's view ---------------------------------------------------------------------------- */
 
 static PyObject *describe_miss(Instr *in, Run *run) {
     if (in->op->arg == ARG_TENSOR) {
@@ -478,9 +509,11 @@ static PyObject *describe_miss(Instr *in, Run *run) {
     return PyUnicode_FromString("");
 }
 
-PyDoc_STRVAR(check_doc, "check(function, locals) -> None | (index, found, detail)\n\nRun the guards over a function and the list of its bound "
-"parameters. None: all hold. Else the index of the\ninstruction that failed, the object it looked at (`NULL` if a source found nothing), and "
-"for tensors and ambient\nstate which property differs.");
+PyDoc_STRVAR(check_doc, "check(function, locals) -> None | (index, found, detail)\n\nRun the guards over a "
+                        "function and the list of its bound "
+                        "parameters. None: all hold. Else the index of the\ninstruction that failed, the "
+                        "object it looked at (`NULL` if a source found nothing), and "
+                        "for tensors and ambient\nstate which property differs.");
 
 static PyObject *program_check(GuardProgram *self, PyObject *args) {
     PyObject *function, *locals;
@@ -511,7 +544,9 @@ static PyObject *program_check(GuardProgram *self, PyObject *args) {
     return result;
 }
 
-PyDoc_STRVAR(fetch_doc, "fetch(function, locals) -> tuple | None\n\nWhat the program would get, or None if a guard fails.");
+PyDoc_STRVAR(
+    fetch_doc,
+    "fetch(function, locals) -> tuple | None\n\nWhat the program would get, or None if a guard fails.");
 
 static PyObject *program_fetch(GuardProgram *self, PyObject *args) {
     PyObject *function, *locals;
@@ -522,7 +557,8 @@ static PyObject *program_fetch(GuardProgram *self, PyObject *args) {
     if (result != NULL) {
         Py_ssize_t failed;
         PyObject **items = ((PyTupleObject *)values)->ob_item;
-        if (mc_guard_run(self, function, items, PyTuple_GET_SIZE(values), ((PyTupleObject *)result)->ob_item, &failed) < 0) {
+        if (mc_guard_run(self, function, items, PyTuple_GET_SIZE(values),
+                         ((PyTupleObject *)result)->ob_item, &failed) < 0) {
             Py_SETREF(result, Py_NewRef(Py_None));
         }
     }
@@ -553,6 +589,7 @@ static int program_traverse(GuardProgram *self, visitproc visit, void *arg) {
 static int program_clear(GuardProgram *self) {
     Py_ssize_t count = self->count;
     self->count = 0; /* first: dropping a reference may run code that runs us */
+    mc_tapes_free(self);
     for (Py_ssize_t i = 0; i < count; i++) {
         mc_instr_free(&self->instrs[i]);
     }
@@ -568,9 +605,11 @@ static void program_dealloc(GuardProgram *self) {
     Py_TYPE(self)->tp_free(self);
 }
 
-PyDoc_STRVAR(program_doc, "GuardProgram(instructions, fetch=())\n\nNative guards. `instructions`: list of tuples (opcode name, operands ...); a "
-"source is named by its index in that\nlist. `fetch`: indices of the sources whose values are the program's arguments.\nRaises ValueError for an "
-"unknown opcode or a wrong operand.");
+PyDoc_STRVAR(program_doc, "GuardProgram(instructions, fetch=())\n\nNative guards. `instructions`: list of "
+                          "tuples (opcode name, operands ...); a "
+                          "source is named by its index in that\nlist. `fetch`: indices of the sources "
+                          "whose values are the program's arguments.\nRaises ValueError for an "
+                          "unknown opcode or a wrong operand.");
 
 PyTypeObject GuardProgram_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "minicompile._native.GuardProgram",

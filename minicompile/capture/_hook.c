@@ -1,9 +1,11 @@
 /* The eval-frame hook (PEP 523): offers every Python frame that starts in a capturing thread to a handler.
  *
- * Takes a handler and a callable; while the callable runs, each frame that CPython starts in this thread, whoever started it (Python, or C
- * code that calls a sort key, a property, an `__init__`), is offered: handler(code, function, localsplus, namespace, resumed). What the
- * handler returns is the frame's result, NotImplemented lets the frame run. Frames of other threads run as ever: the mode is thread-local,
- * and the eval-frame function is installed only while some thread needs it, because its presence alone makes Python calls slower.
+ * Takes a handler and a callable; while the callable runs, each frame that CPython starts in this thread,
+ * whoever started it (Python, or C code that calls a sort key, a property, an `__init__`), is offered:
+ * handler(code, function, localsplus, namespace, resumed). What the handler returns is the frame's result,
+ * NotImplemented lets the frame run. Frames of other threads run as ever: the mode is thread-local, and the
+ * eval-frame function is installed only while some thread needs it, because its presence alone makes Python
+ * calls slower.
  *
  * The module's functions: capture, suspend, divert, set_policy, get_policy, set_entries, mode.
  */
@@ -16,13 +18,14 @@
 _Thread_local ThreadHook mc_thread = {MODE_OFF, NULL};
 PyObject *mc_null = NULL;
 
-/* --- per-code data ---------------------------------------------------------------------------------------- */
+/* --- per-code data ---------------------------------------------------------------------------- */
 
 typedef enum { POLICY_OFFER = 0, POLICY_NATIVE = 1, POLICY_SUSPEND = 2 } Policy;
 
 typedef struct {
     Policy policy;
-    PyObject *compiled; /* CompiledFunction that frames of this code are diverted to in MODE_DIVERT, or NULL */
+    PyObject
+        *compiled; /* CompiledFunction that frames of this code are diverted to in MODE_DIVERT, or NULL */
 } CodeExtra;
 
 static Py_ssize_t extra_index = -1;
@@ -76,7 +79,7 @@ static CodeExtra *extra_make(PyObject *code) {
     return extra;
 }
 
-/* --- frames ----------------------------------------------------------------------------------------------- */
+/* --- frames ----------------------------------------------------------------------------------- */
 
 #if PY_VERSION_HEX >= 0x030D0000
 #define frame_code(frame) _PyFrame_GetCode(frame)
@@ -102,9 +105,9 @@ static PyObject *frame_locals(_PyInterpreterFrame *frame, PyCodeObject *code) {
     return list;
 }
 
-/* End a frame that was never evaluated. In 3.11 the caller of the eval-frame function clears the frame. From 3.12 on evaluation itself
- * has to; the functions for it are not exported by 3.12, so an exception is thrown in at the frame's start, where no handler can be
- * active, and CPython unwinds it. */
+/* End a frame that was never evaluated. In 3.11 the caller of the eval-frame function clears the frame.
+ * From 3.12 on evaluation itself has to; the functions for it are not exported by 3.12, so an exception is
+ * thrown in at the frame's start, where no handler can be active, and CPython unwinds it. */
 static PyObject *frame_finish(PyThreadState *tstate, _PyInterpreterFrame *frame, PyObject *result) {
 #if PY_VERSION_HEX >= 0x030C0000
     if (result == NULL) {
@@ -113,7 +116,8 @@ static PyObject *frame_finish(PyThreadState *tstate, _PyInterpreterFrame *frame,
     PyErr_SetNone(PyExc_GeneratorExit);
     PyObject *none = _PyEval_EvalFrameDefault(tstate, frame, 1);
     if (none != NULL || !PyErr_ExceptionMatches(PyExc_GeneratorExit)) {
-        Py_XDECREF(none); /* recursion limit while unwinding, or memory: the frame is gone, the error stands */
+        Py_XDECREF(
+            none); /* recursion limit while unwinding, or memory: the frame is gone, the error stands */
         Py_DECREF(result);
         return NULL;
     }
@@ -145,7 +149,11 @@ static PyObject *frame_offer(PyThreadState *tstate, _PyInterpreterFrame *frame) 
     if (locals == NULL) {
         return frame_finish(tstate, frame, NULL);
     }
-    PyObject *args[] = {NULL, (PyObject *)code, frame_function(frame), locals, frame->f_locals ? frame->f_locals : Py_None,
+    PyObject *args[] = {NULL,
+                        (PyObject *)code,
+                        frame_function(frame),
+                        locals,
+                        frame->f_locals ? frame->f_locals : Py_None,
                         resumed ? Py_True : Py_False};
     PyObject *handler = Py_NewRef(mc_thread.handler);
     PyObject *result = PyObject_Vectorcall(handler, args + 1, 5 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
@@ -158,10 +166,12 @@ static PyObject *frame_offer(PyThreadState *tstate, _PyInterpreterFrame *frame) 
     if (result != NULL && resumed) {
         Py_DECREF(result);
         result = NULL;
-        PyErr_SetString(PyExc_RuntimeError, "a resumed generator frame can only run itself: return NotImplemented");
+        PyErr_SetString(PyExc_RuntimeError,
+                        "a resumed generator frame can only run itself: return NotImplemented");
     }
     if (resumed) {
-        return _PyEval_EvalFrameDefault(tstate, frame, 1); /* the generator gets the exception, as by throw() */
+        return _PyEval_EvalFrameDefault(tstate, frame,
+                                        1); /* the generator gets the exception, as by throw() */
     }
     return frame_finish(tstate, frame, result);
 }
@@ -173,7 +183,8 @@ static PyObject *frame_divert(PyThreadState *tstate, _PyInterpreterFrame *frame,
     return frame_finish(tstate, frame, result);
 }
 
-static Py_ssize_t installed_count = 0; /* C frames, over all threads, that want the hook; guarded by the GIL */
+static Py_ssize_t installed_count =
+    0; /* C frames, over all threads, that want the hook; guarded by the GIL */
 static _PyFrameEvalFunction previous_eval = _PyEval_EvalFrameDefault; /* CPython's, or another tool's */
 
 static PyObject *eval_frame(PyThreadState *tstate, _PyInterpreterFrame *frame, int throwflag) {
@@ -199,7 +210,7 @@ static PyObject *eval_frame(PyThreadState *tstate, _PyInterpreterFrame *frame, i
     return _PyEval_EvalFrameDefault(tstate, frame, throwflag);
 }
 
-/* --- switching the hook on and off ------------------------------------------------------------------------ */
+/* --- switching the hook on and off ------------------------------------------------------------ */
 
 static void hook_install(bool on) {
     PyInterpreterState *interpreter = PyInterpreterState_Get();
@@ -208,13 +219,15 @@ static void hook_install(bool on) {
         previous_eval = current;
         _PyInterpreterState_SetEvalFrameFunc(interpreter, eval_frame);
     }
-    else if (!on && --installed_count == 0 && current == eval_frame) { /* else another tool came after us: its turn */
+    else if (!on && --installed_count == 0 &&
+             current == eval_frame) { /* else another tool came after us: its turn */
         _PyInterpreterState_SetEvalFrameFunc(interpreter, previous_eval);
     }
 }
 
 /* Call args[0](*args[1:], **kw) in `mode`, and put the thread's state back whatever happens. */
-static PyObject *call_in_mode(Mode mode, PyObject *handler, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
+static PyObject *call_in_mode(Mode mode, PyObject *handler, PyObject *const *args, Py_ssize_t nargs,
+                              PyObject *kwnames) {
     ThreadHook saved = mc_thread;
     mc_thread = (ThreadHook){mode, handler};
     int change = (mode != MODE_OFF) - (saved.mode != MODE_OFF);
@@ -231,13 +244,18 @@ static PyObject *call_in_mode(Mode mode, PyObject *handler, PyObject *const *arg
     return result;
 }
 
-PyDoc_STRVAR(capture_doc, "capture(handler, fn, *args, **kwargs)\n\nReturn fn(*args, **kwargs), offering every Python frame that starts in this "
-"thread meanwhile:\nhandler(code, function, localsplus, namespace, resumed) gives the frame's result, or NotImplemented to let it run.\n"
-"`localsplus`: list in the order of the code's locals, cells and free variables; unset ones are `NULL` (cells are not made yet, and\nfree "
-"variables not copied, when a frame starts). `namespace`: the dict of a class or module body, else None. `resumed`: a generator\nthat existed "
-"before goes on. The handler's own code gets the policy NATIVE.");
+PyDoc_STRVAR(capture_doc, "capture(handler, fn, *args, **kwargs)\n\nReturn fn(*args, **kwargs), offering "
+                          "every Python frame that starts in this "
+                          "thread meanwhile:\nhandler(code, function, localsplus, namespace, resumed) "
+                          "gives the frame's result, or NotImplemented to let it run.\n"
+                          "`localsplus`: list in the order of the code's locals, cells and free variables; "
+                          "unset ones are `NULL` (cells are not made yet, and\nfree "
+                          "variables not copied, when a frame starts). `namespace`: the dict of a class or "
+                          "module body, else None. `resumed`: a generator\nthat existed "
+                          "before goes on. The handler's own code gets the policy NATIVE.");
 
-static PyObject *hook_capture(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
+static PyObject *hook_capture(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
+                              PyObject *kwnames) {
     if (nargs < 2 || !PyCallable_Check(args[0])) {
         PyErr_SetString(PyExc_TypeError, "capture(handler, fn, *args, **kwargs) needs two callables");
         return NULL;
@@ -256,9 +274,12 @@ static PyObject *hook_capture(PyObject *module, PyObject *const *args, Py_ssize_
     return call_in_mode(MODE_CAPTURE, handler, args + 1, nargs - 1, kwnames);
 }
 
-PyDoc_STRVAR(suspend_doc, "suspend(fn, *args, **kwargs)\n\nReturn fn(*args, **kwargs) with the hook off in this thread.");
+PyDoc_STRVAR(
+    suspend_doc,
+    "suspend(fn, *args, **kwargs)\n\nReturn fn(*args, **kwargs) with the hook off in this thread.");
 
-static PyObject *hook_suspend(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
+static PyObject *hook_suspend(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
+                              PyObject *kwnames) {
     if (nargs < 1) {
         PyErr_SetString(PyExc_TypeError, "suspend(fn, *args, **kwargs) needs a callable");
         return NULL;
@@ -266,8 +287,9 @@ static PyObject *hook_suspend(PyObject *module, PyObject *const *args, Py_ssize_
     return call_in_mode(MODE_OFF, NULL, args, nargs, kwnames);
 }
 
-PyDoc_STRVAR(divert_doc, "divert(fn, *args, **kwargs)\n\nReturn fn(*args, **kwargs); frames of codes given to set_entries() go to their compiled "
-"function.");
+PyDoc_STRVAR(divert_doc, "divert(fn, *args, **kwargs)\n\nReturn fn(*args, **kwargs); frames of codes given "
+                         "to set_entries() go to their compiled "
+                         "function.");
 
 static PyObject *hook_divert(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
     if (nargs < 1) {
@@ -277,7 +299,7 @@ static PyObject *hook_divert(PyObject *module, PyObject *const *args, Py_ssize_t
     return call_in_mode(MODE_DIVERT, NULL, args, nargs, kwnames);
 }
 
-/* --- policy ----------------------------------------------------------------------------------------------- */
+/* --- policy ----------------------------------------------------------------------------------- */
 
 static int policy_set(PyObject *code, Policy policy, bool nested) {
     CodeExtra *extra = extra_make(code);
@@ -295,8 +317,10 @@ static int policy_set(PyObject *code, Policy policy, bool nested) {
     return 0;
 }
 
-PyDoc_STRVAR(set_policy_doc, "set_policy(code, policy, nested=False)\n\nOFFER: frames of this code are offered (the default). NATIVE: they run, "
-"frames they start are\noffered. SUSPEND: they run with the hook off for everything below. `nested`: the codes among its constants too.");
+PyDoc_STRVAR(set_policy_doc, "set_policy(code, policy, nested=False)\n\nOFFER: frames of this code are "
+                             "offered (the default). NATIVE: they run, "
+                             "frames they start are\noffered. SUSPEND: they run with the hook off for "
+                             "everything below. `nested`: the codes among its constants too.");
 
 static PyObject *hook_set_policy(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"code", "policy", "nested", NULL};
@@ -324,8 +348,10 @@ static PyObject *hook_get_policy(PyObject *module, PyObject *code) {
     return PyLong_FromLong(extra ? extra->policy : POLICY_OFFER);
 }
 
-PyDoc_STRVAR(set_entries_doc, "set_entries(code, compiled)\n\nSend frames of `code` that start inside divert() through the entries of the "
-"CompiledFunction;\nNone ends it. The compiled function's own code must be another one (code.replace()).");
+PyDoc_STRVAR(set_entries_doc, "set_entries(code, compiled)\n\nSend frames of `code` that start inside "
+                              "divert() through the entries of the "
+                              "CompiledFunction;\nNone ends it. The compiled function's own code must be "
+                              "another one (code.replace()).");
 
 static PyObject *hook_set_entries(PyObject *module, PyObject *args) {
     PyObject *code, *compiled;
@@ -346,26 +372,22 @@ static PyObject *hook_set_entries(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static PyObject *hook_mode(PyObject *module, PyObject *unused) {
-    return PyLong_FromLong(mc_thread.mode);
-}
+static PyObject *hook_mode(PyObject *module, PyObject *unused) { return PyLong_FromLong(mc_thread.mode); }
 
 static PyObject *hook_installed(PyObject *module, PyObject *unused) {
     return PyBool_FromLong(_PyInterpreterState_GetEvalFrameFunc(PyInterpreterState_Get()) == eval_frame);
 }
 
-/* --- ambient state, as the guards see it ------------------------------------------------------------------ */
+/* --- ambient state, as the guards see it ------------------------------------------------------ */
 
 static PyObject *native_ambient(PyObject *module, PyObject *unused) {
     Ambient now;
     return mc_ambient(&now) ? mc_ambient_dict(&now) : NULL;
 }
 
-/* --- the NULL sentinel ------------------------------------------------------------------------------------ */
+/* --- the NULL sentinel ------------------------------------------------------------------------ */
 
-static PyObject *null_repr(PyObject *self) {
-    return PyUnicode_FromString("<NULL>");
-}
+static PyObject *null_repr(PyObject *self) { return PyUnicode_FromString("<NULL>"); }
 
 static PyTypeObject Null_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "minicompile._native.NullType",
@@ -375,19 +397,21 @@ static PyTypeObject Null_Type = {
     .tp_doc = "Type of NULL, which stands for an unset slot of a frame.",
 };
 
-/* --- the module ------------------------------------------------------------------------------------------- */
+/* --- the module ------------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
     {"capture", (PyCFunction)(void (*)(void))hook_capture, METH_FASTCALL | METH_KEYWORDS, capture_doc},
     {"suspend", (PyCFunction)(void (*)(void))hook_suspend, METH_FASTCALL | METH_KEYWORDS, suspend_doc},
     {"divert", (PyCFunction)(void (*)(void))hook_divert, METH_FASTCALL | METH_KEYWORDS, divert_doc},
-    {"set_policy", (PyCFunction)(void (*)(void))hook_set_policy, METH_VARARGS | METH_KEYWORDS, set_policy_doc},
+    {"set_policy", (PyCFunction)(void (*)(void))hook_set_policy, METH_VARARGS | METH_KEYWORDS,
+     set_policy_doc},
     {"get_policy", hook_get_policy, METH_O, "get_policy(code): OFFER, NATIVE or SUSPEND."},
     {"set_entries", hook_set_entries, METH_VARARGS, set_entries_doc},
     {"mode", hook_mode, METH_NOARGS, "mode(): 0 off, 1 capture, 2 divert, in this thread."},
     {"installed", hook_installed, METH_NOARGS, "installed(): is the eval-frame function in place?"},
     {"ambient", native_ambient, METH_NOARGS, "ambient(): dict of the state that AMBIENT guards compare."},
-    {"probe", mc_tensor_probe, METH_NOARGS, "probe(): None if tensors are read natively, else the reason why not."},
+    {"probe", mc_tensor_probe, METH_NOARGS,
+     "probe(): None if tensors are read natively, else the reason why not."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -414,7 +438,8 @@ PyMODINIT_FUNC PyInit__native(void) {
     mc_null = PyObject_New(PyObject, &Null_Type);
     if (extra_index < 0 || mc_null == NULL || PyModule_AddObjectRef(module, "NULL", mc_null) < 0 ||
         PyModule_AddType(module, &GuardProgram_Type) < 0 || PyModule_AddType(module, &Entry_Type) < 0 ||
-        PyModule_AddType(module, &CompiledFunction_Type) < 0 || PyModule_AddIntConstant(module, "OFFER", POLICY_OFFER) < 0 ||
+        PyModule_AddType(module, &CompiledFunction_Type) < 0 ||
+        PyModule_AddIntConstant(module, "OFFER", POLICY_OFFER) < 0 ||
         PyModule_AddIntConstant(module, "NATIVE", POLICY_NATIVE) < 0 ||
         PyModule_AddIntConstant(module, "SUSPEND", POLICY_SUSPEND) < 0) {
         Py_DECREF(module);

@@ -22,7 +22,7 @@
 #error "minicompile's hook needs a build with the GIL"
 #endif
 
-/* --- _hook.c ---------------------------------------------------------------------------------------------- */
+/* --- _hook.c ---------------------------------------------------------------------------------- */
 
 typedef enum { MODE_OFF = 0, MODE_CAPTURE = 1, MODE_DIVERT = 2 } Mode;
 
@@ -37,16 +37,17 @@ extern PyObject *mc_null; /* `_native.NULL`: stands for an unset slot of a frame
 
 int mc_hook_init(PyObject *module);
 
-/* --- _tensor.c -------------------------------------------------------------------------------------------- */
+/* --- _tensor.c -------------------------------------------------------------------------------- */
 
 typedef struct TensorSpec TensorSpec; /* what a TENSOR guard expects */
 
-bool mc_is_tensor(PyObject *object);  /* a torch.Tensor or an instance of a subclass; never raises */
+bool mc_is_tensor(PyObject *object); /* a torch.Tensor or an instance of a subclass; never raises */
 TensorSpec *mc_tensor_spec(PyObject *example, PyObject *sizes, PyObject *strides); /* NULL: error set */
 void mc_tensor_spec_free(TensorSpec *spec);
 bool mc_tensor_matches(const TensorSpec *spec, PyObject *tensor); /* never raises */
-PyObject *mc_tensor_mismatch(const TensorSpec *spec, PyObject *tensor); /* str: which property, expected, found */
-void *mc_tensor_storage(PyObject *tensor);                        /* identity of its storage, or NULL */
+PyObject *mc_tensor_mismatch(const TensorSpec *spec,
+                             PyObject *tensor); /* str: which property, expected, found */
+void *mc_tensor_storage(PyObject *tensor);      /* identity of its storage, or NULL */
 /* the size or stride of one dim; false if the tensor has no such dim */
 bool mc_tensor_extent(PyObject *tensor, Py_ssize_t dim, bool stride, int64_t *value);
 
@@ -59,23 +60,25 @@ PyObject *mc_ambient_dict(const Ambient *ambient);
 int mc_grad_mode(void); /* 0 or 1, -1 with error set */
 PyObject *mc_tensor_probe(PyObject *, PyObject *);
 
-/* --- _guards.c -------------------------------------------------------------------------------------------- */
+/* --- _guards.c -------------------------------------------------------------------------------- */
 
 typedef struct GuardProgram GuardProgram;
 extern PyTypeObject GuardProgram_Type;
 
-/* Check all guards and fetch. `locals`: the bound parameters, in the order of co_varnames. Returns the number of fetched
- * objects (strong references are written to `fetched`, which has room for mc_guard_fetch_count()), or -1 on a miss. */
+/* Check all guards and fetch. `locals`: the bound parameters, in the order of co_varnames. Returns the
+ * number of fetched objects (strong references are written to `fetched`, which has room for
+ * mc_guard_fetch_count()), or -1 on a miss. */
 Py_ssize_t mc_guard_run(GuardProgram *program, PyObject *function, PyObject **locals, Py_ssize_t nlocals,
                         PyObject **fetched, Py_ssize_t *failed);
 Py_ssize_t mc_guard_fetch_count(GuardProgram *program);
 
-/* --- _function.c ------------------------------------------------------------------------------------------ */
+/* --- _function.c ------------------------------------------------------------------------------ */
 
 extern PyTypeObject Entry_Type;
 extern PyTypeObject CompiledFunction_Type;
 
-/* Run a frame that was caught at its start through the entries of `compiled`; like a call, NULL with an error set. */
+/* Run a frame that was caught at its start through the entries of `compiled`; like a call, NULL with an
+ * error set. */
 PyObject *mc_compiled_run(PyObject *compiled, PyObject *function, PyObject **locals);
 
 #endif

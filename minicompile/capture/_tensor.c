@@ -1,9 +1,10 @@
 /* Reading tensors and torch's thread state without running Python.
  *
- * In torch 2.13 a tensor's Python object holds its at::Tensor, a pointer to a TensorImpl, right after the object's header. Where the fields
- * that guards compare lie in a TensorImpl is found by probing a tensor with telling sizes, and then verified against Python's own answers on
- * a set of tensors (`verify` below). If anything disagrees, guards read tensors through Python instead: slower, as right.
- * Torch is looked up when the first such guard is built, so this file needs no torch to compile or to load.
+ * In torch 2.13 a tensor's Python object holds its at::Tensor, a pointer to a TensorImpl, right after the
+ * object's header. Where the fields that guards compare lie in a TensorImpl is found by probing a tensor
+ * with telling sizes, and then verified against Python's own answers on a set of tensors (`verify` below).
+ * If anything disagrees, guards read tensors through Python instead: slower, as right. Torch is looked up
+ * when the first such guard is built, so this file needs no torch to compile or to load.
  */
 #define _GNU_SOURCE
 #include "_native.h"
@@ -11,7 +12,7 @@
 #include <dlfcn.h>
 #include <string.h>
 
-/* --- torch's symbols -------------------------------------------------------------------------------------- */
+/* --- torch's symbols -------------------------------------------------------------------------- */
 
 static struct {
     bool (*requires_grad)(void *impl);
@@ -42,8 +43,10 @@ static const Symbol symbols[] = {
     {"libc10.so", "_ZN3c1031get_default_dtype_as_scalartypeEv", &torch_c.default_dtype},
     {"libc10.so", "_ZN3c104impl20TorchDispatchModeTLS9stack_lenEv", &torch_c.dispatch_modes},
     {"libtorch_cpu.so", "_ZN2at4impl22PythonTorchFunctionTLS9stack_lenEv", &torch_c.function_modes},
-    {"libtorch_cpu.so", "_ZN2at4impl22PythonTorchFunctionTLS18get_disabled_stateEv", &torch_c.function_disabled},
-    {"libtorch_cpu.so", "_ZN2at8autocast19is_autocast_enabledEN3c1010DeviceTypeE", &torch_c.autocast_enabled},
+    {"libtorch_cpu.so", "_ZN2at4impl22PythonTorchFunctionTLS18get_disabled_stateEv",
+     &torch_c.function_disabled},
+    {"libtorch_cpu.so", "_ZN2at8autocast19is_autocast_enabledEN3c1010DeviceTypeE",
+     &torch_c.autocast_enabled},
     {"libtorch_cpu.so", "_ZN2at8autocast18get_autocast_dtypeEN3c1010DeviceTypeE", &torch_c.autocast_dtype},
     {"libtorch_cpu.so", "_ZN2at8autocast25is_autocast_cache_enabledEv", &torch_c.autocast_cache},
     {"libtorch_cpu.so", "_ZN2at13globalContextEv", &torch_c.context},
@@ -67,11 +70,12 @@ static bool find_symbols(char *reason, size_t room) {
     return true;
 }
 
-/* --- where the fields are --------------------------------------------------------------------------------- */
+/* --- where the fields are --------------------------------------------------------------------- */
 
 #define INLINE_DIMS 5
 
-/* Offsets into a TensorImpl. `sizes` is that of SizesAndStrides: a count, then 5 sizes and 5 strides, or a pointer to more. */
+/* Offsets into a TensorImpl. `sizes` is that of SizesAndStrides: a count, then 5 sizes and 5 strides, or a
+ * pointer to more. */
 static struct {
     int sizes, keys, storage;
 } layout;
@@ -118,11 +122,13 @@ static bool find_layout(PyObject *probe, uint64_t keys, uint64_t storage) {
         if ((uint64_t)load64(impl + at) == storage) {
             layout.storage = at;
         }
-        if (memcmp(impl + at, sizes, sizeof sizes) == 0 && memcmp(impl + at + 48, strides, sizeof strides) == 0) {
+        if (memcmp(impl + at, sizes, sizeof sizes) == 0 &&
+            memcmp(impl + at + 48, strides, sizeof strides) == 0) {
             layout.sizes = at;
         }
     }
-    for (int at = layout.sizes + OFFSET_DEVICE + 6; layout.sizes > 0 && at <= layout.sizes + OFFSET_DEVICE + 22; at += 2) {
+    for (int at = layout.sizes + OFFSET_DEVICE + 6;
+         layout.sizes > 0 && at <= layout.sizes + OFFSET_DEVICE + 22; at += 2) {
         if (at % 8 == 0 && (uint64_t)load64(impl + at) == keys) {
             layout.keys = at;
         }
@@ -130,27 +136,30 @@ static bool find_layout(PyObject *probe, uint64_t keys, uint64_t storage) {
     return layout.sizes > 0 && layout.keys > 0 && layout.storage > 0;
 }
 
-/* --- the probe -------------------------------------------------------------------------------------------- */
+/* --- the probe -------------------------------------------------------------------------------- */
 
-static PyObject *tensor_type = NULL;   /* torch.Tensor, once torch is there */
-static PyObject *describe_fn = NULL;   /* describe(tensor) of the text below */
-static PyObject *probe_reason = NULL;  /* NULL: not probed; None: native reading works; str: why not */
+static PyObject *tensor_type = NULL;  /* torch.Tensor, once torch is there */
+static PyObject *describe_fn = NULL;  /* describe(tensor) of the text below */
+static PyObject *probe_reason = NULL; /* NULL: not probed; None: native reading works; str: why not */
 
 static const char probe_text[] =
     "def describe(t):\n"
     "    keys = torch._C._dispatch_keys(t).raw_repr()\n"
     "    strided = t.layout is torch.strided\n"
-    "    return (str(t.dtype), str(t.device), tuple(t.shape), t.stride() if strided else None, t.requires_grad, keys)\n"
+    "    return (str(t.dtype), str(t.device), tuple(t.shape), t.stride() if strided else None, "
+    "t.requires_grad, keys)\n"
     "def example():\n"
     "    t = torch.empty(1000).as_strided((3, 5, 7), (101, 13, 2), 11)\n"
     "    return t, torch._C._dispatch_keys(t).raw_repr(), t.untyped_storage()._cdata\n"
     "def tensors():\n"
-    "    for dtype in (torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16, torch.uint8, torch.complex64):\n"
+    "    for dtype in (torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16, torch.uint8, "
+    "torch.complex64):\n"
     "        yield torch.zeros(2, 3, dtype=dtype)\n"
     "    for dim in range(8):\n"
     "        yield torch.empty(tuple(range(2, 2 + dim)), device='meta')\n"
     "    a = torch.ones(4, 6, requires_grad=True)\n"
-    "    yield from (a, a.detach(), a.t(), a * 2, a[1:, ::2], torch.nn.Parameter(a.detach()), torch.ones(()), torch.ones(0, 3))\n"
+    "    yield from (a, a.detach(), a.t(), a * 2, a[1:, ::2], torch.nn.Parameter(a.detach()), "
+    "torch.ones(()), torch.ones(0, 3))\n"
     "    yield torch.ones(2, 2, 2, 2).to(memory_format=torch.channels_last)\n"
     "    with torch.inference_mode():\n"
     "        yield torch.ones(3)\n"
@@ -158,24 +167,40 @@ static const char probe_text[] =
     "    for t in tensors():\n"
     "        found = read(t)\n"
     "        keys = torch._C._dispatch_keys(t).raw_repr()\n"
-    "        python = (str(t.dtype).removeprefix('torch.'), t.device.type, tuple(t.shape), t.stride(), t.storage_offset(),\n"
+    "        python = (str(t.dtype).removeprefix('torch.'), t.device.type, tuple(t.shape), t.stride(), "
+    "t.storage_offset(),\n"
     "                  t.requires_grad, keys, t.untyped_storage()._cdata)\n"
     "        if found != python:\n"
     "            return f'native reading gave {found}, Python {python}'\n";
 
 static const char *const dtype_names[] = {
-    "uint8",  "int8",   "int16",   "int32",  "int64",       "float16",       "float32",     "float64",         "complex32",
-    "complex64", "complex128", "bool", "qint8", "quint8", "qint32", "bfloat16", "quint4x2", "quint2x4", "bits1x8", "bits2x4",
-    "bits4x2", "bits8", "bits16", "float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz", "uint16", "uint32", "uint64",
+    "uint8",           "int8",
+    "int16",           "int32",
+    "int64",           "float16",
+    "float32",         "float64",
+    "complex32",       "complex64",
+    "complex128",      "bool",
+    "qint8",           "quint8",
+    "qint32",          "bfloat16",
+    "quint4x2",        "quint2x4",
+    "bits1x8",         "bits2x4",
+    "bits4x2",         "bits8",
+    "bits16",          "float8_e5m2",
+    "float8_e4m3fn",   "float8_e5m2fnuz",
+    "float8_e4m3fnuz", "uint16",
+    "uint32",          "uint64",
 };
 
 static const char *dtype_name(int16_t code) {
-    return code >= 0 && code < (int)(sizeof(dtype_names) / sizeof(*dtype_names)) ? dtype_names[code] : "another dtype";
+    return code >= 0 && code < (int)(sizeof(dtype_names) / sizeof(*dtype_names)) ? dtype_names[code]
+                                                                                 : "another dtype";
 }
 
 static const char *device_name(int8_t code) {
-    static const char *const names[] = {"cpu", "cuda", "mkldnn", "opengl", "opencl", "ideep", "hip", "fpga", "maia", "xla", "vulkan",
-                                        "metal", "xpu", "mps", "meta", "hpu", "ve", "lazy", "ipu", "mtia", "privateuseone"};
+    static const char *const names[] = {"cpu", "cuda", "mkldnn",       "opengl", "opencl", "ideep",
+                                        "hip", "fpga", "maia",         "xla",    "vulkan", "metal",
+                                        "xpu", "mps",  "meta",         "hpu",    "ve",     "lazy",
+                                        "ipu", "mtia", "privateuseone"};
     return code >= 0 && code < (int)(sizeof(names) / sizeof(*names)) ? names[code] : "another device";
 }
 
@@ -190,19 +215,23 @@ static PyObject *extents(const int64_t *values, int64_t count) {
 static PyObject *read_tensor(PyObject *module, PyObject *tensor) {
     Fields fields;
     read_fields(impl_of(tensor), &fields);
-    return Py_BuildValue("ssNNLNKK", dtype_name(fields.dtype), device_name(fields.device), extents(fields.sizes, fields.dim),
-                         extents(fields.strides, fields.dim), (long long)fields.storage_offset,
-                         PyBool_FromLong(torch_c.requires_grad(impl_of(tensor))), (unsigned long long)fields.keys,
-                         (unsigned long long)(uintptr_t)mc_tensor_storage(tensor));
+    return Py_BuildValue(
+        "ssNNLNKK", dtype_name(fields.dtype), device_name(fields.device), extents(fields.sizes, fields.dim),
+        extents(fields.strides, fields.dim), (long long)fields.storage_offset,
+        PyBool_FromLong(torch_c.requires_grad(impl_of(tensor))), (unsigned long long)fields.keys,
+        (unsigned long long)(uintptr_t)mc_tensor_storage(tensor));
 }
 
 static PyMethodDef read_method = {"read", read_tensor, METH_O, NULL};
 
-/* Runs the text above: sets tensor_type and describe_fn, verifies. Returns None or the reason (str); NULL with an error set. */
+/* Runs the text above: sets tensor_type and describe_fn, verifies. Returns None or the reason (str); NULL
+ * with an error set. */
 static PyObject *run_probe(PyObject *torch) {
     char reason[200];
-    PyObject *scope = Py_BuildValue("{sOsN}", "torch", torch, "__builtins__", Py_NewRef(PyEval_GetBuiltins()));
-    PyObject *done = scope ? PyRun_String(probe_text, Py_file_input, scope, scope) : NULL, *result = NULL, *example = NULL;
+    PyObject *scope =
+        Py_BuildValue("{sOsN}", "torch", torch, "__builtins__", Py_NewRef(PyEval_GetBuiltins()));
+    PyObject *done = scope ? PyRun_String(probe_text, Py_file_input, scope, scope) : NULL, *result = NULL,
+             *example = NULL;
     if (done == NULL) {
         goto end;
     }
@@ -232,7 +261,8 @@ end:
     return result;
 }
 
-/* None: tensors are read natively. A str: why they are read through Python. NULL: no torch yet, error set. */
+/* None: tensors are read natively. A str: why they are read through Python. NULL: no torch yet, error set.
+ */
 PyObject *mc_tensor_probe(PyObject *module, PyObject *unused) {
     if (probe_reason != NULL) {
         return Py_NewRef(probe_reason);
@@ -266,13 +296,13 @@ bool mc_is_tensor(PyObject *object) {
     return tensor_type != NULL && PyType_IsSubtype(Py_TYPE(object), (PyTypeObject *)tensor_type);
 }
 
-/* --- TENSOR guards ---------------------------------------------------------------------------------------- */
+/* --- TENSOR guards ---------------------------------------------------------------------------- */
 
 #define ANY_EXTENT INT64_MIN
 
 struct TensorSpec {
-    PyTypeObject *type; /* strong */
-    PyObject *snapshot; /* describe(example), when tensors are read through Python */
+    PyTypeObject *type;        /* strong */
+    PyObject *snapshot;        /* describe(example), when tensors are read through Python */
     PyObject *sizes, *strides; /* as given: None or tuples; for the slow path */
     Fields fields;
     int64_t extents[]; /* sizes, then strides; ANY_EXTENT: not compared */
@@ -280,7 +310,9 @@ struct TensorSpec {
 
 static bool spec_extents(TensorSpec *spec, PyObject *given, const int64_t *example, int64_t *to) {
     if (given != Py_None && (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) != spec->fields.dim)) {
-        PyErr_SetString(PyExc_ValueError, "sizes and strides of a TENSOR guard: None, or a tuple with one int or None per dim");
+        PyErr_SetString(
+            PyExc_ValueError,
+            "sizes and strides of a TENSOR guard: None, or a tuple with one int or None per dim");
         return false;
     }
     for (int64_t i = 0; i < spec->fields.dim; i++) {
@@ -294,11 +326,14 @@ static bool spec_extents(TensorSpec *spec, PyObject *given, const int64_t *examp
 }
 
 static bool is_strided(PyObject *example) {
-    PyObject *layout_object = PyObject_GetAttrString(example, "layout"), *nested = PyObject_GetAttrString(example, "is_nested");
+    PyObject *layout_object = PyObject_GetAttrString(example, "layout"),
+             *nested = PyObject_GetAttrString(example, "is_nested");
     PyObject *text = layout_object ? PyObject_Str(layout_object) : NULL;
-    bool strided = text && nested == Py_False && PyUnicode_CompareWithASCIIString(text, "torch.strided") == 0;
+    bool strided =
+        text && nested == Py_False && PyUnicode_CompareWithASCIIString(text, "torch.strided") == 0;
     if (!strided && !PyErr_Occurred()) {
-        PyErr_Format(PyExc_ValueError, "a tensor that is not strided can't be guarded: %R", text ? text : Py_None);
+        PyErr_Format(PyExc_ValueError, "a tensor that is not strided can't be guarded: %R",
+                     text ? text : Py_None);
     }
     Py_XDECREF(layout_object);
     Py_XDECREF(nested);
@@ -318,11 +353,13 @@ TensorSpec *mc_tensor_spec(PyObject *example, PyObject *sizes, PyObject *strides
         return NULL;
     }
     if (!mc_is_tensor(example)) {
-        PyErr_Format(PyExc_TypeError, "a TENSOR guard needs a tensor as example, got %.100s", Py_TYPE(example)->tp_name);
+        PyErr_Format(PyExc_TypeError, "a TENSOR guard needs a tensor as example, got %.100s",
+                     Py_TYPE(example)->tp_name);
         return NULL;
     }
     Py_ssize_t dims = is_strided(example) ? dims_of(example) : -1;
-    TensorSpec *spec = dims >= 0 ? PyMem_Calloc(1, sizeof(TensorSpec) + 2 * (size_t)dims * sizeof(int64_t)) : NULL;
+    TensorSpec *spec =
+        dims >= 0 ? PyMem_Calloc(1, sizeof(TensorSpec) + 2 * (size_t)dims * sizeof(int64_t)) : NULL;
     if (spec == NULL) {
         return NULL;
     }
@@ -406,26 +443,30 @@ bool mc_tensor_matches(const TensorSpec *spec, PyObject *tensor) {
     read_fields(impl_of(tensor), &found);
     return found.keys == expected->keys && found.dim == expected->dim && found.dtype == expected->dtype &&
            found.device == expected->device && found.device_index == expected->device_index &&
-           extents_match(expected->sizes, found.sizes, found.dim) && extents_match(expected->strides, found.strides, found.dim) &&
+           extents_match(expected->sizes, found.sizes, found.dim) &&
+           extents_match(expected->strides, found.strides, found.dim) &&
            torch_c.requires_grad(impl_of(tensor)) == expected->requires_grad;
 }
 
 static PyObject *extents_text(const int64_t *values, int64_t count) {
     PyObject *list = PyList_New(0);
     for (int64_t i = 0; list != NULL && i < count; i++) {
-        PyObject *item = values[i] == ANY_EXTENT ? PyUnicode_FromString("*") : PyUnicode_FromFormat("%lld", (long long)values[i]);
+        PyObject *item = values[i] == ANY_EXTENT ? PyUnicode_FromString("*")
+                                                 : PyUnicode_FromFormat("%lld", (long long)values[i]);
         if (item == NULL || PyList_Append(list, item) < 0) {
             Py_CLEAR(list);
         }
         Py_XDECREF(item);
     }
-    PyObject *comma = PyUnicode_FromString(", "), *joined = list && comma ? PyUnicode_Join(comma, list) : NULL;
+    PyObject *comma = PyUnicode_FromString(", "),
+             *joined = list && comma ? PyUnicode_Join(comma, list) : NULL;
     Py_XDECREF(list);
     Py_XDECREF(comma);
     return joined;
 }
 
-static PyObject *extents_mismatch(const char *what, const Fields *expected, const int64_t *a, const Fields *found, const int64_t *b) {
+static PyObject *extents_mismatch(const char *what, const Fields *expected, const int64_t *a,
+                                  const Fields *found, const int64_t *b) {
     PyObject *x = extents_text(a, expected->dim), *y = extents_text(b, found->dim);
     PyObject *text = x && y ? PyUnicode_FromFormat("%s: expected (%U), found (%U)", what, x, y) : NULL;
     Py_XDECREF(x);
@@ -434,16 +475,19 @@ static PyObject *extents_mismatch(const char *what, const Fields *expected, cons
 }
 
 static PyObject *bool_mismatch(const char *what, bool expected) {
-    return PyUnicode_FromFormat("%s: expected %s, found %s", what, expected ? "True" : "False", expected ? "False" : "True");
+    return PyUnicode_FromFormat("%s: expected %s, found %s", what, expected ? "True" : "False",
+                                expected ? "False" : "True");
 }
 
 PyObject *mc_tensor_mismatch(const TensorSpec *spec, PyObject *tensor) {
     if (Py_TYPE(tensor) != spec->type) {
-        return PyUnicode_FromFormat("type: expected %s, found %s", spec->type->tp_name, Py_TYPE(tensor)->tp_name);
+        return PyUnicode_FromFormat("type: expected %s, found %s", spec->type->tp_name,
+                                    Py_TYPE(tensor)->tp_name);
     }
     if (spec->snapshot != NULL) {
         PyObject *found = PyObject_CallOneArg(describe_fn, tensor);
-        PyObject *text = found ? PyUnicode_FromFormat("expected %R, found %R", spec->snapshot, found) : NULL;
+        PyObject *text =
+            found ? PyUnicode_FromFormat("expected %R, found %R", spec->snapshot, found) : NULL;
         Py_XDECREF(found);
         return text;
     }
@@ -451,11 +495,12 @@ PyObject *mc_tensor_mismatch(const TensorSpec *spec, PyObject *tensor) {
     Fields found;
     read_fields(impl_of(tensor), &found);
     if (found.dtype != expected->dtype) {
-        return PyUnicode_FromFormat("dtype: expected %s, found %s", dtype_name(expected->dtype), dtype_name(found.dtype));
+        return PyUnicode_FromFormat("dtype: expected %s, found %s", dtype_name(expected->dtype),
+                                    dtype_name(found.dtype));
     }
     if (found.device != expected->device || found.device_index != expected->device_index) {
-        return PyUnicode_FromFormat("device: expected %s:%d, found %s:%d", device_name(expected->device), expected->device_index,
-                                    device_name(found.device), found.device_index);
+        return PyUnicode_FromFormat("device: expected %s:%d, found %s:%d", device_name(expected->device),
+                                    expected->device_index, device_name(found.device), found.device_index);
     }
     if (found.dim != expected->dim || !extents_match(expected->sizes, found.sizes, found.dim)) {
         return extents_mismatch("shape", expected, expected->sizes, &found, found.sizes);
@@ -466,14 +511,15 @@ PyObject *mc_tensor_mismatch(const TensorSpec *spec, PyObject *tensor) {
     if (torch_c.requires_grad(impl_of(tensor)) != expected->requires_grad) {
         return bool_mismatch("requires_grad", expected->requires_grad);
     }
-    return PyUnicode_FromFormat("dispatch keys: expected 0x%llx, found 0x%llx", (unsigned long long)expected->keys,
-                                (unsigned long long)found.keys);
+    return PyUnicode_FromFormat("dispatch keys: expected 0x%llx, found 0x%llx",
+                                (unsigned long long)expected->keys, (unsigned long long)found.keys);
 }
 
-/* --- other questions about tensors ------------------------------------------------------------------------ */
+/* --- other questions about tensors ------------------------------------------------------------ */
 
 static int64_t python_int(PyObject *tensor, const char *method, Py_ssize_t dim, bool with_dim, bool *fine) {
-    PyObject *value = with_dim ? PyObject_CallMethod(tensor, method, "n", dim) : PyObject_CallMethod(tensor, method, NULL);
+    PyObject *value = with_dim ? PyObject_CallMethod(tensor, method, "n", dim)
+                               : PyObject_CallMethod(tensor, method, NULL);
     int64_t result = value ? PyLong_AsLongLong(value) : -1;
     Py_XDECREF(value);
     *fine = !PyErr_Occurred();
@@ -515,11 +561,12 @@ bool mc_tensor_extent(PyObject *tensor, Py_ssize_t dim, bool stride, int64_t *va
     return true;
 }
 
-/* --- ambient state ---------------------------------------------------------------------------------------- */
+/* --- ambient state ---------------------------------------------------------------------------- */
 
-static const char *const ambient_names[] = {"grad mode",      "inference mode",        "default dtype",  "torch function modes",
-                                            "torch function", "torch dispatch modes",  "deterministic",  "autocast cpu",
-                                            "autocast cuda",  "autocast cache"};
+static const char *const ambient_names[] = {
+    "grad mode",      "inference mode",       "default dtype", "torch function modes",
+    "torch function", "torch dispatch modes", "deterministic", "autocast cpu",
+    "autocast cuda",  "autocast cache"};
 #define AMBIENT_COUNT (sizeof(ambient_names) / sizeof(*ambient_names))
 
 static uint64_t autocast_state(int8_t device) {
@@ -567,7 +614,8 @@ PyObject *mc_ambient_mismatch(const Ambient *expected, const Ambient *found) {
     for (size_t i = 0; i < AMBIENT_COUNT; i++) {
         if (expected->words[i] != found->words[i]) {
             return PyUnicode_FromFormat("%s: expected %llu, found %llu", ambient_names[i],
-                                        (unsigned long long)expected->words[i], (unsigned long long)found->words[i]);
+                                        (unsigned long long)expected->words[i],
+                                        (unsigned long long)found->words[i]);
         }
     }
     return PyUnicode_FromString("");
