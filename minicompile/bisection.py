@@ -313,7 +313,8 @@ class _Watched(fx.Interpreter):
 
     def __init__(self, gm: fx.GraphModule, places: Any) -> None:
         super().__init__(gm)
-        self.places, self.records = places, []
+        self.places = places
+        self.records: list[Computed] = []
 
     def run_node(self, n: fx.Node) -> Any:
         operands = {a.name: self.env[a] for a in n.all_input_nodes}
