@@ -17,6 +17,7 @@ from .frame import NULL
 from .reads import CONTAINERS, FIXED, IDENTITIES, lookup, python_method
 from .writes import Writes
 
+HEAP_TYPE = 1 << 9          # tp_flags: a class made by a class statement
 UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "_grad", "names"})
 
 
@@ -24,14 +25,27 @@ class Attributes(Writes):
     """Attribute access."""
 
     lookups: dict[tuple[type, str], tuple[Any, type | None]]
+    classes_changed: bool = False
 
     def find(self, kind: type, name: str) -> tuple[Any, type | None]:
         """`lookup`, remembered for this capture."""
         key = (kind, name)
         found = self.lookups.get(key)
         if found is None:
-            found = self.lookups[key] = lookup(kind, name)
+            found = self.lookups[key] = self.find_changed(kind, name) if self.classes_changed else lookup(kind, name)
         return found
+
+    def find_changed(self, kind: type, name: str) -> tuple[Any, type | None]:
+        for cls in kind.__mro__:
+            if (id(cls), name) in self.slots:
+                return self.slots[(id(cls), name)][1], cls
+            if name in cls.__dict__:
+                return cls.__dict__[name], cls
+        return NULL, None
+
+    def own_entry(self, owner: type, name: str) -> bool:
+        """Whether a class entry was made while capturing."""
+        return id(owner) in self.born or (id(owner), name) in self.slots
 
     def getattr(self, obj: Any, name: str) -> Any:  # type: ignore[override]
         source = self.origin.get(id(obj))
@@ -95,10 +109,9 @@ class Attributes(Writes):
         return self.read_constant(module.__name__, self.const(module).attr(name), value)
 
     def getattr_class(self, cls: type, name: str) -> Any:
-        slot = self.slots.get((id(cls), name))
-        if slot is not None:
-            return slot[1]
         found, owner = self.find(cls, name)
+        if self.classes_changed and (id(owner), name) in self.slots and not hasattr(type(found), "__get__"):
+            return found
         meta, meta_owner = self.find(type(cls), name)
         if issubclass(type(meta), property) or name in FIXED or owner is None and meta_owner is None:
             return getattr(cls, name)
@@ -113,13 +126,13 @@ class Attributes(Writes):
         if type(found) is staticmethod:
             return self.read_class_entry(cls, owner, name, found).__func__
         value = found if issubclass(type(found), FunctionType) else getattr(cls, name)
-        if id(owner) in self.born:
+        if self.own_entry(owner, name):
             return value
         return self.read_constant(owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), value)
 
     def read_class_entry(self, cls: type, owner: type, name: str, entry: Any) -> Any:
         """An entry of a class's own dict (a function, property, class or static method, or plain value), guarded."""
-        if id(owner) in self.born:
+        if self.own_entry(owner, name):
             return entry
         if issubclass(type(entry), FunctionType | property):
             return self.read_constant(owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), entry)
@@ -159,7 +172,7 @@ class Attributes(Writes):
                 if slot[1] is NULL:
                     raise AttributeError(name)
                 return slot[1]
-            return self.read(self.origin[id(obj)].attr(name), getattr(obj, name))
+            return self.read(self.origin[id(obj)].attr(name), found.__get__(obj, kind))
         get = python_method(type(found), "__get__")
         if get is None:
             raise self.refuse("descriptor", f"{kind.__name__}.{name} is a {type(found).__name__}")
@@ -180,7 +193,7 @@ class Attributes(Writes):
             self.read_class_entry(kind, owner, name, found)
             return self.call(self.current, get, [found, obj, kind])
         if hasattr(type(found), "__get__"):
-            return getattr(obj, name)             # a C method of a builtin base
+            return found.__get__(obj, kind)       # a C method of a builtin base
         return self.read_class_entry(kind, owner, name, found)
 
     # Writing
@@ -216,7 +229,13 @@ class Attributes(Writes):
         if issubclass(type(obj), type):
             if id(obj) in self.born:
                 return type.__delattr__(obj, name) if value is NULL else type.__setattr__(obj, name, value)
-            raise self.refuse("class-write", f"{obj.__name__}.{name} is set")
+            if not obj.__flags__ & HEAP_TYPE or value is NULL:
+                raise self.refuse("class-write", f"{obj.__name__}.{name} is set")
+            self.keep.append(obj)
+            self.slots[(id(obj), name)] = (obj, value)
+            self.classes_changed = True
+            self.lookups.clear()
+            return None
         kind = type(obj)
         if id(obj) not in self.origin:
             return object.__delattr__(obj, name) if value is NULL else object.__setattr__(obj, name, value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
@@ -30,6 +31,7 @@ from .world import CaptureWorld
 from .writes import Effect
 
 VARARGS, VARKEYWORDS = 0x4, 0x8
+RECURSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class Capturer:
         _exclude_own_code()
         self.function, self.slots = function, slots
         self.world = CaptureWorld()
+        code = function.__code__
+        self.world.root = Where(code.co_filename, code.co_firstlineno, code.co_qualname)
         self.recorder = Recorder(self.world.where)
         self.names: dict[str, int] = {}
         self.world.new_input = self.add_input
@@ -133,11 +137,14 @@ class Capturer:
 
     def run(self) -> Capture:
         state = _torch_state()
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(RECURSION * limit)          # several of our frames stand for one of the program's
         try:
             return self.captured(state)
         except Refusal as refusal:
             raise Partial(refusal, self.all_guards(), self.tensors()) from refusal
         finally:
+            sys.setrecursionlimit(limit)
             _restore_torch_state(state)
 
     def captured(self, state: dict[str, Any]) -> Capture:
@@ -191,7 +198,16 @@ class Capturer:
             self.world.guard(None, "none_alias", tuple(s for s, _, _ in self.world.inputs))
 
     def all_guards(self) -> tuple[Guard, ...]:
-        return (Guard(None, "ambient", _native.ambient()), *self.world.guards.values())
+        """All guards but those that others imply: whoever looks further along a path has seen that it exists."""
+        listed = list(self.world.guards.values())
+        walked: set[Source | None] = set()
+        for g in listed:
+            source = g.source if g.check != "present" else g.source.parent if g.source is not None else None
+            while source is not None and source not in walked:
+                walked.add(source)
+                source = source.parent
+        kept = (g for g in listed if g.check != "present" or g.source not in walked)
+        return (Guard(None, "ambient", _native.ambient()), *kept)
 
     def tensors(self) -> dict[Source, Any]:
         return {s: t for s, t, _ in self.world.inputs}

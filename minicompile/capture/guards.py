@@ -45,6 +45,7 @@ class Guard:
     id        is the object             type      has exactly the type        equals    same type and equal (floats by bits)
     len       has the length            keys      a dict with these keys      absent    the parent has no such attribute or key
     present   the path leads somewhere  tensor    matches a TensorFact        same      is the object at the source `expected`
+    distinct  is not the object at the source `expected`
     none_alias   `expected` is a tuple of sources whose tensors share no storage
     ambient   torch's thread state (grad mode, autocast, default dtype, modes, deterministic) is `expected`
     state     the function `expected[0]`, called with nothing, gives `expected[1]`
@@ -67,8 +68,8 @@ class Guard:
             assert self.source is not None
             if self.check == "absent":
                 return _absent(self.source, slots)
-            if self.check == "same":
-                return self.source.get(slots) is self.expected.get(slots)
+            if self.check in ("same", "distinct"):
+                return (self.source.get(slots) is self.expected.get(slots)) == (self.check == "same")
             return CHECKS[self.check](self.source.get(slots), self.expected)
         except (LookupError, AttributeError, TypeError, ValueError):
             return False
@@ -138,6 +139,7 @@ _TEXT: dict[str, Callable[[Guard], str]] = {
     "absent": lambda g: f"{g.source} does not exist",
     "tensor": lambda g: f"{g.source}: {g.expected}",
     "same": lambda g: f"{g.source} is {g.expected}",
+    "distinct": lambda g: f"{g.source} is not {g.expected}",
     "none_alias": lambda g: f"no two of {', '.join(map(str, g.expected))} share storage",
     "ambient": lambda g: "torch's modes: " + ", ".join(f"{k} = {v}" for k, v in g.expected.items()),
     "state": lambda g: f"{_name(g.expected[0])}() == {g.expected[1]!r}",

@@ -95,6 +95,7 @@ _CHECKS: dict[str, Callable[[Lowering, Any], Any]] = {
     "keys": lambda low, g: low.add("KEYS", low.source(g.source), g.expected),
     "present": lambda low, g: low.source(g.source),
     "same": lambda low, g: low.add("SAME", low.source(g.source), low.source(g.expected)),
+    "distinct": lambda low, g: low.add("DISTINCT", (low.source(g.source), low.source(g.expected))),
     "none_alias": lambda low, g: low.add("NO_ALIAS", tuple(low.source(s) for s in g.expected)),
     "state": lambda low, g: low.add("PREDICATE", *g.expected),
     "ambient": lambda low, g: low.add("AMBIENT"),

@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 from enum import Enum
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 # Python parts of torch that run user code or read module state.
 _TORCH_INTERPRETED = tuple(_TORCH + p.replace("/", os.sep) for p in (
-    "nn/modules/", "nn/utils/", "utils/_contextlib.py", "autograd/grad_mode.py"))
+    "nn/modules/", "nn/utils/", "utils/hooks.py", "utils/_contextlib.py", "autograd/grad_mode.py"))
 # Standard library modules that call back into user code or read its objects.
 _STDLIB_INTERPRETED = frozenset(_STDLIB + p.replace("/", os.sep) for p in (
     "contextlib.py", "functools.py", "collections/__init__.py", "_collections_abc.py", "dataclasses.py", "copy.py", "types.py",
@@ -89,8 +89,8 @@ def why_not_native(f: Any) -> str | None:
     """Why a callable that is not a Python function must not be called while capturing, or None."""
     module = getattr(f, "__module__", None)
     owner = getattr(f, "__self__", None)
-    if module is None and owner is not None and not isinstance(owner, type(sys)):
-        module = type(owner).__module__ if not isinstance(owner, type) else owner.__module__
+    if module is None and owner is not None and type(owner) is not ModuleType:
+        module = type(owner).__module__ if not issubclass(type(owner), type) else owner.__module__
     if module is None:
         module = getattr(getattr(f, "__objclass__", None), "__module__", "builtins")
     name = getattr(f, "__name__", type(f).__name__)
@@ -101,6 +101,6 @@ def why_not_native(f: Any) -> str | None:
     top = module.partition(".")[0]
     if top in _PURE or top == "torch" or top not in sys.stdlib_module_names:
         return None
-    if isinstance(f, type):
+    if issubclass(type(f), type):
         return None
     return f"{module}.{name}() acts on the outside world or is not known to be free of effects"

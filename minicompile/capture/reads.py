@@ -50,6 +50,7 @@ class Reads(World):
         self.inputs: list[tuple[Source, torch.Tensor, Fake]] = []
         self.input_of: dict[int, int] = {}              # id of an input's fake -> its index
         self.new_input: Callable[[Source, torch.Tensor, Fake], None] = lambda source, t, fake: None
+        self.root: Where | None = None                  # the captured function itself
         self.constants: dict[int, Source] = {}
         self.globals_read: dict[tuple[int, str], Any] = {}
         self.changed: dict[int, dict[Any, Any]] = {}    # id of a real dict -> {key: value or NULL}; see `writes`
@@ -68,7 +69,7 @@ class Reads(World):
 
     def where(self) -> Where | None:
         frame = self.user_frame()
-        return frame.where if frame is not None else None
+        return frame.where if frame is not None else self.root
 
     def refuse(self, code: str, reason: str) -> Refusal:
         return Refusal(code, reason, self.where())
@@ -76,7 +77,7 @@ class Reads(World):
     def guard(self, source: Source | None, check: str, expected: Any = None) -> None:
         key = (source, check)
         if key not in self.guards:
-            self.guards[key] = Guard(source, check, expected, self.where())
+            self.guards[key] = Guard(source, check.partition(" ")[0], expected, self.where())
 
     def const(self, value: Any) -> Source:
         """The source of an object that the captured function reaches by an identity that is already guarded."""

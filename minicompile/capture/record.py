@@ -25,6 +25,8 @@ _OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
 # Methods of Tensor that are written in Python, or wrapped so.
 _TENSOR_FUNCTIONS: dict[Any, str] = {f: n for n, f in vars(torch.Tensor).items() if isinstance(f, FunctionType)}
 
+_NEEDS_DATA = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__})
+
 
 def holds_tensor(x: Any) -> bool:
     """Whether a call's result has a tensor in it."""
@@ -55,6 +57,8 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if func in _NEEDS_DATA:
+            raise Refusal("data-dependent", f"Tensor.{func.__name__}() needs the values of a tensor", self.where())
         try:
             out = func(*args, **kwargs)
         except Refusal as refusal:

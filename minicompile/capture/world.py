@@ -11,8 +11,10 @@ import contextvars
 import functools
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import BuiltinFunctionType, CodeType, FunctionType, GeneratorType, MappingProxyType, MethodType, MethodWrapperType, ModuleType
+from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, FunctionType, GeneratorType, MappingProxyType,
+                   MethodDescriptorType, MethodType, MethodWrapperType, ModuleType, WrapperDescriptorType)
 from typing import Any
 
 import torch
@@ -26,9 +28,11 @@ from .frame import NULL, Frame
 from .interp import World, bind
 from .policy import Policy
 from .reads import CONTAINERS, IDENTITIES, LEAVES, python_method
+from .sources import Source
 
 # C functions that look only at an object's identity or class.
 _LOOKS_AT_TYPE = {id(f): f for f in (isinstance, issubclass, callable, id, object.__new__, super, operator.is_, operator.is_not)}
+_C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
 _BUILTIN_METHODS = (BuiltinFunctionType, MethodWrapperType)
 
 
@@ -58,10 +62,12 @@ class CaptureWorld(Attributes):
         if kind in _BUILTIN_METHODS:
             return self.call_builtin(f, args, kwargs)
         if kind is functools._lru_cache_wrapper:
-            return self.call(frame, f.__wrapped__, args, kwargs)      # its cache must not keep fakes
+            return self.call_cached(frame, f, args, kwargs)
         if issubclass(type(f), functools.partial):
             merged = {**self.getattr(f, "keywords"), **(kwargs or {})} if f.keywords or kwargs else None
             return self.call(frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args), merged)
+        if kind is weakref.ref and id(f) in self.origin:
+            return self.read(self.origin[id(f)].call(_dereference), f())
         method = python_method(kind, "__call__")
         if method is not None:
             self.read_method(f, "__call__")
@@ -128,8 +134,8 @@ class CaptureWorld(Attributes):
                 keyed = _KEYED.get(name) if issubclass(type(owner), dict) and not kwargs else None
                 if keyed is not None and id(owner) not in self.shadows:
                     return keyed(self, owner, *args)
-                base = next(b for b in type(owner).__mro__ if name in b.__dict__)
-                f = base.__dict__[name].__get__(self.shadow(owner)) if base is not object else f
+                found = next(b.__dict__[name] for b in type(owner).__mro__ if type(b.__dict__.get(name)) in _C_METHODS)
+                f = found.__get__(self.shadow(owner))
             elif name in _OBJECT_METHODS and issubclass(type(f), MethodWrapperType):
                 return _OBJECT_METHODS[name](self, owner, *args)
             elif issubclass(type(owner), Iterator):
@@ -141,6 +147,18 @@ class CaptureWorld(Attributes):
         if id(f) in _LOOKS_AT_TYPE:
             return f(*args, **kwargs or {})
         return self.call_native(f, args, kwargs)
+
+    def call_cached(self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        """A function behind functools.lru_cache. Its result for constants is one itself, once known; it is asked as eager mode would
+        ask it. With anything else its cache must not keep what we pass, so the function inside is called."""
+        given = (*args, *(kwargs or {}).values())
+        if not all(type(a) in LEAVES or id(a) in self.origin for a in given):
+            return self.call(frame, f.__wrapped__, args, kwargs)
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            out = _native.suspend(f, *args, **kwargs or {})
+        if type(out) in LEAVES or issubclass(type(out), IDENTITIES) or id(out) in self.origin:
+            return out
+        return self.read(self.const(out), out)
 
     def context_variable(self, variable: contextvars.ContextVar, name: str, f: Any, args: Sequence[Any]) -> Any:
         """get is guarded; set and reset act on this capture's copy of the context."""
@@ -241,14 +259,17 @@ class CaptureWorld(Attributes):
         if not issubclass(type(obj), CONTAINERS) or id(obj) in self.shadows:
             return operator.getitem(self.resolve(obj), key)
         if issubclass(type(obj), dict):
-            value = self.dict_get(obj, key)
-            return operator.getitem(self.shadow(obj), key) if value is NULL else value
+            return self.item_of_dict(obj, key)
         if issubclass(type(obj), list) and type(key) is int and -len(obj) <= key < len(obj):
             if key < 0:
                 self.guard(source, "len", len(obj))
                 key += len(obj)
             return self.read(source.index(key), obj[key])
         return operator.getitem(self.shadow(obj), key)
+
+    def item_of_dict(self, d: dict, key: Any) -> Any:
+        value = self.dict_get(d, key)
+        return operator.getitem(self.shadow(d), key) if value is NULL else value
 
     def setitem(self, obj: Any, key: Any, value: Any) -> None:  # type: ignore[override]
         method = python_method(type(obj), "__setitem__") if not issubclass(type(obj), Fake) else None
@@ -329,7 +350,18 @@ class CaptureWorld(Attributes):
         return operator.truth(obj)
 
     def is_(self, a: Any, b: Any) -> bool:  # type: ignore[override]
-        return self.real(a) is self.real(b)
+        a, b = self.real(a), self.real(b)
+        if a is b:
+            return True
+        first, second = self.place(a), self.place(b)
+        if first is not None and second is not None and type(a) is type(b) and not issubclass(type(a), IDENTITIES):
+            self.guard(first, f"distinct {second}", second)
+        return False
+
+    def place(self, value: Any) -> Source | None:
+        """Where a tensor or object of the world was found."""
+        i = self.input_of.get(id(value))
+        return self.inputs[i][0] if i is not None else self.origin.get(id(value))
 
     def operate(self, function: Callable[..., Any], *args: Any) -> Any:
         for a in args:
@@ -342,6 +374,10 @@ class CaptureWorld(Attributes):
         if not level and name not in sys.modules:
             raise self.refuse("import", f"module {name} would be loaded")
         return _native.suspend(World.import_name, self, frame, name, level, names)
+
+
+def _dereference(reference: weakref.ref) -> Any:
+    return reference()
 
 
 def _context_value(variable: contextvars.ContextVar) -> Any:
@@ -368,7 +404,7 @@ def _object_getattr(world: CaptureWorld, obj: Any, name: str) -> Any:
 
 _LOCKING = {"acquire": True, "__enter__": True, "release": None, "__exit__": None}
 _KEYED: dict[str, Callable[..., Any]] = {
-    "get": _get, "__contains__": lambda w, d, k: w.dict_has(d, k),
+    "get": _get, "__getitem__": lambda w, d, k: w.item_of_dict(d, k), "__contains__": lambda w, d, k: w.dict_has(d, k),
 }
 _OBJECT_METHODS: dict[str, Callable[..., Any]] = {
     "__setattr__": lambda w, obj, name, value: w.setattr_instance(obj, name, value),

@@ -18,6 +18,15 @@ from .sources import Source
 LARGEST = 20_000          # elements of a container that may be read as a whole
 
 
+def put(d: dict, key: Any, value: Any) -> None:
+    """d[key] = value, or del d[key] for NULL, as the built-in class does it."""
+    base = OrderedDict if issubclass(type(d), OrderedDict) else dict
+    if value is NULL:
+        base.__delitem__(d, key)
+    else:
+        base.__setitem__(d, key, value)
+
+
 @dataclass(slots=True)
 class Shadow:
     """A container of the world, the copy that the captured program works on, and the copy's first state."""
@@ -110,10 +119,7 @@ class Writes(Reads):
         """Changes (NULL: removes) one key of a dict of the world, in the overlay."""
         shadow = self.shadows.get(id(d))
         if shadow is not None:
-            if value is NULL:
-                dict.__delitem__(shadow.copy, key)
-            else:
-                dict.__setitem__(shadow.copy, key, value)
+            put(shadow.copy, key, value)
             return
         self.dicts.setdefault(id(d), (d, None))
         self.changed.setdefault(id(d), {})[key] = value
@@ -169,7 +175,6 @@ class Writes(Reads):
     def fill(self, base: type, real: Any, copy: Any, source: Source) -> None:
         if base is dict:
             self.guard(source, "keys", tuple(dict.keys(real)))
-            put = OrderedDict.__setitem__ if issubclass(type(real), OrderedDict) else dict.__setitem__
             changes = self.changed.pop(id(real), {})
             for key, value in dict.items(real):
                 put(copy, key, self.inside(self.read(self.item_source(real, key), value)))
@@ -193,10 +198,8 @@ class Writes(Reads):
         shadow = self.shadow_of_copy[id(copy)]
         shadow.before = self.state(copy)
         for key, value in changes.items():
-            if value is NULL:
-                dict.pop(copy, key, None)
-            else:
-                dict.__setitem__(copy, key, value)
+            if value is not NULL or dict.__contains__(copy, key):
+                put(copy, key, value)
 
     def inside(self, value: Any) -> Any:
         """What stands for a container's child: nested containers are read as a whole too, since C code may look into them."""
