@@ -55,6 +55,13 @@ def test_links_and_names_exist(page: str) -> None:
         assert command in COMMANDS, command
 
 
+def test_every_refusal_is_documented() -> None:
+    sources = [f.read_text() for f in (ROOT / "minicompile").rglob("*.py")]
+    used = {code for text in sources for code in re.findall(r"""(?:Refusal|refuse)\(\s*"([a-z-]+)\"""", text)}
+    documented = set(re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/refusals.md").read_text(), re.M))
+    assert used - documented == set() and documented - used == set()
+
+
 if __name__ == "__main__":
     import tempfile
     with tempfile.TemporaryDirectory() as temporary:
