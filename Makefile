@@ -27,7 +27,7 @@ docs: $(STAMP)
 	@echo "The documentation is Markdown: README.md and docs/architecture.md."
 
 # torch is installed first and on its own: any other package that asks for "torch" would take whichever build is newest.
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard minicompile/*/*.c minicompile/*/*.h) | check-tools
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard minicompile/*/*.c minicompile/*/*.h kernels/cpp/*) | check-tools
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -qq -c constraints.txt --upgrade setuptools
 	$(PY) -m pip install -qq -c constraints.txt $(TORCH)
