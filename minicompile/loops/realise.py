@@ -20,7 +20,7 @@ HEAVY = frozenset("""exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos a
     erfc erfinv lgamma digamma pow atan2 hypot fmod remainder floordiv truncdiv sqrt rsqrt""".split())
 MODEST = frozenset("div reciprocal nextafter".split())
 MATMULS = frozenset("mm addmm bmm baddbmm".split())         # library kernels that take any one-dense-side strides
-FEW = 4096                                                  # heavy prims that cost less than another loop
+FEW = 4096                                                  # evaluations that cost less than another loop
 LARGEST = 200                                               # prims in one expression
 
 
@@ -75,8 +75,10 @@ def why_realise(name: str, cost: Cost, itemsize: int, uses: int, evaluations: in
     """
     if evaluations <= numel or numel == 0 or (cost.bytes == 0 and not cost.heavy):
         return None
+    if evaluations - numel <= FEW and cost.ops <= 8:
+        return None
     times = f"{evaluations / numel:.3g} times"
-    if cost.heavy and evaluations - numel > FEW:
+    if cost.heavy:
         return f"{name} would be computed {times}"
     if uses > 1 and (cost.ops > 3 or cost.bytes > itemsize):
         return f"read by {uses} loops, and computing it again reads {cost.bytes:.3g} bytes for {itemsize}"

@@ -280,8 +280,8 @@ def view_tensor(view: View, memory: Memory) -> Tensor:
     return flat.as_strided(spec.shape, spec.stride, flat.storage_offset() + spec.offset)
 
 
-def run_extern(step: Extern, memory: Memory) -> None:
-    """Calls the functional overload and puts its results where `outs` says."""
+def call(step: Extern, memory: Memory) -> tuple:
+    """Every result of the functional overload."""
     def fill(arg: Any) -> Any:
         if isinstance(arg, View):
             return view_tensor(arg, memory)
@@ -290,8 +290,12 @@ def run_extern(step: Extern, memory: Memory) -> None:
         return arg
 
     out = step.op(*[fill(a) for a in step.args], **{k: fill(a) for k, a in step.kwargs.items()})
-    given = out if isinstance(out, (tuple, list)) else (out,)
-    for view, tensor in zip(step.outs, given):
+    return tuple(out) if isinstance(out, (tuple, list)) else (out,)
+
+
+def run_extern(step: Extern, memory: Memory) -> None:
+    """Calls the functional overload and puts its results where `outs` says."""
+    for view, tensor in zip(step.outs, call(step, memory)):
         if view is None:
             continue
         if tuple(tensor.shape) != view.spec.shape or tensor.dtype != view.spec.dtype:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckError
 from ..ir.sym import free_vars
-from ..loops.check import check_coverage, check_loops, check_results, check_step, names_in
+from ..loops.check import check_coverage, check_loops, check_results, check_step, check_view, names_in
 from ..loops.nest import Extern, Loop
 from ..loops.val import Load
+from .cores import core_axes, why_not_core
 from .deps import is_random
 from .legal import Placing
 from .liveness import ALIGN, lifetimes, may_replace, touched
@@ -27,7 +28,7 @@ def check_plan(plan: Plan) -> None:
     """Raises CheckError naming the kernel or buffer that breaks a rule."""
     check_loops(plan.loops)
     externs = [s for s in plan.loops.steps if isinstance(s, Extern)]
-    mine = [s for s in plan.steps if isinstance(s, Extern)]
+    mine = [c for s in plan.steps if (c := s if isinstance(s, Extern) else s.core) is not None]
     if sorted(s.name for s in mine) != sorted(s.name for s in externs):
         raise CheckError(STAGE, "externs", "library calls were lost or doubled")
     if [s.name for s in mine if is_random(s)] != [s.name for s in externs if is_random(s)]:
@@ -53,6 +54,8 @@ def check_kernel(kernel: Kernel, plan: Plan) -> None:
         raise bad(f"vector axis {kernel.tiling.vector} does not exist")
     if not 0 <= kernel.tiling.parallel <= len(kernel.par):
         raise bad(f"shares {kernel.tiling.parallel} of {len(kernel.par)} axes")
+    if kernel.core is not None:
+        _check_core(kernel, plan)
     placing = Placing(kernel.par)
     for number, stage in enumerate(kernel.stages):
         earlier: set[str] = set()
@@ -73,12 +76,34 @@ def check_kernel(kernel: Kernel, plan: Plan) -> None:
     if (kernel.tiling.parallel or kernel.tiling.vector) and \
             any(x.out.indirect or x.out.mode != "set" for x in kernel.loops):
         raise bad("a scatter must run in order")
-    stored: set[str] = set()
+    stored = {v.buffer for v in kernel.core.outs if v is not None} if kernel.core else set()
     for loop in kernel.loops:
         for x in loop.loads():
             if x.buffer in kernel.local and x.buffer not in stored:
                 raise bad(f"{loop.name} reads {x.buffer} before the kernel has computed it")
         stored.add(loop.out.buffer)
+
+
+def _check_core(kernel: Kernel, plan: Plan) -> None:
+    """One register, one epilogue over the core's own points, which leaves the core's operands alone."""
+    def bad(reason: str) -> CheckError:
+        return CheckError(STAGE, kernel.name, reason)
+
+    core = kernel.core
+    out = core.outs[0] if core and len(core.outs) == 1 else None
+    if core is None or out is None or why_not_core(core):
+        raise bad("has a core that is none")
+    if out.buffer not in kernel.local or plan.buffers[out.buffer].spec.shape != ():
+        raise bad(f"the core's value {out.buffer} is not a register")
+    if tuple(a.size for a in kernel.par) != tuple(a.size for a in core_axes(out.spec)[0]):
+        raise bad("does not run over the core's points")
+    if len(kernel.stages) != 1 or kernel.stages[0].inner:
+        raise bad("an epilogue is one stage without inner axes")
+    operands = {v.buffer for v in core.views()}
+    for v in core.views():
+        check_view(STAGE, kernel.name, v, plan.buffers[v.buffer])
+    if any(loop.out.buffer in operands for loop in kernel.loops):
+        raise bad("overwrites the core's operands")
 
 
 def _check_locals(kernel: Kernel, loop: Loop, par: set) -> None:
@@ -99,6 +124,12 @@ def _check_order(plan: Plan) -> None:
     for step in plan.steps:
         mine = set() if isinstance(step, Extern) else set(step.local)
         loops = [step] if isinstance(step, Extern) else list(step.loops)
+        if not isinstance(step, Extern) and step.core is not None:
+            stored |= {v.buffer for v in step.core.outs if v is not None}
+            for v in step.core.views():
+                if v.buffer not in stored or v.buffer in overwritten:
+                    raise CheckError(STAGE, step.name, f"reads {v.buffer}, which is not there (any more)")
+                read[v.buffer] = step.name
         inside = {n for s in loops for n in touched_by(s)[1]}
         for s in loops:
             for name in names_in(s):

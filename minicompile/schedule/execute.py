@@ -13,7 +13,7 @@ import torch
 
 from ..ir.sym import Sym
 from ..loops.nest import Extern, Loop, Store
-from ..loops.reference import Memory, allocate, raise_faults, results, run_extern, run_loop, start
+from ..loops.reference import Memory, allocate, call, raise_faults, results, run_extern, run_loop, start
 from ..loops.val import Load, Val, load, rewrite
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def run_kernel(kernel: Kernel, memory: Memory) -> None:
         spec = memory.buffers[name].spec
         rows[name] = point * spec.storage_numel
         memory.flat[name] = allocate(spec.with_(shape=(points * spec.storage_numel,), stride=(1,)))
+    if kernel.core is not None and kernel.core.outs[0] is not None:
+        memory.flat[kernel.core.outs[0].buffer] = call(kernel.core, memory)[0].reshape(-1)
     memo: dict[Val, Val] = {}
     for loop in kernel.loops:
         run_loop(_spread(loop, rows, memo), memory)

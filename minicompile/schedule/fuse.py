@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from ..loops.ir import Buffer, Extern, Loop, Loops
+from .cores import core_group, why_not_core
 from .deps import reads_of, step_dependencies, writes_of
 from .kernel import Cyclic, finish
 from .legal import place
@@ -26,9 +27,11 @@ BIG_ROW = 16 * 1024              # elements per row that are worth several cores
 MOST_PARTS = 48
 
 
-def schedule(loops: Loops) -> Plan:
-    """Fuses, places memory, and orders the kernels of `loops`."""
-    work = _Fusion(loops)
+def schedule(loops: Loops, cores: bool = False) -> Plan:
+    """Fuses, places memory, and orders the kernels of `loops`.
+
+    cores    whether matrix products and convolutions become kernels with an epilogue (see schedule.cores)"""
+    work = _Fusion(loops, dict(loops.buffers), cores)
     work.run()
     steps, buffers = work.finished()
     return plan_memory(loops, steps, buffers, tuple(work.refused.values()))
@@ -36,20 +39,16 @@ def schedule(loops: Loops) -> Plan:
 
 # ---- decisions ----
 
-def gain(a: Group, b: Group, buffers: dict[str, Buffer]) -> int:
-    """Bytes of memory traffic that one kernel saves over two: a value passed on, and inputs read once instead of twice."""
-    first, second = _touched(a), _touched(b)
+def gain(a: Group, b: Group, buffers: dict[str, Buffer], kept: frozenset[str] = frozenset()) -> int:
+    """Bytes of memory traffic that one kernel saves over two: a value passed on is neither stored (unless it is among
+    `kept`, which others need) nor loaded, and inputs are read once instead of twice."""
     saved = 0
-    for name in first[0] & second[0]:
+    for name in a.reads() & b.reads():
         saved += buffers[name].spec.nbytes
-    for name in (first[1] & second[0]) | (second[1] & first[0]):
-        saved += 2 * buffers[name].spec.nbytes
+    for name in (a.writes() & b.reads()) | (b.writes() & a.reads()):
+        stays = name in kept or buffers[name].kind != "temp"
+        saved += buffers[name].spec.nbytes * (1 if stays else 2)
     return saved
-
-
-def _touched(g: Group) -> tuple[set[str], set[str]]:
-    """(read, written)."""
-    return {x.buffer for p in g.parts for x in p.loop.loads()}, {p.loop.out.buffer for p in g.parts}
 
 
 def why_not_fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Refused | None:
@@ -69,16 +68,20 @@ def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
         return no(f"more than {MOST_PARTS} loops in one kernel")
     if 0 in (a.rows, b.rows) or any(total(p.inner) == 0 for p in (*a.parts, *b.parts)):
         return no("one of them has nothing to do")
-    if a.rows != b.rows and a.flat and b.flat and not _touched(a)[1] & _touched(b)[0]:
+    if a.rows != b.rows and a.flat and b.flat and not a.writes() & b.reads():
         return no("iteration spaces differ, and neither reads the other's result")
     reason = _unprofitable(a, b)
     if reason:
         return no(reason)
+    if a.core or b.core:
+        reason = _no_epilogue(a, b)
+        if reason:
+            return no(reason)
     aligned = align(a, b)
     if isinstance(aligned, str):
         return no(aligned)
     parts = sorted((*aligned[0].parts, *aligned[1].parts), key=lambda p: p.order)
-    group = Group(aligned[0].par, tuple(common_inner(parts)))
+    group = Group(aligned[0].par, tuple(common_inner(parts)), a.core or b.core)
     placed = place(group)
     if isinstance(placed, str):
         return no(placed)
@@ -86,6 +89,18 @@ def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
     if scratch > SCRATCH:
         return no(f"a row needs {scratch} bytes of scratch")
     return group
+
+
+def _no_epilogue(core: Group, b: Group) -> str | None:
+    """Why b is not computed on a core's finished tiles."""
+    if not core.core or b.core:
+        return "a core's tiles serve only what comes after it"
+    if not b.flat or not core.writes() & b.reads():
+        return "not an elementwise use of the core's result"
+    inputs = {v.buffer for v in core.core.views()}
+    if inputs & b.writes():
+        return "would overwrite the core's operands"
+    return None
 
 
 def _unprofitable(a: Group, b: Group) -> str | None:
@@ -112,6 +127,8 @@ def scratch_bytes(group: Group, stages: list[int], buffers: dict[str, Buffer]) -
 @dataclass
 class _Fusion:
     loops: Loops
+    buffers: dict[str, Buffer]
+    cores: bool
     groups: dict[int, Group | Extern] = field(default_factory=dict)
     after: dict[int, set[int]] = field(default_factory=dict)          # group -> groups that need it
     before: dict[int, set[int]] = field(default_factory=dict)
@@ -121,7 +138,7 @@ class _Fusion:
     def run(self) -> None:
         """Fuses until no pair with something to gain is left."""
         for i, step in enumerate(self.loops.steps):
-            self.groups[i] = single(step, i) if isinstance(step, Loop) else step
+            self.groups[i] = self._group(i, step)
             for name in (*reads_of(step), *writes_of(step)):
                 self.touching[name].add(i)
         self.before = step_dependencies(self.loops)
@@ -137,12 +154,27 @@ class _Fusion:
             if i in self.groups and j in self.groups:
                 self._try(i, j, heap)
 
+    def _group(self, i: int, step: Loop | Extern) -> Group | Extern:
+        if isinstance(step, Loop):
+            return single(step, i)
+        if not self.cores or why_not_core(step):
+            return step
+        group, changed = core_group(step, i, self.buffers, tuple(r.buffer for r in self.loops.results))
+        self.buffers.update((b.name, b) for b in changed)
+        return group
+
+    def _kept(self, i: int, j: int) -> frozenset[str]:
+        """What groups other than these two need of what they store."""
+        a, b = self.groups[i], self.groups[j]
+        assert isinstance(a, Group) and isinstance(b, Group)
+        return frozenset(n for n in a.writes() | b.writes() if self.touching[n] - {i, j})
+
     def _candidates(self, i: int, heap: list[tuple[int, int, int]], later_only: bool = False) -> None:
         g = self.groups[i]
         if isinstance(g, Extern):
             return
         near: set[int] = set()
-        reads, writes = _touched(g)
+        reads, writes = g.reads(), g.writes()
         for name in sorted(reads | writes):
             others = sorted(self.touching[name])
             if name not in writes and len(others) > 8:         # an input of many: only its neighbours in the program
@@ -153,7 +185,7 @@ class _Fusion:
             other = self.groups.get(j)
             if j == i or other is None or isinstance(other, Extern) or (later_only and j < i):
                 continue
-            saved = gain(g, other, self.loops.buffers)
+            saved = gain(g, other, self.buffers, self._kept(i, j)) + bool(g.core or other.core)
             if saved:
                 heappush(heap, (-saved, min(i, j), max(i, j)))
 
@@ -164,11 +196,11 @@ class _Fusion:
             a, b, i, j = b, a, j, i
         names = (a.name, b.name)
         if self._path(i, j) or self._path(j, i):
-            self.refused[i, j] = Refused(*names, "another step lies between them", gain(a, b, self.loops.buffers))
+            self.refused[i, j] = Refused(*names, "another step lies between them", gain(a, b, self.buffers))
             return
-        result = fuse(a, b, self.loops.buffers)
+        result = fuse(a, b, self.buffers)
         if isinstance(result, Group) and self._overwrites(result):
-            result = Refused(*names, "would overwrite what it still reads", gain(a, b, self.loops.buffers))
+            result = Refused(*names, "would overwrite what it still reads", gain(a, b, self.buffers))
         if isinstance(result, Refused):
             self.refused[i, j] = result
             return
@@ -177,11 +209,11 @@ class _Fusion:
 
     def _overwrites(self, group: Group) -> bool:
         """Whether the kernel's stores cannot be put behind the loads of what they overwrite."""
-        reads, writes = _touched(group)
-        if not any(self.loops.buffers[n].kind == "input" for n in reads & writes):
+        reads, writes = group.reads(), group.writes()
+        if not any(self.buffers[n].kind == "input" for n in reads & writes):
             return False
         try:
-            finish(group, place(group), self.loops.buffers, self._private(group), "check")     # type: ignore[arg-type]
+            finish(group, place(group), self.buffers, self._private(group), "check")     # type: ignore[arg-type]
         except Cyclic:
             return True
         return False
@@ -206,7 +238,7 @@ class _Fusion:
             links[k] = (links.pop(i) | links.pop(j)) - {i, j}
             for n in links[k]:
                 back[n] = (back[n] - {i, j}) | {k}
-        for name in set.union(*_touched(group)):
+        for name in group.reads() | group.writes():
             self.touching[name] = (self.touching[name] - {i, j}) | {k}
         del self.groups[i], self.groups[j]
         self.groups[k] = group
@@ -221,17 +253,17 @@ class _Fusion:
                 {p.order for p in group.parts}}
         orders = {p.order for p in group.parts}
         out = set()
-        for name in _touched(group)[1]:
+        for name in group.writes():
             users = self.touching[name] - mine
             outside = any(isinstance(self.groups[u], Extern) or
                           not {p.order for p in self.groups[u].parts} <= orders for u in users)   # type: ignore[union-attr]
-            if self.loops.buffers[name].kind == "temp" and not outside and name not in shown:
+            if self.buffers[name].kind == "temp" and not outside and name not in shown:
                 out.add(name)
         return out
 
     def finished(self) -> tuple[list[Kernel | Extern], dict[str, Buffer]]:
         """Kernels and library calls in a legal order near the program's, and the buffers that are left."""
-        buffers = dict(self.loops.buffers)
+        buffers = dict(self.buffers)
         steps: list[Kernel | Extern] = []
         for n, i in enumerate(self._order()):
             g = self.groups[i]
@@ -241,7 +273,7 @@ class _Fusion:
             placed = place(g)
             if isinstance(placed, str):
                 raise AssertionError(placed)
-            kernel, changed, gone = finish(g, placed, self.loops.buffers, self._private(g), f"k{n}")
+            kernel, changed, gone = finish(g, placed, self.buffers, self._private(g), f"k{n}")
             buffers.update(changed)
             for name in gone:
                 del buffers[name]

@@ -44,19 +44,23 @@ def finish(group: Group, placed: Sequence[int], buffers: dict[str, Buffer], priv
 
     Raises Cyclic where the stores of a stage cannot be put behind the loads of what they overwrite."""
     parts, local = _pass_on(group, placed, buffers, private)
+    if group.core is not None and group.core.outs[0] is not None:
+        local[group.core.outs[0].buffer] = buffers[group.core.outs[0].buffer]
     used = {x.buffer for _, p in parts for x in p.loop.loads()}
     parts = [(s, p) for s, p in parts if p.loop.out.buffer not in private or p.loop.out.buffer in used]
     left = {p.loop.out.buffer for _, p in parts}
     gone = sorted(private - left)
-    local = {n: b for n, b in local.items() if n in left}
+    local = {n: b for n, b in local.items() if n in left or n in used - private}
     stages = []
     for number in sorted({s for s, _ in parts}):
         mine = [p for s, p in parts if s == number]
         stages.append(Stage(mine[0].inner, tuple(p.loop for p in _readers_first(mine))))
-    par, stages = merge_axes(group.par, stages)
+    par = group.par
+    if group.core is None:
+        par, stages = merge_axes(group.par, stages)
     words = list(dict.fromkeys(loop.name.rsplit("_", 1)[0] for stage in stages for loop in stage.loops))
-    kernel = Kernel(name, par, tuple(stages), tuple(local), tile(par, stages, {**buffers, **local}, local),
-                    ", ".join(words[:6]))
+    kernel = Kernel(name, par, tuple(stages), tuple(local), tile(par, stages, {**buffers, **local}, local, group.core),
+                    ", ".join(words[:6]), group.core)
     return kernel, local, gone
 
 

@@ -17,7 +17,8 @@ def touched(step: Kernel | Extern) -> tuple[list[str], list[str]]:
     """(buffers read, buffers written) by a step, in order."""
     if isinstance(step, Extern):
         return reads_of(step), writes_of(step)
-    reads = dict.fromkeys(n for loop in step.loops for n in reads_of(loop))
+    reads = dict.fromkeys(reads_of(step.core) if step.core else ())
+    reads.update(dict.fromkeys(n for loop in step.loops for n in reads_of(loop)))
     writes = dict.fromkeys(n for loop in step.loops for n in writes_of(loop))
     return list(reads), list(writes)
 
@@ -39,6 +40,8 @@ def may_replace(kernel: Kernel, old: str, new: str) -> bool:
               if loop.out.buffer == new]
     loads = [(s, x.index, x.indirect, loop.combine) for s, stage in enumerate(kernel.stages) for loop in stage.loops
              for x in loop.loads() if x.buffer == old]
+    if kernel.core is not None and old in reads_of(kernel.core):
+        return False
     if len(stores) != 1 or any(loop.out.buffer == old for loop in kernel.loops):
         return False
     stage, index = stores[0]

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..loops.ir import Apply, Axis, Buffer, Checked, Const, Index, Load, Loop, Val, walk
+from ..loops.ir import (
+    Apply, Axis, Buffer, Checked, Const, Extern, Index, Load, Loop, Val, View, walk,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,9 @@ class Kernel:
     local   temp buffers that live only inside one point of the par axes: shape () is a scalar (a register, stored by a
             reduction or in a stage without inner axes), shape (n,) is a row of per-thread scratch. Stored and loaded
             through Store and Load like any buffer; their index has only inner variables. Absent from the arena.
+    core    a matrix product or convolution with a kernel of our own: its result at a point of the par axes
+            ((batch,) row, column; or image, channel, pixel) is in the local register `core.outs[0].buffer`, and the
+            one stage, without inner axes, is the epilogue that applies to it and stores
     No Load of a kernel reads a place that an earlier loop of the same stage stores, so loads can be hoisted to the
     start of a point. Different par points never touch each other's results.
     """
@@ -64,6 +69,7 @@ class Kernel:
     local: tuple[str, ...]
     tiling: Tiling
     where: str = ""                # "softmax, mul": what it computes, for people
+    core: Extern | None = None
 
     @property
     def loops(self) -> tuple[Loop, ...]:
@@ -76,6 +82,8 @@ class Kernel:
         if self.local:
             lines.append(f"  local {', '.join(self.local)}")
         lines.append(f"  for {', '.join(map(str, self.par)) or '()'}:")
+        if self.core is not None and self.core.outs[0] is not None:
+            lines.append(f"    {self.core.outs[0].buffer}[0] = {str(self.core).split(' = ')[-1].split(' into ')[-1]}")
         for stage in self.stages:
             pad = "    "
             if stage.inner:
@@ -122,6 +130,8 @@ def signature(kernel: Kernel, buffers: dict[str, Buffer]) -> tuple[str, tuple[st
                 numbers[x] = len(numbers)
         return str(numbers[v])
 
+    if kernel.core is not None:
+        lines.append(f"core {kernel.core.op} {_core_args(kernel.core, name)}")
     for stage in kernel.stages:
         lines.append("for " + " ".join(map(str, stage.inner)))
         for loop in stage.loops:
@@ -130,6 +140,11 @@ def signature(kernel: Kernel, buffers: dict[str, Buffer]) -> tuple[str, tuple[st
             lines.append(f"{name(loop.out.buffer)}[{loop.out.index} {pairs}] {loop.out.mode} {loop.combine} "
                          f"{' '.join(map(str, loop.axes))} {body} {loop.store_dtype}")
     return "\n".join(lines), tuple(names)
+
+
+def _core_args(core: Extern, name: Callable[[str], str]) -> str:
+    shown = [f"{name(a.buffer)}:{a.spec}" if isinstance(a, View) else repr(a) for a in core.args]
+    return " ".join([*shown, *(f"= {name(v.buffer)}:{v.spec}" for v in core.outs if v is not None)])
 
 
 def _head(x: Val, name: Callable[[str], str]) -> str:

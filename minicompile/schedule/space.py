@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.sym import Sym, Var, bounds, coefficient, free_vars
-from ..loops.axes import rename
-from ..loops.nest import Axis, Loop, axis
+from ..loops.axes import rename, syms
+from ..loops.nest import Axis, Extern, Loop, axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Loops that will be one kernel. Parts are in program order."""
+    """Loops that will be one kernel. Parts are in program order; with a `core` they are its epilogue (see cores)."""
 
     par: tuple[Axis, ...]
     parts: tuple[Part, ...]
+    core: Extern | None = None
 
     @property
     def flat(self) -> bool:
@@ -41,6 +42,15 @@ class Group:
     @property
     def name(self) -> str:
         return self.parts[-1].loop.name
+
+    def reads(self) -> set[str]:
+        """Buffers the loops and the core load from."""
+        core = {v.buffer for v in self.core.views()} if self.core else set()
+        return core | {x.buffer for p in self.parts for x in p.loop.loads()}
+
+    def writes(self) -> set[str]:
+        """Buffers the loops store to."""
+        return {p.loop.out.buffer for p in self.parts}
 
 
 def total(axes: Sequence[Axis]) -> int:
@@ -119,6 +129,9 @@ def joined(old: Sequence[Axis], new: Sequence[Axis]) -> dict[Var, Sym | int]:
 
 def align(a: Group, b: Group) -> tuple[Group, Group] | str:
     """Both on common par axes, or why that can't be."""
+    if a.core:
+        moved = onto(a.par, b)
+        return moved if isinstance(moved, str) else (a, moved)
     ra, rb = a.rows, b.rows
     if ra == rb:
         found = refine(sizes_of(a.par), sizes_of(b.par))
@@ -132,6 +145,29 @@ def align(a: Group, b: Group) -> tuple[Group, Group] | str:
         swapped = align(b, a)
         return swapped if isinstance(swapped, str) else (swapped[1], swapped[0])
     return f"iteration spaces {sizes_of(a.par)} and {sizes_of(b.par)} differ"
+
+
+def onto(par: tuple[Axis, ...], g: Group) -> Group | str:
+    """A flat group over exactly these axes, or why it can't be: a core gives its points in rows and columns."""
+    found = refine(sizes_of(par), sizes_of(g.par)) if total(par) == g.rows else None
+    if found is None:
+        return f"iteration spaces {sizes_of(par)} and {sizes_of(g.par)} differ"
+    fine = respace(g, found[0], found[1])
+    env: dict[Var, Sym | int] = {}
+    pieces = list(fine.par)
+    for a in reversed(par):                    # the pieces of one axis, innermost first
+        step = 1
+        while step < int(a.size):              # type: ignore[arg-type]
+            piece = pieces.pop()
+            env[piece.var] = (a.var // step) % int(piece.size)             # type: ignore[arg-type]
+            step *= int(piece.size)            # type: ignore[arg-type]
+    env.update((p.var, 0) for p in pieces)
+    memo: dict = {}
+    parts = tuple(replace(p, loop=rename(p.loop, env, par, (), memo)) for p in fine.parts)
+    column = par[-1].var
+    if any(coefficient(s, column) is None for p in parts for s in syms(p.loop)):
+        return f"not affine in the columns {sizes_of(par)[-1]}"
+    return Group(par, parts)
 
 
 def common_inner(parts: Sequence[Part]) -> list[Part]:

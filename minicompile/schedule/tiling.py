@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from ..ir.sym import Sym, Var, coefficient
-from ..loops.nest import Axis, Buffer
+from ..loops.nest import Axis, Buffer, Extern
 from ..loops.val import Apply, Checked, Load, Val, walk
 from .nest import Stage, Tiling
 from .space import total
@@ -17,6 +17,7 @@ from .space import total
 NS_PER_BYTE = 0.06               # one core streaming from memory
 NS_PER_LANE = {"light": 0.03, "divide": 0.15, "function": 0.5}     # per element, vectorised for float32
 SCALAR_FACTOR = 8.0              # without SIMD
+NS_PER_MULTIPLY_ADD = 0.02
 FORK_NS = 20_000                 # below this much work a team of threads costs more than it gives
 SERIAL_VALS = frozenset("erfinv lgamma digamma nextafter".split())
 DIVIDES = frozenset("div reciprocal sqrt rsqrt floordiv truncdiv remainder fmod".split())
@@ -30,8 +31,11 @@ def prim_cost(prim: str) -> float:
 
 
 def tile(par: tuple[Axis, ...], stages: Sequence[Stage], buffers: Mapping[str, Buffer],
-         local: Mapping[str, Buffer]) -> Tiling:
-    """The tiling of a kernel."""
+         local: Mapping[str, Buffer], core: Extern | None = None) -> Tiling:
+    """The tiling of a kernel; a core brings its own tiles and threads, and its epilogue runs along its columns."""
+    if core is not None:
+        work = cost(par, stages, buffers, local, True) + core_cost(core, total(par))
+        return Tiling(par[-1].var.name, int(work >= FORK_NS), round(work, 1))
     vector = vector_axis(par, stages)
     work = cost(par, stages, buffers, local, vector is not None)
     ordered = any(loop.out.indirect or loop.out.mode != "set" for stage in stages for loop in stage.loops)
@@ -120,6 +124,13 @@ def cost(par: Sequence[Axis], stages: Sequence[Stage], buffers: Mapping[str, Buf
         compute += per_point * rows * total(stage.inner)
     traffic = sum(min(buffers[n].spec.nbytes, _most(stages, rows, buffers[n])) for n in touched if n not in local)
     return compute * (1.0 if vectorised else SCALAR_FACTOR) + traffic * NS_PER_BYTE
+
+
+def core_cost(core: Extern, points: int) -> float:
+    """Of a product or convolution: one multiply-add per point and element of a row of its second operand."""
+    first, second = list(core.views())[:2]
+    depth = first.spec.shape[-1] if second.spec.ndim < 4 else second.spec.numel // max(second.spec.shape[0], 1)
+    return points * depth * NS_PER_MULTIPLY_ADD
 
 
 def _most(stages: Sequence[Stage], rows: int, b: Buffer) -> int:
