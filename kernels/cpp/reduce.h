@@ -33,6 +33,20 @@ template <class V, class M> MC_INLINE V present(V v, lane<V> other, M m) {
   }
 }
 
+// Long sums go through totals: accumulators are taken in every few hundred additions, so rounding errors do not pile up.
+template <int U, class V> struct TotalsOf {
+  V sum[U];
+  MC_INLINE void take(V* acc) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) { sum[u] += acc[u]; acc[u] = V{}; }
+  }
+  MC_INLINE void give(V* acc) {                                            // at the end: the accumulators hold everything
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) acc[u] += sum[u];
+  }
+};
+template <int U> struct Totals { template <class V> static MC_INLINE TotalsOf<U, V> of(V*) { return TotalsOf<U, V>{}; } };
+
 template <int... I> struct Seq {};
 template <int N, int... I> struct MakeSeq : MakeSeq<N - 1, N - 1, I...> {};
 template <int... I> struct MakeSeq<0, I...> { typedef Seq<I...> type; };
@@ -60,13 +74,13 @@ template <bool Max, class V> MC_INLINE auto beats(V v, V w) {
 template <bool Max, class V, class I> struct Best {
   V value; I index;
   template <class B> static Best start() {
-    return Best{V{} + (Max ? lowest<lane<V>>() : highest<lane<V>>()), I{} + lane<I>(__LONG_MAX__)};
+    return Best{V{} + (Max ? lowest<lane<V>>() : highest<lane<V>>()), I{} + highest<lane<I>>()};
   }
   template <class M> MC_INLINE void step(V v, I i, M m) {
-    auto first = index == lane<I>(__LONG_MAX__);                          // nothing seen yet: an extreme equal to the identity counts
+    auto first = index == highest<lane<I>>();                              // nothing seen yet: an extreme equal to the identity counts
     if constexpr (is_vec<V>) {
       auto take = mask_as<mask_of<I>>(beats<Max>(v, value)) | first;
-      if constexpr (!M::full) take &= ramp<i64, lanes_of<I>>(0) < i64(m.n);
+      if constexpr (!M::full) take &= ramp<lane<I>, lanes_of<I>>(0) < lane<I>(m.n);
       value = mask_as<mask_of<V>>(take) ? v : value;
       index = take ? i : index;
     } else if (beats<Max>(v, value) || first) { value = v; index = i; }
@@ -76,9 +90,9 @@ template <bool Max, class V, class I> struct Best {
     else {
       lane<V> v = value[0]; i64 i = index[0];
       for (int l = 1; l < lanes_of<V>; ++l) {
-        if (index[l] == __LONG_MAX__) continue;
+        if (index[l] == highest<lane<I>>()) continue;
         const bool tie = v == value[l] || (v != v && value[l] != value[l]);
-        if (i == __LONG_MAX__ || (tie ? index[l] < i : beats<Max>(lane<V>(value[l]), v))) { v = value[l]; i = index[l]; }
+        if (i == highest<lane<I>>() || (tie ? index[l] < i : beats<Max>(lane<V>(value[l]), v))) { v = value[l]; i = index[l]; }
       }
       return i;
     }

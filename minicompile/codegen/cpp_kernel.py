@@ -20,6 +20,8 @@ STACK_BYTES = 64 * 1024                      # rows of one thread that may lie o
 OPERATION = {"sum": "Sum", "prod": "Prod", "amax": "Amax", "amin": "Amin", "any": "Any", "all": "All",
              "scan_sum": "Sum", "scan_prod": "Prod", "scan_amax": "Amax", "scan_amin": "Amin",
              "add": "Sum", "mul": "Prod"}
+CHUNK = 256                                  # additions per accumulator before it is taken into a total: keeps long sums exact
+WIDE = 4
 INLINED = "__attribute__((always_inline))"
 
 
@@ -92,7 +94,7 @@ class KernelText:
         if blocks and depth > 1 and _size(par[:-1]) >= 64:
             depth, blocks = depth - 1, False
         shared = par[:depth]
-        counts = [-(-int(a.size) // self.lanes) if blocks and a is par[-1] else int(a.size) for a in shared]
+        counts = [self.block_count(a) if blocks and a is par[-1] else int(a.size) for a in shared]
         if not shared:
             self.rows_then(lambda: self.inner_par(par, flat))
             return
@@ -121,19 +123,33 @@ class KernelText:
             else:
                 self.inner_par(self.kernel.par[len(shared):], flat)
 
+    def block_count(self, a: Axis) -> int:
+        """Blocks of the lane axis that are shared out: wide ones, whole ones, the tail."""
+        n, wide = self.lanes, self.wide()
+        many = int(a.size) // (n * wide) if wide > 1 else 0
+        return many + -(-(int(a.size) - many * n * wide) // n)
+
     def lane_block(self, a: Axis) -> None:
-        """One block of lanes of the shared lane axis."""
-        size, n = int(a.size), self.lanes
-        with self.block(f"auto point = [&](i64 {a.var}, auto m) {INLINED} {{", frozenset((a.var,)), "};"):
-            self.point()
-        full = f"point(block * {n}, Full{{}});"
-        if size % n == 0:
-            self.here.put(full)
-        elif size < n:
-            self.here.put(f"point(0, Tail{{{size}}});")
-        else:
-            self.here.put(f"if (block < {size // n}) {full}")
-            self.here.put(f"else point({size // n * n}, Tail{{{size % n}}});")
+        """Block number `block` of the shared lane axis."""
+        size, n, wide = int(a.size), self.lanes, self.wide()
+        many = size // (n * wide) if wide > 1 else 0
+        done = many * n * wide
+        whole, tail = (size - done) // n, size % n
+        cases = []
+        if many:
+            self.wide_point(a)
+            cases.append((many, f"wide(block * {n * wide});"))
+        if whole or tail:
+            with self.block(f"auto point = [&](i64 {a.var}, auto m) {INLINED} {{", frozenset((a.var,)), "};"):
+                self.point()
+        if whole:
+            cases.append((whole, f"point({f'{done} + (block - {many})' if many else 'block'} * {n}, Full{{}});"))
+        if tail:
+            cases.append((1, f"point({size - tail}, Tail{{{tail}}});"))
+        until = 0
+        for i, (count, text) in enumerate(cases):
+            until += count
+            self.here.put(("else " if i else "") + (f"if (block < {until}) " if i < len(cases) - 1 else "") + text)
 
     def inner_par(self, axes: tuple[Axis, ...], flat: bool) -> None:
         """The par axes that are not shared among threads, as nested loops."""
@@ -142,25 +158,31 @@ class KernelText:
             return
         a = axes[0]
         if flat and len(axes) == 1:
-            with self.block(f"auto point = [&](i64 {a.var}, auto m) {INLINED} {{", frozenset((a.var,)), "};"):
-                self.point()
-            self.lane_loop("point", a, 1, False)
+            with self.block(f"for (i64 block = 0; block < {self.block_count(a)}; ++block) {{"):
+                self.lane_block(a)
             return
         with self.block(f"for (i64 {a.var} = 0; {a.var} < {a.size}; ++{a.var}) {{", frozenset((a.var,))):
             self.inner_par(axes[1:], flat)
 
-    def lane_loop(self, function: str, a: Axis, unroll: int, numbered: bool) -> None:
-        """Calls `function` for every block of lanes of an axis: whole ones first, then the tail."""
+    def lane_loop(self, function: str, a: Axis, unroll: int, numbered: bool, flush: str = "") -> None:
+        """Calls `function` for every block of lanes of an axis: whole ones first, then the tail. `flush` is a statement to
+        run now and then (see `totals`)."""
         size, n, v = int(a.size), self.lanes, a.var
-        whole = size // n * n
+        whole, step = size // n * n, n * unroll
+        main = whole // step * step
         tag = (lambda u: f", {u}") if numbered else (lambda u: "")
-        if whole:
-            calls = " ".join(f"{function}({v}{f' + {u * n}' if u else ''}, Full{{}}{tag(u)});" for u in range(unroll))
-            if whole == n * unroll:
-                calls = calls.replace(f"({v}", "(0")
-                self.here.put(calls)
-            else:
-                self.here.put(f"for (i64 {v} = 0; {v} < {whole}; {v} += {n * unroll}) {{ {calls} }}")
+        calls = " ".join(f"{function}({v}{f' + {u * n}' if u else ''}, Full{{}}{tag(u)});" for u in range(unroll))
+        if main > step * CHUNK and flush:
+            self.here.put(f"for (i64 chunk = 0; chunk < {main}; chunk += {step * CHUNK}) {{")
+            self.here.put(f"  for (i64 {v} = chunk; {v} < least(chunk + {step * CHUNK}, {main}); {v} += {step}) {{ {calls} }}")
+            self.here.put(f"  {flush}")
+            self.here.put("}")
+        elif main > step:
+            self.here.put(f"for (i64 {v} = 0; {v} < {main}; {v} += {step}) {{ {calls} }}")
+        elif main:
+            self.here.put(calls.replace(f"({v}", "(0"))
+        if whole > main:
+            self.here.put(f"for (i64 {v} = {main}; {v} < {whole}; {v} += {n}) {function}({v}, Full{{}}{tag(0)});")
         if size > whole:
             self.here.put(f"{function}({whole}, Tail{{{size - whole}}}{tag(0)});")
 
@@ -181,6 +203,34 @@ class KernelText:
             self.registers[name] = f"row{n}"
             self.here.put(f"auto row{n} = ({element(spec.dtype)}*)(rows + {offset});")
         rest()
+
+    # ---- column reductions ------------------------------------------------------------------------------------------
+
+    def wide(self) -> int:
+        """How many blocks of lanes a column reduction takes at once: 4, so that each row is read a cache line or two at a
+        time. 1 for every other kernel."""
+        k = self.kernel
+        if self.lane_var is None or len(k.stages) != 1 or k.local or not k.stages[0].inner:
+            return 1
+        if any(loop.combine not in OPERATION or loop.is_scan for loop in k.loops):
+            return 1
+        return WIDE if int(k.par[-1].size) >= WIDE * self.lanes else 1
+
+    def wide_point(self, a: Axis) -> None:
+        """`wide(i)`: the stage for WIDE blocks of lanes from i on. The lane axis exists only inside `body` and `done`."""
+        stage, n = self.kernel.stages[0], self.lanes
+        with self.block(f"auto wide = [&](i64 {a.var}) {INLINED} {{", closing="};"):
+            self.point_depth = len(self.scopes) - 1
+            accumulators = {loop: self.accumulator(loop, WIDE) for loop in stage.loops}
+            flush = self.totals(accumulators, stage, WIDE, False)
+            self.inner_axes(stage, stage.inner, accumulators, False, WIDE, flush)
+            if flush:
+                self.here.put(flush.replace(".take(", ".give("))
+            with self.block(f"auto done = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"):
+                for loop, acc in accumulators.items():
+                    value = self.named(f"{acc}[u]", loop.body.dtype, True)
+                    self.store(loop.out, loop.store_dtype, self.cast(value, loop.body.dtype, loop.store_dtype), True)
+            self.here.put(" ".join(f"done({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(WIDE)))
 
     # ---- one par point ------------------------------------------------------------------------------------------------
 
@@ -206,7 +256,10 @@ class KernelText:
                 (self.lane_var, self.lanes), inner_lanes = outer, False
         unroll = self.unroll(stage) if inner_lanes else 1
         accumulators = {loop: self.accumulator(loop, unroll) for loop in stage.loops if loop.combine}
-        self.inner_axes(stage, stage.inner, accumulators, bool(inner_lanes), unroll)
+        flush = self.totals(accumulators, stage, unroll, bool(inner_lanes))
+        self.inner_axes(stage, stage.inner, accumulators, bool(inner_lanes), unroll, flush)
+        if flush:
+            self.here.put(flush.replace(".take(", ".give("))
         inner_var = self.lane_var if inner_lanes else None
         finished = [(loop, self.finish(loop, acc, unroll, inner_var)) for loop, acc in accumulators.items()
                     if loop.is_reduction]
@@ -220,10 +273,26 @@ class KernelText:
         whole = int(stage.inner[-1].size) // self.lanes
         if not any(loop.is_reduction for loop in stage.loops):
             return 1
-        return next((u for u in (4, 3, 2) if whole % u == 0 and whole >= u), 1)
+        return 4 if whole >= 4 else max(whole, 1)
+
+    def totals(self, accumulators: dict[Loop, str], stage: Stage, unroll: int, lanes: bool) -> str:
+        """Declares totals for long floating-point sums; gives the statement that moves the accumulators into them."""
+        per = self.lanes * unroll if lanes else 1
+        sums = [acc for loop, acc in accumulators.items() if loop.combine == "sum" and loop.body.dtype.is_floating_point]
+        if not sums or _size(stage.inner) <= CHUNK * per:
+            return ""
+        for acc in sums:
+            self.here.put(f"auto {acc}_total = Totals<{unroll}>::of({acc});")
+        return " ".join(f"{acc}_total.take({acc});" for acc in sums)
 
     def inner_axes(self, stage: Stage, axes: tuple[Axis, ...], accumulators: dict[Loop, str], lanes: bool,
-                   unroll: int) -> None:
+                   unroll: int, flush: str = "") -> None:
+        if not axes and unroll > 1 and not lanes:            # a wide column reduction: the body once per block of lanes
+            a, n = self.kernel.par[-1], self.lanes
+            with self.block(f"auto body = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"):
+                self.body(stage, accumulators, "u")
+            self.here.put(" ".join(f"body({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(unroll)))
+            return
         if not axes:
             self.body(stage, accumulators, "0")
             return
@@ -234,10 +303,21 @@ class KernelText:
             function = self.fresh("body")
             with self.block(f"auto {function} = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"):
                 self.body(stage, accumulators, "u")
-            self.lane_loop(function, a, unroll, True)
+            self.lane_loop(function, a, unroll, True, flush)
             return
-        with self.block(f"for (i64 {a.var} = 0; {a.var} < {a.size}; ++{a.var}) {{", frozenset((a.var,))):
-            self.inner_axes(stage, axes[1:], accumulators, lanes, unroll)
+        v, size = a.var, int(a.size)
+        last = len(axes) == 1
+        deeper = flush if not last and (lanes or int(axes[1].size) > CHUNK) else ""
+        if flush and last and size > CHUNK:
+            with self.block(f"for (i64 chunk = 0; chunk < {size}; chunk += {CHUNK}) {{"):
+                with self.block(f"for (i64 {v} = chunk; {v} < least(chunk + {CHUNK}, {size}); ++{v}) {{", frozenset((v,))):
+                    self.inner_axes(stage, axes[1:], accumulators, lanes, unroll)
+                self.here.put(flush)
+            return
+        with self.block(f"for (i64 {v} = 0; {v} < {size}; ++{v}) {{", frozenset((v,))):
+            self.inner_axes(stage, axes[1:], accumulators, lanes, unroll, deeper)
+            if flush and not last:
+                self.here.put(flush)
 
     def body(self, stage: Stage, accumulators: dict[Loop, str], u: str) -> None:
         """All values of the stage first, then all stores: a kernel may store to the place it loads from."""
@@ -270,8 +350,8 @@ class KernelText:
         vector = self.lane_var is not None
         t = self.types(loop.body.dtype, vector)
         if loop.combine in ("argmax", "argmin"):
-            i64 = self.types(torch.int64, vector)
-            best = f"Best<{str(loop.combine == 'argmax').lower()}, {t}, {i64}>"
+            position = self.types(_position_dtype(loop), vector)
+            best = f"Best<{str(loop.combine == 'argmax').lower()}, {t}, {position}>"
             self.here.put(f"auto {acc} = {best}::start<void>();")
             return acc
         scalar = "i8" if vector and loop.body.dtype is torch.bool else REGISTER[loop.body.dtype]
@@ -291,10 +371,9 @@ class KernelText:
             position = "0"
             for a in stage.inner:
                 position = f"({position} * {a.size} + {a.var})" if position != "0" else a.var.name
-            if vector:
-                position = f"ramp<i64, {self.lanes}>({position})" if inner_lanes else f"splat<i64, {self.lanes}>({position})"
-            else:
-                position = f"i64({position})"
+            kind = REGISTER[_position_dtype(loop)]
+            spread = "ramp" if inner_lanes else "splat"
+            position = f"{spread}<{kind}, {self.lanes}>({kind}({position}))" if vector else f"{kind}({position})"
             self.here.put(f"{acc}.step({value}, {position}, {'m' if inner_lanes else 'Full{}'});")
             return acc
         op = OPERATION[loop.combine or ""]
@@ -310,7 +389,7 @@ class KernelText:
         """The finished reduction, cast to what is stored."""
         if loop.combine in ("argmax", "argmin"):
             if inner is None and self.lane_var is not None:
-                return f"{acc}.index"
+                return self.cast(f"{acc}.index", _position_dtype(loop), loop.store_dtype)
             return f"{acc}.finish()"
         op = OPERATION[loop.combine or ""]
         parts = [f"{acc}[{u}]" for u in range(unroll)]
@@ -471,6 +550,12 @@ class KernelText:
             self.here.put(f"store<{self.lanes}>({at}, {value}, m);")
         else:
             self.here.put(f"scatter<{self.lanes}, {element(dtype)}>({self.lane_address(at, bound)}, {value}, m);")
+
+
+def _position_dtype(loop: Loop) -> torch.dtype:
+    """The integer type an argmax counts positions in: as wide as its values where that is enough."""
+    small = loop.body.dtype.itemsize <= 4 and _size(loop.reduce_axes) < 2 ** 31
+    return torch.int32 if small else torch.int64
 
 
 def _size(axes: tuple[Axis, ...]) -> int:

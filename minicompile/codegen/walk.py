@@ -55,7 +55,7 @@ def widest(values: Iterable[Val], loops: Iterable[Loop], varying: Callable[[Val]
     """Bytes of the widest element type among the values that differ from lane to lane: decides the number of lanes."""
     size = 1
     for loop in loops:
-        size = max(size, loop.store_dtype.itemsize, 8 if loop.combine in ("argmax", "argmin") else 1)
+        size = max(size, 4 if loop.combine in ("argmax", "argmin") else loop.store_dtype.itemsize)
     seen: set[Val] = set()
     for root in values:
         for v in walk(root):

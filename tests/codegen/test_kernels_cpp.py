@@ -130,6 +130,39 @@ def test_reductions(isa, column):
 
 
 @isas
+@pytest.mark.parametrize("column", [False, True], ids=["rows", "columns"])
+def test_long_sums_stay_exact(isa, column):
+    n = 200_003
+    x = torch.rand(n, 3) if column else torch.rand(3, n)
+    i, j = axis("i0", 3), axis("j0", n)
+    at = 3 * j.var + i.var if column else n * i.var + j.var
+    loop = Loop("l", (i,), (j,), "sum", load("x", at, f32), Store("o", i.var), f32)
+    kernel = Kernel("k", (i,), (Stage((j,), (loop,)),), (), Tiling("i0" if column else "inner", 0, 1e6))
+    plan = plan_of([kernel], [Buffer("x", "input", TensorSpec.of(x), 0), Buffer("o", "output", spec(f32, 3), 0)],
+                   [Result("o", spec(f32, 3))], ["x"])
+    want = x.double().sum(0 if column else 1)
+    assert ((build(plan, isa)(x)[0] - want).abs() / want).max() < 1e-6
+
+
+@isas
+@pytest.mark.parametrize("n", [31, 32, 45, 100])
+@pytest.mark.parametrize("parallel", [0, 1, 2])
+def test_wide_column_reductions(isa, n, parallel):
+    x, w = torch.randn(3, 300, n), torch.randn(n)
+    b, i, j = axis("i0", 3), axis("i1", n), axis("j0", 300)
+    v = load("x", 300 * n * b.var + n * j.var + i.var, f32)
+    loops = (Loop("l", (b, i), (j,), "sum", ap("mul", v, load("w", i.var, f32)), Store("o", n * b.var + i.var), f32),
+             Loop("m", (b, i), (j,), "amax", v, Store("p", n * b.var + i.var), f32))
+    kernel = Kernel("k", (b, i), (Stage((j,), loops),), (), Tiling("i1", parallel, 1e6))
+    out = spec(f32, 3, n)
+    plan = plan_of([kernel], [Buffer("x", "input", TensorSpec.of(x), 0), Buffer("w", "input", spec(f32, n), 1), Buffer("o", "output", out, 0),
+                              Buffer("p", "output", out, 1)], [Result("o", out), Result("p", out)], ["x", "w"])
+    o, p = build(plan, isa)(x, w)
+    torch.testing.assert_close(o, (x * w).sum(1), rtol=1e-5, atol=1e-4)
+    assert torch.equal(p, x.amax(1))
+
+
+@isas
 @pytest.mark.parametrize("vector", ["inner", "i0", None])
 def test_scan(isa, vector):
     x = torch.randn(6, 11)
