@@ -1,12 +1,16 @@
-"""Sym: integers that depend on loop variables and (later) on sizes, with bounds; what indices, extents and strides are made of.
+"""Sym: integers that depend on loop variables and (later) on sizes, with bounds; what indices, extents and
+strides are made of.
 
-Takes nothing; `loops` builds index expressions, `schedule` compares them, `codegen` prints them. A small algebra of our own, because a
-general computer algebra system in the hot path is a main reason for long compile times.
+Takes nothing; `loops` builds index expressions, `schedule` compares them, `codegen` prints them. A small
+algebra of our own, because a general computer algebra system in the hot path is a main reason for long
+compile times.
 
-Normal form: `sum(coefficient * atom) + const`, where an atom is a `Var`, a product of atoms, a floor division or a modulo. Every Sym is
-hash-consed: equal normal forms are one object, so `is`, `==` and `hash` are cheap. Plain ints are Syms without atoms and stay ints:
-wherever this file says `Sym | int`, both may come.
+Normal form: `sum(coefficient * atom) + const`, where an atom is a `Var`, a product of atoms, a floor
+division or a modulo. Every Sym is hash-consed: equal normal forms are one object, so `is`, `==` and `hash`
+are cheap. Plain ints are Syms without atoms and stay ints: wherever this file says `Sym | int`, both may
+come.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +19,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
-Bound = int | float                      # an int, or ±inf where nothing is known
+Bound = int | float  # an int, or ±inf where nothing is known
 _interned: WeakValueDictionary[tuple, Sym] = WeakValueDictionary()
 _lock = Lock()
 
@@ -32,7 +36,8 @@ def _intern(key: tuple, make: Callable[[], Sym]) -> Sym:
 
 
 class Sym:
-    """Base of all symbolic integers. `lo <= value <= hi` always holds; `terms` are (atom, coefficient) pairs, `const` the rest."""
+    """Base of all symbolic integers. `lo <= value <= hi` always holds; `terms` are (atom, coefficient)
+    pairs, `const` the rest."""
 
     __slots__ = ("lo", "hi", "text", "vars", "__weakref__")
     lo: Bound
@@ -96,7 +101,7 @@ class Var(Sym):
     name: str
 
     def __new__(cls, name: str, lo: Bound = 0, hi: Bound = inf) -> Var:
-        return _intern(("v", name, lo, hi), lambda: cls._make(name, lo, hi))  # type: ignore[return-value]
+        return _intern(("v", name, lo, hi), lambda: cls._make(name, lo, hi))
 
     @classmethod
     def _make(cls, name: str, lo: Bound, hi: Bound) -> Var:
@@ -105,7 +110,7 @@ class Var(Sym):
         return self
 
     @property
-    def vars(self) -> frozenset[Var]:    # type: ignore[override]  # a stored set would be a reference cycle
+    def vars(self) -> frozenset[Var]:  # a stored set would be a reference cycle
         return frozenset((self,))
 
 
@@ -148,6 +153,7 @@ class Mod(Sym):
 
 # ---- sums and products ----
 
+
 def _linear(parts: Iterable[tuple[Sym | int, int]]) -> Sym | int:
     """sum(coefficient * part)."""
     coefficients: dict[Sym, int] = {}
@@ -182,11 +188,12 @@ def _text_of(term: tuple[Sym, int]) -> str:
 
 
 def _rejoin(coefficients: dict[Sym, int], m: Mod, c: int) -> bool:
-    """c*(x % d) + c*d*(x // d) is c*x: what is left when one reshape undoes another. (x's constant is left to the caller.)"""
+    """c*(x % d) + c*d*(x // d) is c*x: what is left when one reshape undoes another. (x's constant is left
+    to the caller.)"""
     quotient = floordiv(m.num, m.den)
     if isinstance(quotient, int) or len(quotient.terms) != 1 or quotient.const:
         return False
-    (q, k), = quotient.terms
+    ((q, k),) = quotient.terms
     if k != 1 or coefficients.get(q) != c * int(m.den):
         return False
     del coefficients[m], coefficients[q]
@@ -227,7 +234,10 @@ def _product(a: Sym, b: Sym) -> Sym | int:
 
 
 def _atom_product(x: Sym, y: Sym) -> Sym:
-    factors = sorted((*(x.factors if isinstance(x, Prod) else (x,)), *(y.factors if isinstance(y, Prod) else (y,))), key=str)
+    factors = sorted(
+        (*(x.factors if isinstance(x, Prod) else (x,)), *(y.factors if isinstance(y, Prod) else (y,))),
+        key=str,
+    )
     return _intern(("*", *map(id, factors)), lambda: _make_prod(tuple(factors)))
 
 
@@ -237,7 +247,7 @@ def _make_prod(factors: tuple[Sym, ...]) -> Prod:
     lo: Bound = 1
     hi: Bound = 1
     for f in factors:
-        corners = [0 if 0 in (p, q) else p * q for p in (lo, hi) for q in (f.lo, f.hi)]      # 0 * inf is 0 here
+        corners = [0 if 0 in (p, q) else p * q for p in (lo, hi) for q in (f.lo, f.hi)]  # 0 * inf is 0 here
         lo, hi = min(corners), max(corners)
     self.lo, self.hi = lo, hi
     self.vars = frozenset().union(*(f.vars for f in factors))
@@ -246,6 +256,7 @@ def _make_prod(factors: tuple[Sym, ...]) -> Prod:
 
 
 # ---- division and modulo ----
+
 
 def _floor(b: Bound, d: int) -> Bound:
     return b if b in (inf, -inf) else b // d
@@ -266,7 +277,8 @@ def _split(n: Sym, d: int) -> tuple[Sym | int, Sym | int]:
 
 
 def _coarse(r: Sym, d: int) -> tuple[int, Sym | int, Sym | int] | None:
-    """(g, s, t) with r = g*s + t, 0 <= t < g, 1 < g, g divides d: then r // d = s // (d/g) and r % d = g*(s % (d/g)) + t."""
+    """(g, s, t) with r = g*s + t, 0 <= t < g, 1 < g, g divides d: then r // d = s // (d/g) and r % d = g*(s
+    % (d/g)) + t."""
     for g in sorted({gcd(c, d) for _, c in r.terms} - {1}, reverse=True):
         fine = {a: c for a, c in r.terms if c % g}
         t = _sum(fine, r.const % g)
@@ -288,8 +300,8 @@ def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     if d < 0:
         return floordiv(-n, -d)
     if d == 1 or d == 0:
-        return n if d else n // 0        # type: ignore[operator]  # raises ZeroDivisionError
-    q, r = _split(n, d)                  # type: ignore[arg-type]
+        return n if d else n // 0  # raises ZeroDivisionError
+    q, r = _split(n, d)
     if isinstance(r, int):
         return q
     low = _floor(r.lo, d)
@@ -299,7 +311,7 @@ def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     if coarse:
         return q + floordiv(coarse[1], d // coarse[0])
     if len(r.terms) == 1 and r.terms[0][1] == 1 and isinstance(r.terms[0][0], Div):
-        inner = r.terms[0][0]            # (x // a + c) // d = (x + c*a) // (a*d)
+        inner = r.terms[0][0]  # (x // a + c) // d = (x + c*a) // (a*d)
         if isinstance(inner.den, int):
             return q + floordiv(inner.num + r.const * inner.den, inner.den * d)
     return q + _intern(("/", id(r), d), lambda: _make_div(r, d))
@@ -316,7 +328,7 @@ def mod(n: Sym | int, d: Sym | int) -> Sym | int:
     if d < 0:
         return -mod(-n, -d)
     if d == 1 or d == 0:
-        return 0 if d else n % 0         # type: ignore[operator]  # raises ZeroDivisionError
+        return 0 if d else n % 0  # raises ZeroDivisionError
     dropped = _drop_mods(n, d)
     r = dropped % d if isinstance(dropped, int) else _split(dropped, d)[1]
     if isinstance(r, int):
@@ -335,8 +347,13 @@ def _drop_mods(n: Sym | int, d: int) -> Sym | int:
     """n with each c*(x % a) replaced by c*x where d divides c*a: equal modulo d."""
     if isinstance(n, int) or not any(isinstance(a, Mod) for a, _ in n.terms):
         return n
-    return _linear([(n.const, 1)] + [
-        (a.num if isinstance(a, Mod) and isinstance(a.den, int) and c * a.den % d == 0 else a, c) for a, c in n.terms])
+    return _linear(
+        [(n.const, 1)]
+        + [
+            (a.num if isinstance(a, Mod) and isinstance(a.den, int) and c * a.den % d == 0 else a, c)
+            for a, c in n.terms
+        ]
+    )
 
 
 def _symbolic_div(n: Sym | int, d: Sym) -> Sym | int:
@@ -365,7 +382,8 @@ def _key(s: Sym | int) -> tuple:
 
 
 def _split_by(n: Sym, d: Sym) -> tuple[Sym | int, Sym | int]:
-    """n = d*q + r for a symbolic d that is one atom or product: terms that contain all its factors go to q."""
+    """n = d*q + r for a symbolic d that is one atom or product: terms that contain all its factors go to
+    q."""
     if len(d.terms) != 1 or d.const or d.terms[0][1] != 1:
         return 0, n
     need = d.factors if isinstance(d, Prod) else (d,)
@@ -387,7 +405,7 @@ def _split_by(n: Sym, d: Sym) -> tuple[Sym | int, Sym | int]:
 
 def _make_div(num: Sym | int, den: Sym | int) -> Div:
     self = object.__new__(Div)
-    self.num, self.den = num, den        # type: ignore[assignment]
+    self.num, self.den = num, den
     (lo, hi), (dlo, dhi) = bounds(num), bounds(den)
     if dlo > 0:
         corners = [_bound_div(b, d) for b in (lo, hi) for d in (dlo, dhi)]
@@ -407,7 +425,7 @@ def _bound_div(b: Bound, d: Bound) -> Bound:
 
 def _make_mod(num: Sym | int, den: Sym | int) -> Mod:
     self = object.__new__(Mod)
-    self.num, self.den = num, den        # type: ignore[assignment]
+    self.num, self.den = num, den
     (lo, hi), (dlo, dhi) = bounds(num), bounds(den)
     if dlo > 0:
         self.lo, self.hi = 0, dhi - 1
@@ -425,6 +443,7 @@ def _bare(s: Sym | int) -> str:
 
 
 # ---- questions ----
+
 
 def bounds(s: Sym | int) -> tuple[Bound, Bound]:
     """(lo, hi), inclusive; ±inf where unknown."""
@@ -482,7 +501,8 @@ def substitute(s: Sym | int, env: Mapping[Var, Sym | int]) -> Sym | int:
 
 
 def evaluate(s: Sym | int, env: Mapping[str, Any]) -> Any:
-    """The value of s where each variable's name stands for env[name]: an int, or an integer tensor (then everything broadcasts)."""
+    """The value of s where each variable's name stands for env[name]: an int, or an integer tensor (then
+    everything broadcasts)."""
     if isinstance(s, int):
         return s
     total: Any = s.const

@@ -1,7 +1,9 @@
-"""Loop axes: splitting one where its index is divided, and splitting long reductions so that several threads can share them.
+"""Loop axes: splitting one where its index is divided, and splitting long reductions so that several
+threads can share them.
 
 Takes one Loop, gives equal loops; used by `build` on every loop it makes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +16,7 @@ from ..ir.sym import Div, Mod, Sym, Var, atoms, substitute
 from .nest import Axis, Buffer, Loop, Store, axis
 from .val import Index, Load, Val, load, rewrite, walk
 
-FEW_ROWS, LONG, PARTS = 64, 1 << 16, 64           # split reductions with so few results over so many elements
+FEW_ROWS, LONG, PARTS = 64, 1 << 16, 64  # split reductions with so few results over so many elements
 
 
 def syms(loop: Loop) -> Iterator[Sym | int]:
@@ -41,7 +43,8 @@ def divisors_of(loop: Loop) -> dict[Var, set[int]]:
 
 
 def factor(size: int, divisors: Iterable[int]) -> list[int] | None:
-    """Sizes, outermost first, of the axes to split `size` into so that every division falls between two of them."""
+    """Sizes, outermost first, of the axes to split `size` into so that every division falls between two of
+    them."""
     cuts = sorted(d for d in divisors if 1 < d < size)
     chain = [1, *cuts, size]
     if not cuts or any(b % a for a, b in zip(chain, chain[1:])):
@@ -50,18 +53,20 @@ def factor(size: int, divisors: Iterable[int]) -> list[int] | None:
 
 
 def split_axes(loop: Loop) -> Loop:
-    """The same loop with axis i split into (hi, lo) wherever indices use i // d or i % d: then all is affine again,
-    and the fast axis stays a plain stride-1 walk."""
-    for _ in range(3):                            # a split may uncover the next division
+    """The same loop with axis i split into (hi, lo) wherever indices use i // d or i % d: then all is
+    affine again, and the fast axis stays a plain stride-1 walk."""
+    for _ in range(3):  # a split may uncover the next division
         env: dict[Var, Sym | int] = {}
         axes: dict[Axis, tuple[Axis, ...]] = {}
         divisors = divisors_of(loop)
         if not divisors:
             break
-        for a in loop.axes if loop.is_scan else loop.axes + loop.reduce_axes:      # a scan runs along one axis
-            sizes = factor(int(a.size), divisors.get(a.var, ()))      # type: ignore[arg-type]
+        for a in loop.axes if loop.is_scan else loop.axes + loop.reduce_axes:  # a scan runs along one axis
+            sizes = factor(int(a.size), divisors.get(a.var, ()))
             if sizes:
-                parts = axes[a] = tuple(axis(f"{a.var.name}{'abcdefgh'[k]}", n) for k, n in enumerate(sizes))
+                parts = axes[a] = tuple(
+                    axis(f"{a.var.name}{'abcdefgh'[k]}", n) for k, n in enumerate(sizes)
+                )
                 env[a.var] = _joined(parts)
         if not env:
             break
@@ -80,13 +85,24 @@ def _expand(axes: tuple[Axis, ...], split: dict[Axis, tuple[Axis, ...]]) -> tupl
     return tuple(p for a in axes for p in split.get(a, (a,)))
 
 
-def rename(loop: Loop, env: dict[Var, Sym | int], axes: tuple[Axis, ...], reduce_axes: tuple[Axis, ...],
-           memo: dict[Val, Val] | None = None) -> Loop:
+def rename(
+    loop: Loop,
+    env: dict[Var, Sym | int],
+    axes: tuple[Axis, ...],
+    reduce_axes: tuple[Axis, ...],
+    memo: dict[Val, Val] | None = None,
+) -> Loop:
     """The loop over other axes; env says what its old variables are in terms of the new ones."""
     memo = {} if memo is None else memo
-    out = Store(loop.out.buffer, substitute(loop.out.index, env), loop.out.mode,
-                tuple((v, rewrite(x, env, memo=memo)) for v, x in loop.out.indirect))
-    return replace(loop, axes=axes, reduce_axes=reduce_axes, body=rewrite(loop.body, env, memo=memo), out=out)
+    out = Store(
+        loop.out.buffer,
+        substitute(loop.out.index, env),
+        loop.out.mode,
+        tuple((v, rewrite(x, env, memo=memo)) for v, x in loop.out.indirect),
+    )
+    return replace(
+        loop, axes=axes, reduce_axes=reduce_axes, body=rewrite(loop.body, env, memo=memo), out=out
+    )
 
 
 def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
@@ -98,20 +114,26 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
         return [loop]
     rows, length = _product(loop.axes), _product(loop.reduce_axes)
     first = loop.reduce_axes[0]
-    parts = max((k for k in range(1, PARTS + 1) if int(first.size) % k == 0), default=1)     # type: ignore[call-overload]
+    parts = max((k for k in range(1, PARTS + 1) if int(first.size) % k == 0), default=1)
     if rows > FEW_ROWS or length < LONG or parts < 4:
         return [loop]
-    outer, inner = axis("p", parts), axis("q", int(first.size) // parts)     # type: ignore[call-overload]
+    outer, inner = axis("p", parts), axis("q", int(first.size) // parts)
     name = loop.out.buffer + "_parts"
-    sizes = [int(a.size) for a in loop.axes] + [parts]                         # type: ignore[call-overload]
+    sizes = [int(a.size) for a in loop.axes] + [parts]
     spec = TensorSpec.contiguous(loop.body.dtype, sizes)
     buffers[name] = Buffer(name, "temp", spec)
     place: Sym | int = outer.var
     for a, step in zip(loop.axes, contiguous_stride(sizes)):
         place = place + a.var * step
-    partial = rename(loop, {first.var: outer.var * inner.size + inner.var}, (*loop.axes, outer),
-                     (inner, *loop.reduce_axes[1:]))
-    partial = replace(partial, name=loop.name + "_parts", out=Store(name, place), store_dtype=loop.body.dtype)
+    partial = rename(
+        loop,
+        {first.var: outer.var * inner.size + inner.var},
+        (*loop.axes, outer),
+        (inner, *loop.reduce_axes[1:]),
+    )
+    partial = replace(
+        partial, name=loop.name + "_parts", out=Store(name, place), store_dtype=loop.body.dtype
+    )
     total = replace(loop, reduce_axes=(outer,), body=load(name, place, loop.body.dtype))
     return [partial, total]
 
@@ -119,5 +141,5 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
 def _product(axes: tuple[Axis, ...]) -> int:
     n = 1
     for a in axes:
-        n *= int(a.size)                          # type: ignore[arg-type]
+        n *= int(a.size)
     return n

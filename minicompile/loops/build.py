@@ -1,9 +1,12 @@
-"""From prims to loops: what is realised becomes a loop nest that fills a buffer; everything else lives inside bodies.
+"""From prims to loops: what is realised becomes a loop nest that fills a buffer; everything else lives
+inside bodies.
 
-Takes `lower.Prims` (or its graph), gives `Loops` for `schedule`. Consumer-driven: the loop of a realised value asks
-for the value at its own index, and that question travels through views and elementwise prims down to memory.
-Library kernels become calls on strided windows. Write-backs to inputs come last, after everything that reads them.
+Takes `lower.Prims` (or its graph), gives `Loops` for `schedule`. Consumer-driven: the loop of a realised
+value asks for the value at its own index, and that question travels through views and elementwise prims
+down to memory. Library kernels become calls on strided windows. Write-backs to inputs come last, after
+everything that reads them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from .val import Val, apply, const, loads
 from .values import TOP, Undecided, Values
 from .views import Indices, argument, kind_of, name_of, offset_of, strided_window
 
-BOXES = 8                                     # a loop over concatenations is split into at most so many
+BOXES = 8  # a loop over concatenations is split into at most so many
 
 
 def build_loops(prims: Any) -> Loops:
@@ -39,7 +42,7 @@ class _Builder:
         self.steps: list[Step] = []
         self.constants: list[torch.Tensor] = []
         self.notes: dict[str, str] = {}
-        self.outputs: dict[Node, int] = {}    # realised node -> the output whose memory it fills
+        self.outputs: dict[Node, int] = {}  # realised node -> the output whose memory it fills
         self.several: dict[Node, dict[int, Node]] = {}
 
     def build(self) -> Loops:
@@ -56,9 +59,17 @@ class _Builder:
             self._node(n)
         copies = [self._output(j) for j in range(len(g.outputs))]
         self._writes()
-        return Loops(self.buffers, tuple(self.steps), tuple(copies), tuple(f"in{i}" for i in range(len(g.inputs))),
-                     tuple(self.constants), tuple(self.values.errors), self.notes, g.returned,
-                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]))
+        return Loops(
+            self.buffers,
+            tuple(self.steps),
+            tuple(copies),
+            tuple(f"in{i}" for i in range(len(g.inputs))),
+            tuple(self.constants),
+            tuple(self.values.errors),
+            self.notes,
+            g.returned,
+            tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]),
+        )
 
     # ---- buffers ----
 
@@ -90,7 +101,9 @@ class _Builder:
     def _node(self, n: Node) -> None:
         kind = kind_of(n)
         if n.op == "constant":
-            self._bind(n, Buffer(self._fresh(f"c{len(self.constants)}"), "constant", n.tensor, len(self.constants)))
+            self._bind(
+                n, Buffer(self._fresh(f"c{len(self.constants)}"), "constant", n.tensor, len(self.constants))
+            )
             self.constants.append(n.args[0])
         elif kind == "extern":
             self._extern(n)
@@ -104,10 +117,13 @@ class _Builder:
             self._fill(n, None)
 
     def _fill(self, n: Node, target: Buffer | None) -> None:
-        """An elementwise loop (or several, over the boxes a concatenation leaves) that computes n into its buffer."""
+        """An elementwise loop (or several, over the boxes a concatenation leaves) that computes n into its
+        buffer."""
         fill = target is None
-        values = [(box, self.values.compute(n, idx) if fill else self.values.of(n, idx))
-                  for box, idx in self._boxes(n, own=fill)]
+        values = [
+            (box, self.values.compute(n, idx) if fill else self.values.of(n, idx))
+            for box, idx in self._boxes(n, own=fill)
+        ]
         buffer = target or self._memory(n)
         for k, ((axes, idx), body) in enumerate(values):
             out = Store(buffer.name, offset_of(idx, buffer.spec.stride))
@@ -122,27 +138,44 @@ class _Builder:
         made = 0
         while todo:
             box = todo.pop(0)
-            axes = tuple(axis(f"i{k}", stop - start) for k, (start, stop) in enumerate(box) if stop - start != 1)
+            axes = tuple(
+                axis(f"i{k}", stop - start) for k, (start, stop) in enumerate(box) if stop - start != 1
+            )
             by_name = {a.var.name: a.var for a in axes}
-            idx: Indices = tuple(by_name[f"i{k}"] + start if stop - start != 1 else start
-                                 for k, (start, stop) in enumerate(box))
+            idx: Indices = tuple(
+                by_name[f"i{k}"] + start if stop - start != 1 else start
+                for k, (start, stop) in enumerate(box)
+            )
             self.values.splits = made + len(todo) < BOXES or len(todo) + made == 0
             try:
                 self.values.compute(n, idx) if own else self.values.of(n, idx)
             except Undecided as u:
                 k = int(u.var.name[1:])
                 start, stop = box[k]
-                todo[:0] = [(*box[:k], part, *box[k + 1:]) for part in ((start, start + u.point), (start + u.point, stop))]
+                todo[:0] = [
+                    (*box[:k], part, *box[k + 1 :])
+                    for part in ((start, start + u.point), (start + u.point, stop))
+                ]
                 continue
             finally:
                 self.values.splits = False
             made += 1
             yield (axes, idx), idx
 
-    def _loop(self, n: Node, name: str, axes: tuple[Axis, ...], reduce_axes: tuple[Axis, ...], combine: str | None,
-              body: Val, out: Store) -> None:
+    def _loop(
+        self,
+        n: Node,
+        name: str,
+        axes: tuple[Axis, ...],
+        reduce_axes: tuple[Axis, ...],
+        combine: str | None,
+        body: Val,
+        out: Store,
+    ) -> None:
         axes = tuple(sorted(axes, key=lambda a: -(coefficient(out.index, a.var) or 0)))
-        loop = Loop(name, axes, reduce_axes, combine, body, out, self.buffers[out.buffer].spec.dtype, n.where)
+        loop = Loop(
+            name, axes, reduce_axes, combine, body, out, self.buffers[out.buffer].spec.dtype, n.where
+        )
         self.steps += split_reduction(split_axes(loop), self.buffers)
 
     def _reduce(self, n: Node) -> None:
@@ -152,7 +185,9 @@ class _Builder:
         shape = src.tensor.shape
         given = (argument(n, 1, "dim"),) if scan else tuple(argument(n, 1, "dims"))
         dims = tuple(d % max(len(shape), 1) for d in given)
-        axes = {k: axis(f"r{k}" if k in dims else f"i{k}", size) for k, size in enumerate(shape) if size != 1}
+        axes = {
+            k: axis(f"r{k}" if k in dims else f"i{k}", size) for k, size in enumerate(shape) if size != 1
+        }
         idx: Indices = tuple(axes[k].var if k in axes else 0 for k in range(len(shape)))
         body = self.values.of(src, idx)
         if body.dtype is not n.tensor.dtype and name in ("any", "all"):
@@ -164,7 +199,7 @@ class _Builder:
         par = tuple(a for k, a in axes.items() if k not in dims)
         combine: str | None = name
         if not reduce_axes and (scan or not name.startswith("arg")):
-            combine = None                        # over one element
+            combine = None  # over one element
         elif not reduce_axes:
             combine, body = None, const(0, torch.int64)
         self._loop(n, n.name, par, reduce_axes, combine, body, out)
@@ -178,8 +213,15 @@ class _Builder:
         axes = tuple(axis(f"i{k}", size) for k, size in enumerate(shape) if size != 1)
         by_name = {a.var.name: a.var for a in axes}
         idx = tuple(by_name.get(f"i{k}", 0) for k in range(len(shape)))
-        self._loop(n, f"{n.name}_base", axes, (), None, self.values.of(base, idx),
-                   Store(buffer.name, offset_of(idx, buffer.spec.stride)))
+        self._loop(
+            n,
+            f"{n.name}_base",
+            axes,
+            (),
+            None,
+            self.values.of(base, idx),
+            Store(buffer.name, offset_of(idx, buffer.spec.stride)),
+        )
         points = next((a.tensor.shape for a in (src, *indices) if isinstance(a, Node)), ())
         axes = tuple(axis(f"i{k}", size) for k, size in enumerate(points) if size != 1)
         by_name = {a.var.name: a.var for a in axes}
@@ -187,7 +229,9 @@ class _Builder:
         where, pairs = self.values.indirect(indices, shape, at, TOP, n)
         place = offset_of(where, buffer.spec.stride)
         body = self.values.of(src, at) if isinstance(src, Node) else const(src, n.tensor.dtype)
-        loop = Loop(n.name, axes, (), None, body, Store(buffer.name, place, mode, pairs), n.tensor.dtype, n.where)
+        loop = Loop(
+            n.name, axes, (), None, body, Store(buffer.name, place, mode, pairs), n.tensor.dtype, n.where
+        )
         self.steps.append(loop)
 
     # ---- library kernels ----
@@ -241,8 +285,12 @@ class _Builder:
         if name in self.buffers:
             return name
         own = self.values.buffers.get(o.node)
-        if own is not None and own.kind == "extern" and self.outputs.get(o.node) == j \
-                and own.spec.stride == o.spec.stride:
+        if (
+            own is not None
+            and own.kind == "extern"
+            and self.outputs.get(o.node) == j
+            and own.spec.stride == o.spec.stride
+        ):
             return own.name
         target = Buffer(name, "output", o.spec.with_(offset=0), j)
         self.buffers[name] = target
@@ -250,7 +298,8 @@ class _Builder:
         return name
 
     def _writes(self) -> None:
-        """Write-backs: a value whose loop would read what an earlier write-back changed is computed before them all."""
+        """Write-backs: a value whose loop would read what an earlier write-back changed is computed before
+        them all."""
         written = {f"in{i}" for i, n in self.graph.writes}
         kept: dict[Node, Buffer] = {}
         for i, n in self.graph.writes:

@@ -1,7 +1,9 @@
-"""Verifier of loops: every access in bounds and of the right dtype, everything stored before it is read, nothing lost.
+"""Verifier of loops: every access in bounds and of the right dtype, everything stored before it is read,
+nothing lost.
 
 Takes `Loops`, raises CheckError("loops", step, reason). Its parts also serve the verifier of plans.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -20,13 +22,15 @@ from .val import Apply, Checked, Const, Index, Load, Val, walk
 if TYPE_CHECKING:
     from .ir import Loops
 
-ENUMERATED = 1 << 20                       # buffers up to this size are verified element by element
+ENUMERATED = 1 << 20  # buffers up to this size are verified element by element
 
 
 def check_loops(loops: Loops) -> None:
     """Raises CheckError naming the first step that breaks a rule."""
     stage = "loops"
-    stored: dict[str, str] = {b.name: "given" for b in loops.buffers.values() if b.kind in ("input", "constant")}
+    stored: dict[str, str] = {
+        b.name: "given" for b in loops.buffers.values() if b.kind in ("input", "constant")
+    }
     overwritten: dict[str, str] = {}
     read: dict[str, str] = {}
     for step in loops.steps:
@@ -35,7 +39,9 @@ def check_loops(loops: Loops) -> None:
             if name not in stored:
                 raise CheckError(stage, step.name, f"reads {name} before anything is stored there")
             if name in overwritten:
-                raise CheckError(stage, step.name, f"reads {name} after {overwritten[name]} has overwritten it")
+                raise CheckError(
+                    stage, step.name, f"reads {name} after {overwritten[name]} has overwritten it"
+                )
             read.setdefault(name, step.name)
         for name in writes:
             kind = loops.buffers[name].kind
@@ -70,7 +76,9 @@ def same_layout(a: TensorSpec, b: TensorSpec) -> bool:
     return a.numel == 0 or all(n == 1 or s == t for n, s, t in zip(a.shape, a.stride, b.stride))
 
 
-def check_step(stage: str, step: Loop | Extern, buffers: Mapping[str, Buffer], errors: int) -> tuple[list[str], list[str]]:
+def check_step(
+    stage: str, step: Loop | Extern, buffers: Mapping[str, Buffer], errors: int
+) -> tuple[list[str], list[str]]:
     """Verifies one step by itself; gives the buffers it (reads, writes)."""
     for name in names_in(step):
         if name not in buffers:
@@ -88,6 +96,7 @@ def names_in(step: Loop | Extern) -> list[str]:
 
 
 # ---- library kernels ----
+
 
 def _check_extern(stage: str, step: Extern, buffers: Mapping[str, Buffer]) -> tuple[list[str], list[str]]:
     outs = [v for v in step.outs if v is not None]
@@ -111,13 +120,18 @@ def check_view(stage: str, step: str, v: View, b: Buffer) -> None:
 
 # ---- loops ----
 
-def _check_loop(stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: int) -> tuple[list[str], list[str]]:
+
+def _check_loop(
+    stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: int
+) -> tuple[list[str], list[str]]:
     def bad(reason: str) -> CheckError:
         return CheckError(stage, loop.name, reason)
 
     if loop.combine is not None and loop.combine not in (*REDUCTIONS, *SCANS):
         raise bad(f"unknown combine {loop.combine!r}")
-    if bool(loop.reduce_axes) != (loop.combine is not None) or (loop.is_scan and len(loop.reduce_axes) != 1):
+    if bool(loop.reduce_axes) != (loop.combine is not None) or (
+        loop.is_scan and len(loop.reduce_axes) != 1
+    ):
         raise bad(f"combine {loop.combine} over {len(loop.reduce_axes)} axes")
     for a in (*loop.axes, *loop.reduce_axes):
         if isinstance(a.size, int) and a.size > 0 and bounds(a.var) != (0, a.size - 1):
@@ -132,7 +146,9 @@ def _check_loop(stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: i
     _check_vals(stage, loop, buffers, errors)
     inner = {a.var for a in (*loop.axes, *loop.reduce_axes)}
     free = {v for x in loop.values() for v in x.vars} - inner
-    stray = free | (free_vars(loop.out.index) - {a.var for a in loop.store_axes} - {v for v, _ in loop.out.indirect})
+    stray = free | (
+        free_vars(loop.out.index) - {a.var for a in loop.store_axes} - {v for v, _ in loop.out.indirect}
+    )
     if stray:
         raise bad(f"uses {', '.join(map(str, stray))}, over which it does not run")
     _in_bounds(bad, f"store to {target.name}", loop.out.index, target.spec.storage_numel)
@@ -145,7 +161,7 @@ def _check_loop(stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: i
 def _in_bounds(bad: object, what: str, index: Sym | int, size: int) -> None:
     lo, hi = bounds(index)
     if lo < 0 or hi >= size:
-        raise bad(f"{what} reaches elements {lo} to {hi} of {size}")       # type: ignore[operator]
+        raise bad(f"{what} reaches elements {lo} to {hi} of {size}")
 
 
 def _check_vals(stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: int) -> None:
@@ -193,6 +209,7 @@ def apply_fault(v: Apply) -> str | None:
 
 # ---- coverage ----
 
+
 def check_coverage(stage: str, steps: Iterable[Loop | Extern], buffers: Mapping[str, Buffer]) -> None:
     """Every element of a buffer we fill is stored exactly once (scatters excepted)."""
     fills: dict[str, list[Loop | Extern]] = defaultdict(list)
@@ -222,14 +239,19 @@ def _check_filled(stage: str, b: Buffer, loops: list[Loop]) -> None:
         return
     if b.spec.storage_numel > ENUMERATED:
         if sum(counts) > whole and len(loops) == 1:
-            raise CheckError(stage, loops[0].name, f"stores {counts[0]} values into the {whole} elements of {b.name}")
+            raise CheckError(
+                stage, loops[0].name, f"stores {counts[0]} values into the {whole} elements of {b.name}"
+            )
         return
     hits = torch.zeros(b.spec.storage_numel, dtype=torch.int32)
     for loop in loops:
         if _points(loop):
             where = torch.as_tensor(_all_indices(loop)).reshape(-1)
-            hits.scatter_add_(0, where.expand(_points(loop)) if where.numel() == 1 else where,
-                              torch.ones(_points(loop), dtype=torch.int32))
+            hits.scatter_add_(
+                0,
+                where.expand(_points(loop)) if where.numel() == 1 else where,
+                torch.ones(_points(loop), dtype=torch.int32),
+            )
     filled = int((hits > 0).sum())
     if filled < whole:
         raise CheckError(stage, loops[-1].name, f"fills {filled} of the {whole} elements of {b.name}")
@@ -237,22 +259,24 @@ def _check_filled(stage: str, b: Buffer, loops: list[Loop]) -> None:
 
 def _all_indices(loop: Loop) -> torch.Tensor:
     axes = loop.store_axes
-    env = {a.var.name: torch.arange(int(a.size)).reshape([-1 if k == i else 1 for k in range(len(axes))])
-           for i, a in enumerate(axes)}                                    # type: ignore[arg-type]
-    return torch.as_tensor(evaluate(loop.out.index, env)).expand([int(a.size) for a in axes])   # type: ignore[arg-type]
+    env = {
+        a.var.name: torch.arange(int(a.size)).reshape([-1 if k == i else 1 for k in range(len(axes))])
+        for i, a in enumerate(axes)
+    }
+    return torch.as_tensor(evaluate(loop.out.index, env)).expand([int(a.size) for a in axes])
 
 
 def _points(loop: Loop) -> int:
     n = 1
     for a in loop.store_axes:
-        n *= int(a.size)                                                   # type: ignore[arg-type]
+        n *= int(a.size)
     return n
 
 
 def _injective(loop: Loop) -> bool:
     """Whether different points surely store to different elements."""
     reach = 0
-    strides = [(coefficient(loop.out.index, a.var), int(a.size)) for a in loop.store_axes]   # type: ignore[arg-type]
+    strides = [(coefficient(loop.out.index, a.var), int(a.size)) for a in loop.store_axes]
     if any(k is None for k, _ in strides):
         return False
     for k, n in sorted((abs(k or 0), n) for k, n in strides if n != 1):

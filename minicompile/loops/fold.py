@@ -1,8 +1,9 @@
 """Folding: prims on indices and literals decided while loops are built.
 
-Takes a prim and its operand Vals, gives a simpler Val or None. It matters for index arithmetic: `where(i < 0, i + n, i)`
-with i a loop variable is i, so a gather through an arange becomes an ordinary strided load.
+Takes a prim and its operand Vals, gives a simpler Val or None. It matters for index arithmetic: `where(i <
+0, i + n, i)` with i a loop variable is i, so a gather through an arange becomes an ordinary strided load.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,9 +15,13 @@ from .val import Const, Index, Val, const, index
 
 LIMIT = 1 << 62
 ARITHMETIC: dict[str, Callable[[Sym | int, Sym | int], Sym | int]] = {
-    "add": lambda a, b: a + b, "sub": lambda a, b: a - b}
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+}
 DIVISIONS: dict[str, Callable[[Sym | int, int], Sym | int]] = {
-    "floordiv": lambda a, b: a // b, "remainder": lambda a, b: a % b}
+    "floordiv": lambda a, b: a // b,
+    "remainder": lambda a, b: a % b,
+}
 
 
 def fold(prim: str, args: tuple[Val, ...], dtype: torch.dtype) -> Val | None:
@@ -27,8 +32,11 @@ def fold(prim: str, args: tuple[Val, ...], dtype: torch.dtype) -> Val | None:
         return _logical(prim, args)
     if prim == "cast":
         s = integer(args[0])
-        return index(s, dtype) if s is not None and dtype in (torch.int64, torch.float32, torch.float64) \
-            and exact(s, dtype) else None
+        return (
+            index(s, dtype)
+            if s is not None and dtype in (torch.int64, torch.float32, torch.float64) and exact(s, dtype)
+            else None
+        )
     syms = [integer(a) for a in args]
     if len(syms) != 2 or syms[0] is None or syms[1] is None:
         return None
@@ -40,7 +48,7 @@ def integer(v: Val) -> Sym | int | None:
     if v.dtype is not torch.int64:
         return None
     if isinstance(v, Const):
-        return int(v.value)                       # type: ignore[arg-type]
+        return int(v.value)
     return v.sym if isinstance(v, Index) else None
 
 
@@ -80,7 +88,12 @@ def _two(prim: str, a: Sym | int, b: Sym | int, dtype: torch.dtype) -> Val | Non
 
 def _compare(prim: str, difference: Sym | int) -> Val | None:
     lo, hi = bounds(difference)
-    never, always = {"lt": (lo >= 0, hi < 0), "le": (lo > 0, hi <= 0), "gt": (hi <= 0, lo > 0),
-                     "ge": (hi < 0, lo >= 0), "eq": (lo > 0 or hi < 0, lo == hi == 0),
-                     "ne": (lo == hi == 0, lo > 0 or hi < 0)}.get(prim, (False, False))
+    never, always = {
+        "lt": (lo >= 0, hi < 0),
+        "le": (lo > 0, hi <= 0),
+        "gt": (hi <= 0, lo > 0),
+        "ge": (hi < 0, lo >= 0),
+        "eq": (lo > 0 or hi < 0, lo == hi == 0),
+        "ne": (lo == hi == 0, lo > 0 or hi < 0),
+    }.get(prim, (False, False))
     return const(always, torch.bool) if never or always else None

@@ -1,8 +1,11 @@
-"""Loops, the border object behind `loops.build`: buffers, steps in a legal order, results. `schedule` turns it into a Plan.
+"""Loops, the border object behind `loops.build`: buffers, steps in a legal order, results. `schedule` turns
+it into a Plan.
 
-Data, not closures: a `Val` is hash-consed, so common subexpressions are one object, and printing, dependencies, cost, reference execution,
-C++ and Triton are folds. This module is also the one to import the parts from.
+Data, not closures: a `Val` is hash-consed, so common subexpressions are one object, and printing,
+dependencies, cost, reference execution, C++ and Triton are folds. This module is also the one to import the
+parts from.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -10,13 +13,57 @@ from dataclasses import dataclass, field
 import torch
 
 from .check import check_loops
-from .nest import (REDUCTIONS, SCANS, Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis)
+from .nest import REDUCTIONS, SCANS, Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis
 from .reference import run_loops
-from .val import (Apply, Checked, Const, Index, Load, Val, apply, checked, const, index, load, loads, rewrite, show, walk)
+from .val import (
+    Apply,
+    Checked,
+    Const,
+    Index,
+    Load,
+    Val,
+    apply,
+    checked,
+    const,
+    index,
+    load,
+    loads,
+    rewrite,
+    show,
+    walk,
+)
 
-__all__ = ["REDUCTIONS", "SCANS", "Apply", "Axis", "Buffer", "Checked", "Const", "Extern", "Index", "Load", "Loop", "Loops",
-           "Result", "Step", "Store", "Val", "View", "apply", "axis", "check_loops", "checked", "const", "index", "load",
-           "loads", "rewrite", "run_loops", "show", "walk"]
+__all__ = [
+    "REDUCTIONS",
+    "SCANS",
+    "Apply",
+    "Axis",
+    "Buffer",
+    "Checked",
+    "Const",
+    "Extern",
+    "Index",
+    "Load",
+    "Loop",
+    "Loops",
+    "Result",
+    "Step",
+    "Store",
+    "Val",
+    "View",
+    "apply",
+    "axis",
+    "check_loops",
+    "checked",
+    "const",
+    "index",
+    "load",
+    "loads",
+    "rewrite",
+    "run_loops",
+    "show",
+    "walk",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +71,8 @@ class Loops:
     """The border object: buffers by name, steps in a legal order, results, constants, error texts.
 
     returned   the caller gets results[:returned]; later ones are only bases that aliases refer to
-    errors[i] = (exception type name, message) for Checked index number i; {index} in a message stands for the value found.
-    written    the inputs that the graph writes back to
+    errors[i] = (exception type name, message) for Checked index number i; {index} in a message stands for
+    the value found. written    the inputs that the graph writes back to
     notes      decisions for people: buffer name -> why it is realised
     """
 
@@ -45,7 +92,7 @@ class Loops:
             note = f"  ({self.notes[b.name]})" if b.name in self.notes else ""
             lines.append(f"    {b.kind} {b.name}: {b.spec}{note}")
         lines += [f"    {s}" for s in self.steps]
-        shown = list(map(str, self.results[:self.returned] if self.returned >= 0 else self.results))
+        shown = list(map(str, self.results[: self.returned] if self.returned >= 0 else self.results))
         return "\n".join([*lines, f"    return {', '.join(shown)}"])
 
     def check(self) -> None:
@@ -53,5 +100,6 @@ class Loops:
         check_loops(self)
 
     def run(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """The caller's results by the reference executor; inputs that the graph writes are changed. See loops.reference."""
+        """The caller's results by the reference executor; inputs that the graph writes are changed. See
+        loops.reference."""
         return run_loops(self, inputs)

@@ -2,6 +2,7 @@
 
 Takes `val`; `ir.Loops` holds them, `schedule` groups them into kernels.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -21,13 +22,16 @@ SCANS = ("scan_sum", "scan_prod", "scan_amax", "scan_amin")
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Memory a graph touches. `spec.offset` counts from the start of the tensor's *storage* for inputs and is 0 for all others.
+    """Memory a graph touches. `spec.offset` counts from the start of the tensor's *storage* for inputs and
+    is 0 for all others.
 
     kind    "input"    the caller's tensor (`index` = which); also the target of write-backs
             "constant" a tensor the graph carries (`index` = which of `Loops.constants`)
-            "temp"     ours, lives inside one call (the schedule places it in the arena, in a kernel's own scratch, or nowhere)
+            "temp"     ours, lives inside one call (the schedule places it in the arena, in a kernel's own
+                       scratch, or nowhere)
             "output"   fresh memory handed to the caller (`index` = which output)
-            "extern"   allocated by a library kernel that cannot write to given memory; freed after its last use
+            "extern"   allocated by a library kernel that cannot write to given memory; freed after its last
+                       use
     """
 
     name: str
@@ -54,9 +58,11 @@ def axis(name: str, size: int) -> Axis:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Where a loop puts its result: buffer[index] (mode "set"), or buffer[index] (op)= value for modes "add" "mul" "amin" "amax".
+    """Where a loop puts its result: buffer[index] (mode "set"), or buffer[index] (op)= value for modes
+    "add" "mul" "amin" "amax".
 
-    With `indirect` pairs (as in Load) it is a scatter: points may meet an element twice, and then act in row-major order of the axes."""
+    With `indirect` pairs (as in Load) it is a scatter: points may meet an element twice, and then act in
+    row-major order of the axes."""
 
     buffer: str
     index: Sym | int
@@ -73,9 +79,12 @@ class Loop:
     """for axes: [acc = identity; for reduce_axes: acc = combine(acc, body)]; out = acc
 
     combine None         elementwise: no reduce axes; one store of `body` per point of `axes`
-            "sum" "prod" "amax" "amin" "any" "all"   a reduction over reduce_axes, accumulated in `body.dtype`. amax/amin carry NaN.
-            "argmax" "argmin"   position of the first extreme (NaN wins) in row-major order over reduce_axes; result int64
-            "scan_sum" "scan_prod" "scan_amax" "scan_amin"   inclusive scan along reduce_axes[0]; stores at every point of axes+reduce_axes
+            "sum" "prod" "amax" "amin" "any" "all"   a reduction over reduce_axes, accumulated in
+                                                     `body.dtype`. amax/amin carry NaN.
+            "argmax" "argmin"   position of the first extreme (NaN wins) in row-major order over
+                                reduce_axes; result int64
+            "scan_sum" "scan_prod" "scan_amax" "scan_amin"   inclusive scan along reduce_axes[0]; stores at
+                                                             every point of axes+reduce_axes
     out      stored once per point of `axes` (scans: once per point of axes and reduce_axes)
     store_dtype   the stored dtype: the result is cast to it
     """
@@ -121,7 +130,9 @@ class Loop:
         if self.combine:
             body = f"{self.combine}({', '.join(map(str, self.reduce_axes))})({body})"
         dtype = str(self.store_dtype).removeprefix("torch.")
-        return f"{self.name}: for {axes}: {self.out} {sign} {body}  # {dtype}" + (f" | {self.where}" if self.where else "")
+        return f"{self.name}: for {axes}: {self.out} {sign} {body}  # {dtype}" + (
+            f" | {self.where}" if self.where else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +140,7 @@ class View:
     """A strided window on a buffer: what a library kernel gets as an argument (no copy)."""
 
     buffer: str
-    spec: TensorSpec               # offset counts from the buffer's own start
+    spec: TensorSpec  # offset counts from the buffer's own start
 
     def __str__(self) -> str:
         return f"{self.buffer}:{self.spec}"
@@ -141,10 +152,12 @@ class View:
 class Extern:
     """A call of a library kernel.
 
-    op      the functional OpOverload; args and kwargs as in its schema, with View in place of tensors (nested in tuples for tensor lists)
-    outs    the result views, one per returned tensor (None where the schema returns an undefined or unused one)
-    into    the overload that writes results to given memory (its out arguments, in order, are `outs`); None: the kernel allocates, and
-            every buffer of `outs` is of kind "extern"
+    op      the functional OpOverload; args and kwargs as in its schema, with View in place of tensors
+            (nested in tuples for tensor lists)
+    outs    the result views, one per returned tensor (None where the schema returns an undefined or unused
+            one)
+    into    the overload that writes results to given memory (its out arguments, in order, are `outs`);
+            None: the kernel allocates, and every buffer of `outs` is of kind "extern"
     """
 
     name: str
@@ -183,8 +196,8 @@ class Result:
     """What the caller gets as output i.
 
     alias False   the whole "output" or "extern" buffer, fresh memory
-    alias True    a window with `spec`'s geometry on the storage of an input buffer, or of the output or extern buffer of another result;
-                  spec.offset counts from the start of that storage
+    alias True    a window with `spec`'s geometry on the storage of an input buffer, or of the output or
+                  extern buffer of another result; spec.offset counts from the start of that storage
     """
 
     buffer: str

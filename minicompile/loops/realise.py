@@ -1,8 +1,10 @@
 """Which values get memory, and why. Everything else is computed again wherever it is read.
 
-Takes the prim graph, serves `build`. The policy: a value that several loops need is realised unless computing it
-again reads no more than loading it would; the schedule then keeps it out of memory where it can fuse those loops.
+Takes the prim graph, serves `build`. The policy: a value that several loops need is realised unless
+computing it again reads no more than loading it would; the schedule then keeps it out of memory where it
+can fuse those loops.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -14,14 +16,17 @@ import torch
 
 from ..ir.graph import Graph, Node, arg_nodes
 from ..ir.spec import TensorSpec, contiguous_stride
-from .views import VIEWS, argument, chain, kind_of, name_of, strided_window
+from .views import VIEWS, chain, kind_of, name_of, strided_window
 
-HEAVY = frozenset("""exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf
-    erfc erfinv lgamma digamma pow atan2 hypot fmod remainder floordiv truncdiv sqrt rsqrt""".split())
+HEAVY = frozenset(
+    """exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh
+acosh atanh erf
+    erfc erfinv lgamma digamma pow atan2 hypot fmod remainder floordiv truncdiv sqrt rsqrt""".split()
+)
 MODEST = frozenset("div reciprocal nextafter".split())
-MATMULS = frozenset("mm addmm bmm baddbmm".split())         # library kernels that take any one-dense-side strides
-FEW = 4096                                                  # evaluations that cost less than another loop
-LARGEST = 200                                               # prims in one expression
+MATMULS = frozenset("mm addmm bmm baddbmm".split())  # library kernels that take any one-dense-side strides
+FEW = 4096  # evaluations that cost less than another loop
+LARGEST = 200  # prims in one expression
 
 
 def layout_of(spec: TensorSpec) -> tuple[int, ...]:
@@ -31,8 +36,8 @@ def layout_of(spec: TensorSpec) -> tuple[int, ...]:
 
 @lru_cache(maxsize=None)
 def out_variant(op: Any) -> Any:
-    """The overload of `op` that writes into given tensors, or None. Generated wrappers, which compute first and copy
-    then, don't count."""
+    """The overload of `op` that writes into given tensors, or None. Generated wrappers, which compute first
+    and copy then, don't count."""
     own = [(a.name, str(a.type)) for a in op._schema.arguments]
     for name in op.overloadpacket.overloads():
         other = getattr(op.overloadpacket, name)
@@ -40,16 +45,21 @@ def out_variant(op: Any) -> Any:
         outs = [a for a in arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in arguments if not a.is_out]
         tensors = all(str(a.type) == "Tensor" for a in outs)
-        if outs and tensors and len(outs) == len(op._schema.returns) and rest == own \
-                and torch.Tag.generated not in other.tags:
+        if (
+            outs
+            and tensors
+            and len(outs) == len(op._schema.returns)
+            and rest == own
+            and torch.Tag.generated not in other.tags
+        ):
             return other
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one element of a value, computed from what is realised for sure: prims applied, bytes read, a heavy prim
-    inside."""
+    """Of one element of a value, computed from what is realised for sure: prims applied, bytes read, a
+    heavy prim inside."""
 
     ops: int = 0
     bytes: float = 0.0
@@ -61,13 +71,16 @@ class Cost:
 
 @dataclass
 class Decisions:
-    """reasons: realised node -> why; windows: library call -> (argument, realised node it is a strided window of)."""
+    """reasons: realised node -> why; windows: library call -> (argument, realised node it is a strided
+    window of)."""
 
     reasons: dict[Node, str] = field(default_factory=dict)
     windows: dict[Node, list[tuple[Node, Node]]] = field(default_factory=dict)
 
 
-def why_realise(name: str, cost: Cost, itemsize: int, uses: int, evaluations: int, numel: int) -> str | None:
+def why_realise(
+    name: str, cost: Cost, itemsize: int, uses: int, evaluations: int, numel: int
+) -> str | None:
     """A reason to give a value memory, or None: it is computed at each use.
 
     uses          places that read it, counting readers at the same point of the same loop once
@@ -136,7 +149,9 @@ def _argument(call: Node, a: Node, d: Decisions) -> None:
 
 
 def _same_stride(window: TensorSpec, spec: TensorSpec) -> bool:
-    return spec.numel == 0 or all(n == 1 or s == t for n, s, t in zip(spec.shape, window.stride, spec.stride))
+    return spec.numel == 0 or all(
+        n == 1 or s == t for n, s, t in zip(spec.shape, window.stride, spec.stride)
+    )
 
 
 def _any_stride(call: Node, window: TensorSpec) -> bool:
@@ -175,16 +190,26 @@ def _share(cost: Cost, numel: int, wider: int) -> Cost:
 
 
 def _uses(graph: Graph, d: Decisions, costs: dict[Node, Cost]) -> None:
-    """Walks from the results to the inputs; `keys[n]` are the points of view from which n is read (equal key: same
-    index in the same loop), each with how many evaluations it asks for."""
+    """Walks from the results to the inputs; `keys[n]` are the points of view from which n is read (equal
+    key: same index in the same loop), each with how many evaluations it asks for."""
     keys: dict[Node, dict[Any, int]] = {n: {} for n in (*graph.inputs, *graph.nodes)}
     for i, n in graph.writes:
         keys[n]["write", i] = n.tensor.numel
     for n in reversed(graph.nodes):
-        if isinstance(n.spec, TensorSpec) and kind_of(n) not in ("constant", "create") and n not in d.reasons:
+        if (
+            isinstance(n.spec, TensorSpec)
+            and kind_of(n) not in ("constant", "create")
+            and n not in d.reasons
+        ):
             if kind_of(n) != "view" or name_of(n) not in VIEWS:
-                reason = why_realise(name_of(n), costs[n], n.spec.dtype.itemsize, len(keys[n]), sum(keys[n].values()),
-                                     n.spec.numel)
+                reason = why_realise(
+                    name_of(n),
+                    costs[n],
+                    n.spec.dtype.itemsize,
+                    len(keys[n]),
+                    sum(keys[n].values()),
+                    n.spec.numel,
+                )
                 if reason:
                     d.reasons[n] = reason
         for a, key, evaluations in _reads(n, d.reasons, keys[n]):
@@ -216,17 +241,15 @@ def _reads(n: Node, realised: dict[Node, str], mine: dict[Any, int]) -> Iterator
         yield base, (n, "base"), n.tensor.numel
         for a in (*arg_nodes(indices), *arg_nodes(src)):
             yield a, (n, "source"), a.tensor.numel
-    elif name == "expand":                              # emitters hoist what inner loops don't change
+    elif name == "expand":  # emitters hoist what inner loops don't change
         src = operands[0]
         for key, evaluations in mine.items():
             yield src, (n, key), evaluations // _trailing(src.tensor.shape, n.tensor.shape)
-    else:                                           # views, and gather: its indices are read where it is
+    else:  # views, and gather: its indices are read where it is
         for a in operands:
             at_same = name == "gather" and a is not n.args[0]
             for key, evaluations in mine.items():
                 yield a, key if at_same else (n, key), evaluations
-
-
 
 
 def _trailing(src: tuple[int, ...], wide: tuple[int, ...]) -> int:

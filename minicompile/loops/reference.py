@@ -1,8 +1,11 @@
-"""Reference executor: runs loops with torch on whole index grids. The meaning of the loop IR, and the fallback without a C++ compiler.
+"""Reference executor: runs loops with torch on whole index grids. The meaning of the loop IR, and the
+fallback without a C++ compiler.
 
-Takes `Loops` (and, through schedule.execute, the kernels of a Plan), gives tensors. Slow and obvious: each Val is
-evaluated for all points at once; a load whose index is affine is a strided view, any other one gathers.
+Takes `Loops` (and, through schedule.execute, the kernels of a Plan), gives tensors. Slow and obvious: each
+Val is evaluated for all points at once; a load whose index is affine is a strided view, any other one
+gathers.
 """
+
 from __future__ import annotations
 
 import builtins
@@ -23,12 +26,18 @@ if TYPE_CHECKING:
     from .ir import Loops
 
 Tensor = torch.Tensor
-TENSOR = {"add": "sum", "mul": "prod", "amin": "amin", "amax": "amax"}      # store mode -> scatter_reduce's name
+TENSOR = {
+    "add": "sum",
+    "mul": "prod",
+    "amin": "amin",
+    "amax": "amax",
+}  # store mode -> scatter_reduce's name
 
 
 @dataclass
 class Memory:
-    """Buffers as flat tensors (element 0 is the buffer's start), the tensors handed in, and the index errors met."""
+    """Buffers as flat tensors (element 0 is the buffer's start), the tensors handed in, and the index
+    errors met."""
 
     buffers: dict[str, Buffer]
     flat: dict[str, Tensor] = field(default_factory=dict)
@@ -61,9 +70,11 @@ def allocate(spec: TensorSpec) -> Tensor:
 
 @torch.no_grad()
 def run_loops(loops: Loops, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Runs every step in order. Returns the results the caller sees; inputs with write-backs are changed in place.
+    """Runs every step in order. Returns the results the caller sees; inputs with write-backs are changed in
+    place.
 
-    Raises CheckError where an input does not fit its spec, and the error of a failed index check after all steps.
+    Raises CheckError where an input does not fit its spec, and the error of a failed index check after all
+    steps.
     """
     memory = start(loops.buffers, loops.inputs, inputs, loops.constants)
     for b in loops.buffers.values():
@@ -78,8 +89,9 @@ def run_loops(loops: Loops, inputs: Sequence[Tensor]) -> list[Tensor]:
     return results(loops, memory)
 
 
-def start(buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Tensor],
-          constants: Sequence[Tensor]) -> Memory:
+def start(
+    buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Tensor], constants: Sequence[Tensor]
+) -> Memory:
     """Memory with inputs and constants bound."""
     memory = Memory(buffers)
     if len(names) != len(inputs):
@@ -94,7 +106,7 @@ def start(buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Ten
 
 def results(loops: Loops, memory: Memory) -> list[Tensor]:
     """The tensors the caller gets."""
-    shown = loops.results[:loops.returned] if loops.returned >= 0 else loops.results
+    shown = loops.results[: loops.returned] if loops.returned >= 0 else loops.results
     return [_result(r, memory) for r in shown]
 
 
@@ -102,7 +114,11 @@ def _result(r: Result, memory: Memory) -> Tensor:
     base = memory.given.get(r.buffer)
     spec = r.spec
     if r.alias and base is not None:
-        same = (tuple(base.shape), tuple(base.stride()), base.storage_offset()) == (spec.shape, spec.stride, spec.offset)
+        same = (tuple(base.shape), tuple(base.stride()), base.storage_offset()) == (
+            spec.shape,
+            spec.stride,
+            spec.offset,
+        )
         return base if same else base.detach().as_strided(spec.shape, spec.stride, spec.offset)
     flat = memory.get(r.buffer)
     offset = flat.storage_offset() + (spec.offset if r.alias else 0)
@@ -119,6 +135,7 @@ def raise_faults(loops: Loops, memory: Memory) -> None:
 
 # ---- loops ----
 
+
 class Grid:
     """The points of a loop: one tensor dimension per axis."""
 
@@ -126,11 +143,16 @@ class Grid:
         self.axes = tuple(axes)
         self.shape = tuple(int(a.size) for a in axes)
         n = len(axes)
-        self.env = {a.var.name: torch.arange(int(a.size), device=device).reshape([-1 if k == i else 1 for k in range(n)])
-                    for i, a in enumerate(axes)}
+        self.env = {
+            a.var.name: torch.arange(int(a.size), device=device).reshape(
+                [-1 if k == i else 1 for k in range(n)]
+            )
+            for i, a in enumerate(axes)
+        }
 
     def window(self, flat: Tensor, index: Sym | int) -> Tensor | None:
-        """flat[index] as a strided view of one dimension per axis (size 1 where index ignores it), if affine."""
+        """flat[index] as a strided view of one dimension per axis (size 1 where index ignores it), if
+        affine."""
         strides = [coefficient(index, a.var) for a in self.axes]
         if any(s is None or s < 0 for s in strides):
             return None
@@ -140,7 +162,7 @@ class Grid:
         shape = [n if s else min(n, 1) for n, s in zip(self.shape, strides)]
         if 0 in shape:
             return flat.new_empty(shape)
-        last = start_ + sum((n - 1) * s for n, s in zip(shape, strides))      # type: ignore[operator]
+        last = start_ + sum((n - 1) * s for n, s in zip(shape, strides))
         if not 0 <= start_ <= last < flat.numel():
             raise CheckError("run", str(index), f"reaches elements {start_} to {last} of {flat.numel()}")
         return flat.as_strided(shape, [s or 0 for s in strides], flat.storage_offset() + start_)
@@ -175,7 +197,7 @@ def _evaluate(v: Val, args: list[Tensor], grid: Grid, memory: Memory) -> Tensor:
         bad = (args[0] < v.lo) | (args[0] >= v.hi)
         if bad.any():
             memory.faults.append((v.error, int(args[0][bad][0])))
-        return args[0].clamp(v.lo, max(int(v.hi) - 1, v.lo))      # type: ignore[arg-type]
+        return args[0].clamp(v.lo, max(int(v.hi) - 1, v.lo))
     if isinstance(v, Apply):
         extra = (v.dtype,) if v.prim in ("cast", "bitcast") else ()
         out = PRIMS[v.prim].ref(*args, *extra)
@@ -207,7 +229,11 @@ def _combine(loop: Loop, x: Tensor, par: int) -> Tensor:
     points = x.shape[:par]
     if loop.is_scan:
         return _scan(loop.combine or "", x)
-    x = x.reshape(*points, x.shape[par:].numel()) if x.numel() or loop.combine in ("sum", "prod", "any", "all") else x
+    x = (
+        x.reshape(*points, x.shape[par:].numel())
+        if x.numel() or loop.combine in ("sum", "prod", "any", "all")
+        else x
+    )
     if x.dim() != par + 1:
         x = x.new_empty((*points, 0))
     match loop.combine:
@@ -241,14 +267,16 @@ def _scan(combine: str, x: Tensor) -> Tensor:
 def _store(loop: Loop, value: Tensor, memory: Memory, memo: dict[Val, Tensor], grid: Grid) -> None:
     out, flat = loop.out, memory.get(loop.out.buffer)
     if flat.dtype != loop.store_dtype:
-        raise CheckError("run", loop.name, f"stores {loop.store_dtype} into {out.buffer}, which is {flat.dtype}")
+        raise CheckError(
+            "run", loop.name, f"stores {loop.store_dtype} into {out.buffer}, which is {flat.dtype}"
+        )
     value = value.expand(grid.shape)
     if 0 in grid.shape:
         return
     if not out.indirect and out.mode == "set":
         view = grid.window(flat, out.index)
         if view is not None and view.shape == value.shape:
-            view.copy_(value.clone())                 # clone: the value may be a view of the very same memory
+            view.copy_(value.clone())  # clone: the value may be a view of the very same memory
             return
     env: dict[str, Any] = dict(grid.env)
     for var, x in out.indirect:
@@ -258,10 +286,13 @@ def _store(loop: Loop, value: Tensor, memory: Memory, memo: dict[Val, Tensor], g
 
 
 def scatter(flat: Tensor, where: Tensor, value: Tensor, mode: str) -> None:
-    """flat[where] (mode)= value, in place; where an element is met twice with mode "set", the last one stays."""
+    """flat[where] (mode)= value, in place; where an element is met twice with mode "set", the last one
+    stays."""
     if mode != "set":
         if flat.dtype is torch.bool:
-            flat.copy_(flat.to(torch.uint8).scatter_reduce(0, where, value.to(torch.uint8), TENSOR[mode]).bool())
+            flat.copy_(
+                flat.to(torch.uint8).scatter_reduce(0, where, value.to(torch.uint8), TENSOR[mode]).bool()
+            )
         else:
             flat.scatter_reduce_(0, where, value, TENSOR[mode], include_self=True)
         return
@@ -273,6 +304,7 @@ def scatter(flat: Tensor, where: Tensor, value: Tensor, mode: str) -> None:
 
 # ---- library kernels ----
 
+
 def view_tensor(view: View, memory: Memory) -> Tensor:
     """The tensor a library kernel gets for `view`."""
     flat = memory.get(view.buffer)
@@ -282,6 +314,7 @@ def view_tensor(view: View, memory: Memory) -> Tensor:
 
 def call(step: Extern, memory: Memory) -> tuple:
     """Every result of the functional overload."""
+
     def fill(arg: Any) -> Any:
         if isinstance(arg, View):
             return view_tensor(arg, memory)

@@ -1,8 +1,9 @@
 """Val: scalar expressions over loop variables, hash-consed, and the folds over them.
 
-Takes `ir.sym`; loops are made of these (`nest`), and every later stage reads them by folding: printing, dependencies, cost, reference
-execution, C++ and Triton.
+Takes `ir.sym`; loops are made of these (`nest`), and every later stage reads them by folding: printing,
+dependencies, cost, reference execution, C++ and Triton.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,8 @@ _lock = Lock()
 
 
 class Val:
-    """A scalar expression of the loop variables. Hash-consed: equal means identical, so `is` and dict keys are structural.
+    """A scalar expression of the loop variables. Hash-consed: equal means identical, so `is` and dict keys
+    are structural.
 
     args    the operand Vals (of a Load: its indirect indices, then its mask)
     vars    every loop variable it depends on (variables that a Load binds itself are not free)
@@ -37,10 +39,11 @@ class Val:
 
 
 class Load(Val):
-    """The element at linear offset `index` (in elements from the buffer's own start: its spec's offset is not included) of `buffer`.
+    """The element at linear offset `index` (in elements from the buffer's own start: its spec's offset is
+    not included) of `buffer`.
 
-    Each `indirect` pair binds a variable of `index` to an int64 Val (gather). Where `mask` (a bool Val) is false nothing is read and the
-    value is 0.
+    Each `indirect` pair binds a variable of `index` to an int64 Val (gather). Where `mask` (a bool Val) is
+    false nothing is read and the value is 0.
     """
 
     __slots__ = ("buffer", "index", "indirect", "mask")
@@ -65,16 +68,17 @@ class Index(Val):
 
 
 class Apply(Val):
-    """An elementwise row of the prim table, by name ("add", "where", "cast", …). Operands of one call share a dtype, but for where's first
-    (bool) and cast's and bitcast's, whose result is `dtype`. Low-precision floats never reach arithmetic: the lowering casts."""
+    """An elementwise row of the prim table, by name ("add", "where", "cast", …). Operands of one call share
+    a dtype, but for where's first (bool) and cast's and bitcast's, whose result is `dtype`. Low-precision
+    floats never reach arithmetic: the lowering casts."""
 
     __slots__ = ("prim",)
     prim: str
 
 
 class Checked(Val):
-    """An int64 index that must lie in [lo, hi); outside, error number `error` (of Loops.errors) is raised after the call and the value is
-    clamped into the range, so that the process lives."""
+    """An int64 index that must lie in [lo, hi); outside, error number `error` (of Loops.errors) is raised
+    after the call and the value is clamped into the range, so that the process lives."""
 
     __slots__ = ("lo", "hi", "error")
     lo: int
@@ -106,15 +110,29 @@ def _sym_key(s: Sym | int) -> tuple:
     return ("int", s) if isinstance(s, int) else ("sym", id(s))
 
 
-def load(buffer: str, index: Sym | int, dtype: torch.dtype, indirect: tuple[tuple[Var, Val], ...] = (),
-         mask: Val | None = None) -> Load:
+def load(
+    buffer: str,
+    index: Sym | int,
+    dtype: torch.dtype,
+    indirect: tuple[tuple[Var, Val], ...] = (),
+    mask: Val | None = None,
+) -> Load:
     """See Load. Pairs whose variable the index does not use are dropped."""
     used = free_vars(index)
     indirect = tuple(p for p in indirect if p[0] in used)
-    key = ("load", buffer, *_sym_key(index), dtype, *((id(v), id(x)) for v, x in indirect), id(mask) if mask else None)
+    key = (
+        "load",
+        buffer,
+        *_sym_key(index),
+        dtype,
+        *((id(v), id(x)) for v, x in indirect),
+        id(mask) if mask else None,
+    )
     args = tuple(x for _, x in indirect) + ((mask,) if mask else ())
     own = used.difference(v for v, _ in indirect)
-    return _intern(key, lambda: _new(Load, dtype, args, own, buffer=buffer, index=index, indirect=indirect, mask=mask))
+    return _intern(
+        key, lambda: _new(Load, dtype, args, own, buffer=buffer, index=index, indirect=indirect, mask=mask)
+    )
 
 
 def const(value: bool | int | float | complex, dtype: torch.dtype) -> Const:
@@ -124,7 +142,7 @@ def const(value: bool | int | float | complex, dtype: torch.dtype) -> Const:
     elif dtype.is_complex:
         value = complex(value)
     else:
-        value = float(value) if dtype.is_floating_point else int(value)     # type: ignore[arg-type]
+        value = float(value) if dtype.is_floating_point else int(value)
     return _intern(("const", repr(value), dtype), lambda: _new(Const, dtype, (), frozenset(), value=value))
 
 
@@ -137,17 +155,21 @@ def index(sym: Sym | int, dtype: torch.dtype = torch.int64) -> Val:
 
 def apply(prim: str, args: tuple[Val, ...], dtype: torch.dtype) -> Apply:
     """See Apply."""
-    return _intern(("apply", prim, dtype, *map(id, args)), lambda: _new(Apply, dtype, args, frozenset(), prim=prim))
+    return _intern(
+        ("apply", prim, dtype, *map(id, args)), lambda: _new(Apply, dtype, args, frozenset(), prim=prim)
+    )
 
 
 def checked(value: Val, lo: int, hi: Sym | int, error: int) -> Val:
     """See Checked; an Index or Const whose bounds prove it needs no check."""
-    if isinstance(value, Const) and isinstance(hi, int) and lo <= value.value < hi:            # type: ignore[operator]
+    if isinstance(value, Const) and isinstance(hi, int) and lo <= value.value < hi:
         return value
-    if isinstance(value, Index) and isinstance(hi, int) and value.sym.lo >= lo and value.sym.hi < hi:    # type: ignore[union-attr]
+    if isinstance(value, Index) and isinstance(hi, int) and value.sym.lo >= lo and value.sym.hi < hi:
         return value
     key = ("checked", id(value), lo, *_sym_key(hi), error)
-    return _intern(key, lambda: _new(Checked, value.dtype, (value,), frozenset(), lo=lo, hi=hi, error=error))
+    return _intern(
+        key, lambda: _new(Checked, value.dtype, (value,), frozenset(), lo=lo, hi=hi, error=error)
+    )
 
 
 def walk(v: Val) -> list[Val]:
@@ -186,10 +208,14 @@ def rebuild(v: Val, args: tuple[Val, ...], env: Mapping[Var, Sym | int]) -> Val:
     return v
 
 
-def rewrite(v: Val, env: Mapping[Var, Sym | int], change: Callable[[Val], Val | None] = lambda _: None,
-            memo: dict[Val, Val] | None = None) -> Val:
-    """v with variables replaced by `env`, then each node for which `change` gives something replaced by that, bottom up. `memo` may be
-    shared between calls with the same env and change."""
+def rewrite(
+    v: Val,
+    env: Mapping[Var, Sym | int],
+    change: Callable[[Val], Val | None] = lambda _: None,
+    memo: dict[Val, Val] | None = None,
+) -> Val:
+    """v with variables replaced by `env`, then each node for which `change` gives something replaced by
+    that, bottom up. `memo` may be shared between calls with the same env and change."""
     done = {} if memo is None else memo
     if v in done:
         return done[v]

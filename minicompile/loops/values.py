@@ -1,8 +1,9 @@
 """The value of a prim graph's node at an index, as a Val: what loops are filled with.
 
-Takes prim nodes and the buffers of those that are realised (`build` decides when), gives expressions. Views become
-index maps, everything else that has no buffer is computed in place.
+Takes prim nodes and the buffers of those that are realised (`build` decides when), gives expressions. Views
+become index maps, everything else that has no buffer is computed in place.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ INT_DIVISIONS = ("floordiv", "truncdiv", "remainder", "fmod")
 
 
 class Undecided(Exception):
-    """A concatenation is met at an index that lies in several of its parts: the loop over `var` must be split at
-    `point`."""
+    """A concatenation is met at an index that lies in several of its parts: the loop over `var` must be
+    split at `point`."""
 
     def __init__(self, var: Var, point: int):
         super().__init__(f"{var} at {point}")
@@ -31,7 +32,8 @@ class Undecided(Exception):
 
 
 class Context:
-    """How a place is reached: `mask` says when it is read at all, `indirect` binds the variables read from memory."""
+    """How a place is reached: `mask` says when it is read at all, `indirect` binds the variables read from
+    memory."""
 
     __slots__ = ("mask", "indirect", "key")
 
@@ -44,7 +46,8 @@ TOP = Context()
 
 
 class Values:
-    """Evaluates nodes of one graph. `buffers` maps realised nodes to their memory and grows as loops are built."""
+    """Evaluates nodes of one graph. `buffers` maps realised nodes to their memory and grows as loops are
+    built."""
 
     def __init__(self) -> None:
         self.buffers: dict[Node, Buffer] = {}
@@ -56,7 +59,9 @@ class Values:
         """node[idx]. Raises Undecided (only while `splits`) where a concatenation leaves it open."""
         found = self.buffers.get(node)
         if found is not None:
-            return load(found.name, offset_of(idx, found.spec.stride), found.spec.dtype, ctx.indirect, ctx.mask)
+            return load(
+                found.name, offset_of(idx, found.spec.stride), found.spec.dtype, ctx.indirect, ctx.mask
+            )
         return self.compute(node, idx, ctx)
 
     def compute(self, node: Node, idx: Indices, ctx: Context = TOP) -> Val:
@@ -98,10 +103,12 @@ class Values:
         args = node.args
         tensors = [a.tensor.dtype for a in (args[1:] if name == "where" else args) if isinstance(a, Node)]
         scalar = tensors[0] if tensors else dtype
-        vals = [self._operand(a, idx, ctx, torch.bool if name == "where" and k == 0 else scalar, node)
-                for k, a in enumerate(args)]
+        vals = [
+            self._operand(a, idx, ctx, torch.bool if name == "where" and k == 0 else scalar, node)
+            for k, a in enumerate(args)
+        ]
         if ctx.mask is not None and name in INT_DIVISIONS and not scalar.is_floating_point:
-            vals[1] = apply("where", (ctx.mask, vals[1], const(1, scalar)), scalar)   # masked loads give 0
+            vals[1] = apply("where", (ctx.mask, vals[1], const(1, scalar)), scalar)  # masked loads give 0
         return fold(name, tuple(vals), dtype) or apply(name, tuple(vals), dtype)
 
     def _operand(self, a: Any, idx: Indices, ctx: Context, dtype: torch.dtype, user: Node) -> Val:
@@ -110,7 +117,7 @@ class Values:
         shape = a.tensor.shape
         if shape == user.tensor.shape:
             return self.of(a, idx, ctx)
-        tail = idx[len(idx) - len(shape):]
+        tail = idx[len(idx) - len(shape) :]
         return self.of(a, tuple(0 if n == 1 else i for n, i in zip(shape, tail)), ctx)
 
     # ---- creation ----
@@ -154,7 +161,7 @@ class Values:
             split_at(at, parts[0][2], ctx)
         chosen = None
         for part, start, stop in reversed(parts):
-            where = (*idx[:dim], at - start, *idx[dim + 1:])
+            where = (*idx[:dim], at - start, *idx[dim + 1 :])
             if len(parts) == 1:
                 return self.of(part, where, ctx)
             mask = inside((at - start,), (stop - start,), ctx) or const(True, torch.bool)
@@ -167,9 +174,11 @@ class Values:
         where, pairs = self.indirect(argument(node, 1, "indices"), src.tensor.shape, idx, ctx, node)
         return self.of(src, where, Context(ctx.mask, pairs))
 
-    def indirect(self, indices: Sequence[Node], shape: Sequence[int], idx: Indices, ctx: Context,
-                 node: Node) -> tuple[Indices, tuple[tuple[Var, Val], ...]]:
-        """The place that index tensors (read at idx) point to, and the variables that stand for what was read."""
+    def indirect(
+        self, indices: Sequence[Node], shape: Sequence[int], idx: Indices, ctx: Context, node: Node
+    ) -> tuple[Indices, tuple[tuple[Var, Val], ...]]:
+        """The place that index tensors (read at idx) point to, and the variables that stand for what was
+        read."""
         pairs = list(ctx.indirect)
         where: list[Sym | int] = []
         first = 4 if name_of(node) == "scatter" else 2
@@ -178,14 +187,16 @@ class Values:
         for a, n in zip(indices, shape):
             v = self._operand(a, idx, ctx, torch.int64, node)
             if isinstance(v, Const):
-                v = index(int(v.value), torch.int64)      # type: ignore[arg-type]
-            known = isinstance(v, Const) or (isinstance(v, Index) and 0 <= bounds(v.sym)[0] and bounds(v.sym)[1] < n)
-            if ctx.mask is not None and not known:        # what is masked away must not raise
+                v = index(int(v.value), torch.int64)
+            known = isinstance(v, Const) or (
+                isinstance(v, Index) and bounds(v.sym)[0] >= 0 and bounds(v.sym)[1] < n
+            )
+            if ctx.mask is not None and not known:  # what is masked away must not raise
                 v = apply("where", (ctx.mask, v, const(0, v.dtype)), v.dtype)
             if check:
-                v = checked(v, 0, n, self.errors.setdefault(error, len(self.errors)))   # type: ignore[arg-type]
+                v = checked(v, 0, n, self.errors.setdefault(error, len(self.errors)))
             if isinstance(v, Const):
-                where.append(int(v.value))                # type: ignore[arg-type]
+                where.append(int(v.value))
             elif isinstance(v, Index):
                 where.append(v.sym)
             else:
@@ -207,7 +218,8 @@ def both(a: Val | None, b: Val) -> Val:
 
 
 def inside(where: Indices, shape: Sequence[int], ctx: Context) -> Val | None:
-    """A bool Val that is true where every index lies in its dimension; None if that is certain, False if never."""
+    """A bool Val that is true where every index lies in its dimension; None if that is certain, False if
+    never."""
     mask: Val | None = None
     for i, n in zip(where, shape):
         lo, hi = bounds(i)
@@ -253,5 +265,3 @@ def sym_value(s: Sym | int, ctx: Context, dtype: torch.dtype = torch.int64) -> V
 
     total = value(s)
     return total if dtype is torch.int64 else apply("cast", (total,), dtype)
-
-

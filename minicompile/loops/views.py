@@ -1,7 +1,10 @@
-"""Index maps: where a view prim's element comes from. Views never become loops; they move indices from consumer to producer.
+"""Index maps: where a view prim's element comes from. Views never become loops; they move indices from
+consumer to producer.
 
-Takes view nodes of the prim graph, serves `build` (values at an index) and `realise` (strided windows for library kernels).
+Takes view nodes of the prim graph, serves `build` (values at an index) and `realise` (strided windows for
+library kernels).
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,7 +15,13 @@ from ..ir.spec import TensorSpec, contiguous_stride
 from ..ir.sym import Sym, Var, coefficient, substitute
 
 Indices = tuple[Sym | int, ...]
-VIEWS = ("expand", "permute", "reshape", "slice", "flip")        # each element is one element of the first argument
+VIEWS = (
+    "expand",
+    "permute",
+    "reshape",
+    "slice",
+    "flip",
+)  # each element is one element of the first argument
 
 
 def name_of(node: Node) -> str:
@@ -42,7 +51,7 @@ def source_index(node: Node, idx: Indices) -> tuple[Node, Indices]:
     shape = src.tensor.shape
     match name_of(node):
         case "expand":
-            tail = idx[len(idx) - len(shape):]
+            tail = idx[len(idx) - len(shape) :]
             return src, tuple(0 if n == 1 else i for n, i in zip(shape, tail))
         case "permute":
             out: list[Sym | int] = [0] * len(idx)
@@ -120,8 +129,8 @@ def chain(node: Node, stop: dict[Node, Any] | frozenset[Node]) -> Node:
 
 
 def strided_window(node: Node, base: Node, layout: Sequence[int]) -> TensorSpec | None:
-    """node's geometry on `base`'s memory (stride `layout`), if node is a strided window of it; offset counts from
-    base's first element."""
+    """node's geometry on `base`'s memory (stride `layout`), if node is a strided window of it; offset
+    counts from base's first element."""
     spec = node.tensor
     if spec.numel == 0:
         return spec.with_(offset=0)
@@ -132,7 +141,7 @@ def strided_window(node: Node, base: Node, layout: Sequence[int]) -> TensorSpec 
         at, idx = source_index(at, idx)
     total = offset_of(idx, layout)
     strides = [coefficient(total, v) for v in variables]
-    start = substitute(total, {v: 0 for v in variables})
+    start = substitute(total, dict.fromkeys(variables, 0))
     if any(s is None or s < 0 for s in strides) or not isinstance(start, int):
         return None
     kept = tuple(own if n == 1 else s for n, s, own in zip(spec.shape, strides, spec.stride))

@@ -1,8 +1,10 @@
-"""Cores: library calls that have a kernel of our own, so that what follows them can be computed on each finished tile.
+"""Cores: library calls that have a kernel of our own, so that what follows them can be computed on each
+finished tile.
 
-Takes an `Extern`, gives the group of a core: the call writes to a register, one loop stores that to the call's result.
-`fuse` may then put further loops at the same points (the epilogue) and drop the store.
+Takes an `Extern`, gives the group of a core: the call writes to a register, one loop stores that to the
+call's result. `fuse` may then put further loops at the same points (the epilogue) and drop the store.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -25,7 +27,11 @@ def _is_float32(step: Extern) -> str | None:
 
 def _product(step: Extern) -> str | None:
     """mm and bmm: two plain tensors."""
-    return None if len(list(step.views())) == len(step.args) == 2 and not step.kwargs else "not a plain product"
+    return (
+        None
+        if len(list(step.views())) == len(step.args) == 2 and not step.kwargs
+        else "not a plain product"
+    )
 
 
 def _convolution(step: Extern) -> str | None:
@@ -42,8 +48,10 @@ def _convolution(step: Extern) -> str | None:
 
 
 CORES: dict[Any, Callable[[Extern], str | None]] = {
-    torch.ops.aten.mm.default: _product, torch.ops.aten.bmm.default: _product,
-    torch.ops.aten.convolution.default: _convolution}
+    torch.ops.aten.mm.default: _product,
+    torch.ops.aten.bmm.default: _product,
+    torch.ops.aten.convolution.default: _convolution,
+}
 
 
 def why_not_core(step: Extern) -> str | None:
@@ -58,18 +66,21 @@ def why_not_core(step: Extern) -> str | None:
 
 
 def core_axes(out: TensorSpec) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
-    """(axes, strides) of a core's result: (batch,) row, column; a convolution's are image, channel, pixel."""
+    """(axes, strides) of a core's result: (batch,) row, column; a convolution's are image, channel,
+    pixel."""
     shape, stride = list(out.shape), list(out.stride)
     if len(shape) == 4:
         shape, stride = [*shape[:2], shape[2] * shape[3]], [*stride[:2], stride[3]]
     return tuple(axis(f"i{k}", n) for k, n in enumerate(shape)), tuple(stride)
 
 
-def core_group(step: Extern, order: int, buffers: Mapping[str, Buffer], results: tuple[str, ...]
-               ) -> tuple[Group, list[Buffer]]:
+def core_group(
+    step: Extern, order: int, buffers: Mapping[str, Buffer], results: tuple[str, ...]
+) -> tuple[Group, list[Buffer]]:
     """The group that computes a core and stores it as it is, and the buffers that are new or changed.
 
-    `results` are the buffers the caller gets, in order: a result that a library would have allocated becomes ours."""
+    `results` are the buffers the caller gets, in order: a result that a library would have allocated
+    becomes ours."""
     out = step.outs[0]
     assert out is not None
     register = Buffer(step.name + "_value", "temp", TensorSpec(out.spec.dtype, (), ()))
@@ -83,7 +94,10 @@ def core_group(step: Extern, order: int, buffers: Mapping[str, Buffer], results:
     target = buffers[out.buffer]
     if target.kind == "extern":
         shown = out.buffer in results
-        changed.append(replace(target, kind="output" if shown else "temp",
-                               index=results.index(out.buffer) if shown else -1))
+        changed.append(
+            replace(
+                target, kind="output" if shown else "temp", index=results.index(out.buffer) if shown else -1
+            )
+        )
     core = replace(step, outs=(View(register.name, out.spec),))
     return Group(axes, (Part(store, (), order),), core), changed

@@ -2,6 +2,7 @@
 
 Takes steps, serves `fuse`, `memory` and the verifiers.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict

@@ -1,8 +1,10 @@
 """Reference executor of plans: the kernels in order, in the plan's own memory.
 
-Takes a `Plan`, gives tensors through loops.reference. The arena is one real block of bytes and every local lives
-only inside its kernel, so a plan that shares memory wrongly gives wrong numbers here, as it would in C++.
+Takes a `Plan`, gives tensors through loops.reference. The arena is one real block of bytes and every local
+lives only inside its kernel, so a plan that shares memory wrongly gives wrong numbers here, as it would in
+C++.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,13 +25,16 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def run_plan(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Runs every step in order. Returns the results the caller sees; inputs with write-backs are changed in place."""
+    """Runs every step in order. Returns the results the caller sees; inputs with write-backs are changed in
+    place."""
     memory = start(plan.buffers, plan.loops.inputs, inputs, plan.loops.constants)
-    arena = torch.full((plan.arena_bytes,), 255, dtype=torch.uint8)       # 255s are NaN in every float type
+    arena = torch.full((plan.arena_bytes,), 255, dtype=torch.uint8)  # 255s are NaN in every float type
     for b in plan.buffers.values():
         if b.name in plan.arena:
             at = plan.arena[b.name]
-            memory.flat[b.name] = arena[at:at + b.spec.storage_numel * b.spec.dtype.itemsize].view(b.spec.dtype)
+            memory.flat[b.name] = arena[at : at + b.spec.storage_numel * b.spec.dtype.itemsize].view(
+                b.spec.dtype
+            )
         elif b.kind == "output":
             memory.flat[b.name] = allocate(b.spec)
     for i, step in enumerate(plan.steps):
@@ -44,7 +49,8 @@ def run_plan(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def run_kernel(kernel: Kernel, memory: Memory) -> None:
-    """All loops of a kernel in order; locals get one copy per point of the par axes, as each point has its own."""
+    """All loops of a kernel in order; locals get one copy per point of the par axes, as each point has its
+    own."""
     point: Sym | int = 0
     points = 1
     for a in kernel.par:
@@ -66,6 +72,7 @@ def run_kernel(kernel: Kernel, memory: Memory) -> None:
 
 def _spread(loop: Loop, rows: dict[str, Sym | int], memo: dict[Val, Val]) -> Loop:
     """The loop with each local's index moved to the copy of its own par point."""
+
     def change(v: Val) -> Val | None:
         if isinstance(v, Load) and v.buffer in rows:
             return load(v.buffer, v.index + rows[v.buffer], v.dtype, v.indirect, v.mask)

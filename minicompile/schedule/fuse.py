@@ -1,9 +1,10 @@
 """Fusion: loops into kernels, most bytes saved first.
 
-Takes `Loops`, gives the `Plan` (with schedule.memory and schedule.tiling). Legality and profit are pure functions of
-two groups: `fuse(a, b)` gives the group or the reason why not, `gain(a, b)` the bytes of memory traffic it saves.
-Refused pairs keep both.
+Takes `Loops`, gives the `Plan` (with schedule.memory and schedule.tiling). Legality and profit are pure
+functions of two groups: `fuse(a, b)` gives the group or the reason why not, `gain(a, b)` the bytes of
+memory traffic it saves. Refused pairs keep both.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -21,16 +22,17 @@ from .nest import Kernel, Refused
 from .plan import Plan
 from .space import Group, align, common_inner, single, total
 
-SCRATCH = 256 * 1024             # bytes of row scratch per thread: what half of a usual second-level cache holds
-FEW_ROWS = 8                     # a kernel with fewer rows cannot occupy the cores
-BIG_ROW = 16 * 1024              # elements per row that are worth several cores
+SCRATCH = 256 * 1024  # bytes of row scratch per thread: what half of a usual second-level cache holds
+FEW_ROWS = 8  # a kernel with fewer rows cannot occupy the cores
+BIG_ROW = 16 * 1024  # elements per row that are worth several cores
 MOST_PARTS = 48
 
 
 def schedule(loops: Loops, cores: bool = False) -> Plan:
     """Fuses, places memory, and orders the kernels of `loops`.
 
-    cores    whether matrix products and convolutions become kernels with an epilogue (see schedule.cores)"""
+    cores    whether matrix products and convolutions become kernels with an epilogue (see
+             schedule.cores)"""
     work = _Fusion(loops, dict(loops.buffers), cores)
     work.run()
     steps, buffers = work.finished()
@@ -39,9 +41,10 @@ def schedule(loops: Loops, cores: bool = False) -> Plan:
 
 # ---- decisions ----
 
+
 def gain(a: Group, b: Group, buffers: dict[str, Buffer], kept: frozenset[str] = frozenset()) -> int:
-    """Bytes of memory traffic that one kernel saves over two: a value passed on is neither stored (unless it is among
-    `kept`, which others need) nor loaded, and inputs are read once instead of twice."""
+    """Bytes of memory traffic that one kernel saves over two: a value passed on is neither stored (unless
+    it is among `kept`, which others need) nor loaded, and inputs are read once instead of twice."""
     saved = 0
     for name in a.reads() & b.reads():
         saved += buffers[name].spec.nbytes
@@ -59,6 +62,7 @@ def why_not_fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Refused | No
 
 def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
     """The group of both, or the reason against it."""
+
     def no(reason: str) -> Refused:
         return Refused(a.name, b.name, reason, gain(a, b, buffers))
 
@@ -116,13 +120,21 @@ def _unprofitable(a: Group, b: Group) -> str | None:
 def scratch_bytes(group: Group, stages: list[int], buffers: dict[str, Buffer]) -> int:
     """Row scratch that the values passed between stages need, if none goes to memory."""
     at = {p.loop.out.buffer: (s, p) for p, s in zip(group.parts, stages)}
-    crossing = {x.buffer for p, s in zip(group.parts, stages) for x in p.loop.loads()
-                if x.buffer in at and at[x.buffer][0] != s and buffers[x.buffer].kind == "temp"}
-    return sum(total(at[n][1].inner) * buffers[n].spec.dtype.itemsize for n in crossing
-               if at[n][1].loop.combine is None or at[n][1].loop.is_scan)
+    crossing = {
+        x.buffer
+        for p, s in zip(group.parts, stages)
+        for x in p.loop.loads()
+        if x.buffer in at and at[x.buffer][0] != s and buffers[x.buffer].kind == "temp"
+    }
+    return sum(
+        total(at[n][1].inner) * buffers[n].spec.dtype.itemsize
+        for n in crossing
+        if at[n][1].loop.combine is None or at[n][1].loop.is_scan
+    )
 
 
 # ---- the greedy loop ----
+
 
 @dataclass
 class _Fusion:
@@ -130,7 +142,7 @@ class _Fusion:
     buffers: dict[str, Buffer]
     cores: bool
     groups: dict[int, Group | Extern] = field(default_factory=dict)
-    after: dict[int, set[int]] = field(default_factory=dict)          # group -> groups that need it
+    after: dict[int, set[int]] = field(default_factory=dict)  # group -> groups that need it
     before: dict[int, set[int]] = field(default_factory=dict)
     touching: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     refused: dict[tuple[int, int], Refused] = field(default_factory=dict)
@@ -177,9 +189,11 @@ class _Fusion:
         reads, writes = g.reads(), g.writes()
         for name in sorted(reads | writes):
             others = sorted(self.touching[name])
-            if name not in writes and len(others) > 8:         # an input of many: only its neighbours in the program
+            if (
+                name not in writes and len(others) > 8
+            ):  # an input of many: only its neighbours in the program
                 k = others.index(i)
-                others = others[max(k - 2, 0):k + 3]
+                others = others[max(k - 2, 0) : k + 3]
             near.update(others)
         for j in sorted(near):
             other = self.groups.get(j)
@@ -213,7 +227,7 @@ class _Fusion:
         if not any(self.buffers[n].kind == "input" for n in reads & writes):
             return False
         try:
-            finish(group, place(group), self.buffers, self._private(group), "check")     # type: ignore[arg-type]
+            finish(group, place(group), self.buffers, self._private(group), "check")
         except Cyclic:
             return True
         return False
@@ -249,14 +263,19 @@ class _Fusion:
     def _private(self, group: Group) -> set[str]:
         """Temps that nothing outside the group touches."""
         shown = {r.buffer for r in self.loops.results}
-        mine = {i for i, g in self.groups.items() if isinstance(g, Group) and g.parts[0].order in
-                {p.order for p in group.parts}}
+        mine = {
+            i
+            for i, g in self.groups.items()
+            if isinstance(g, Group) and g.parts[0].order in {p.order for p in group.parts}
+        }
         orders = {p.order for p in group.parts}
         out = set()
         for name in group.writes():
             users = self.touching[name] - mine
-            outside = any(isinstance(self.groups[u], Extern) or
-                          not {p.order for p in self.groups[u].parts} <= orders for u in users)   # type: ignore[union-attr]
+            outside = any(
+                isinstance(self.groups[u], Extern) or not {p.order for p in self.groups[u].parts} <= orders
+                for u in users
+            )
             if self.buffers[name].kind == "temp" and not outside and name not in shown:
                 out.add(name)
         return out
@@ -298,4 +317,3 @@ class _Fusion:
                 waiting[j] -= 1
                 if not waiting[j]:
                     heappush(ready, (place_of(j), j))
-

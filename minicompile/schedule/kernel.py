@@ -1,7 +1,9 @@
-"""One group of loops made into a Kernel: values passed on in place, rows kept in scratch, axes merged and named.
+"""One group of loops made into a Kernel: values passed on in place, rows kept in scratch, axes merged and
+named.
 
 Takes a legal group and its stages from `fuse`; gives what an emitter prints, with `tiling` attached.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -38,8 +40,9 @@ def recompute_or_scratch(body: Val) -> tuple[str, str]:
 LIGHT = frozenset("add sub mul neg abs maximum minimum where and or xor not eq ne lt le gt ge cast".split())
 
 
-def finish(group: Group, placed: Sequence[int], buffers: dict[str, Buffer], private: set[str],
-           name: str) -> tuple[Kernel, dict[str, Buffer], list[str]]:
+def finish(
+    group: Group, placed: Sequence[int], buffers: dict[str, Buffer], private: set[str], name: str
+) -> tuple[Kernel, dict[str, Buffer], list[str]]:
     """(kernel, buffers whose spec changed because they are local now, buffers that need no memory at all).
 
     Raises Cyclic where the stores of a stage cannot be put behind the loads of what they overwrite."""
@@ -59,8 +62,15 @@ def finish(group: Group, placed: Sequence[int], buffers: dict[str, Buffer], priv
     if group.core is None:
         par, stages = merge_axes(group.par, stages)
     words = list(dict.fromkeys(loop.name.rsplit("_", 1)[0] for stage in stages for loop in stage.loops))
-    kernel = Kernel(name, par, tuple(stages), tuple(local), tile(par, stages, {**buffers, **local}, local, group.core),
-                    ", ".join(words[:6]), group.core)
+    kernel = Kernel(
+        name,
+        par,
+        tuple(stages),
+        tuple(local),
+        tile(par, stages, {**buffers, **local}, local, group.core),
+        ", ".join(words[:6]),
+        group.core,
+    )
     return kernel, local, gone
 
 
@@ -71,26 +81,29 @@ class _Source:
     part: Part
     stage: int
     body: Val
-    place: tuple[Sym | int, int]         # (position in the row as stored, its length)
+    place: tuple[Sym | int, int]  # (position in the row as stored, its length)
     lo: int
     step: int
-    even: bool                           # the row is evenly spaced: any element of it can be addressed
+    even: bool  # the row is evenly spaced: any element of it can be addressed
 
 
-def _pass_on(group: Group, placed: Sequence[int], buffers: dict[str, Buffer],
-             private: set[str]) -> tuple[list[tuple[int, Part]], dict[str, Buffer]]:
-    """Replaces loads of private values by the value itself (same stage, or cheap) or by a load from row scratch."""
+def _pass_on(
+    group: Group, placed: Sequence[int], buffers: dict[str, Buffer], private: set[str]
+) -> tuple[list[tuple[int, Part]], dict[str, Buffer]]:
+    """Replaces loads of private values by the value itself (same stage, or cheap) or by a load from row
+    scratch."""
     par = frozenset(a.var for a in group.par)
     overwritten = frozenset(p.loop.out.buffer for p in group.parts) - private
     sources: dict[str, _Source] = {}
     local: dict[str, Buffer] = {}
     out: list[tuple[int, Part]] = []
     for p, s in zip(group.parts, placed):
+
         def change(v: Val, p: Part = p, s: int = s) -> Val | None:
             source = sources.get(v.buffer) if isinstance(v, Load) else None
             if source is None:
                 return None
-            return _arrives(v, source, p, s, par, private, overwritten)      # type: ignore[arg-type]
+            return _arrives(v, source, p, s, par, private, overwritten)
 
         body = rewrite(p.loop.body, {}, change)
         loop = replace(p.loop, body=body)
@@ -121,8 +134,15 @@ def _source(p: Part, stage: int, body: Val, par: frozenset[Var], private: bool) 
     return _Source(p, stage, body, (place, total(p.inner)), 0, 1, False)
 
 
-def _arrives(x: Load, source: _Source, p: Part, stage: int, par: frozenset[Var], private: set[str],
-             overwritten: frozenset[str]) -> Val:
+def _arrives(
+    x: Load,
+    source: _Source,
+    p: Part,
+    stage: int,
+    par: frozenset[Var],
+    private: set[str],
+    overwritten: frozenset[str],
+) -> Val:
     """What stands for the load of a value of the same kernel in part p."""
     w = source.part
     same_point = x.index == w.loop.out.index and not x.indirect and x.mask is None
@@ -141,10 +161,12 @@ def _arrives(x: Load, source: _Source, p: Part, stage: int, par: frozenset[Var],
 
 
 def _lasting(body: Val, overwritten: frozenset[str]) -> bool:
-    """Whether the value can be computed again in a later stage: what it reads is still there, and no index is checked
-    twice."""
-    return all(x.buffer not in overwritten if isinstance(x, Load) else isinstance(x, Apply) or not x.args
-               for x in walk(body))
+    """Whether the value can be computed again in a later stage: what it reads is still there, and no index
+    is checked twice."""
+    return all(
+        x.buffer not in overwritten if isinstance(x, Load) else isinstance(x, Apply) or not x.args
+        for x in walk(body)
+    )
 
 
 def _readers_first(parts: list[Part]) -> list[Part]:
@@ -155,7 +177,9 @@ def _readers_first(parts: list[Part]) -> list[Part]:
     left = list(range(len(parts)))
     out: list[Part] = []
     while left:
-        free = next((i for i in left if not any(parts[i].loop.out.buffer in loads[j] for j in left if j != i)), None)
+        free = next(
+            (i for i in left if not any(parts[i].loop.out.buffer in loads[j] for j in left if j != i)), None
+        )
         if free is None:
             raise Cyclic
         left.remove(free)
@@ -165,8 +189,10 @@ def _readers_first(parts: list[Part]) -> list[Part]:
 
 # ---- axes ----
 
+
 def merge_axes(par: tuple[Axis, ...], stages: list[Stage]) -> tuple[tuple[Axis, ...], list[Stage]]:
-    """Neighbouring axes become one where every index walks them as one; the rest is named i0, i1, … and j0, j1, …."""
+    """Neighbouring axes become one where every index walks them as one; the rest is named i0, i1, … and j0,
+    j1, …."""
     loops = [loop for stage in stages for loop in stage.loops]
     used = {s for loop in loops for s in syms(loop) if not isinstance(s, int)}
     env: dict[Var, Sym | int] = {}
@@ -185,11 +211,13 @@ def merge_axes(par: tuple[Axis, ...], stages: list[Stage]) -> tuple[tuple[Axis, 
     return new_par, out
 
 
-def _merged(axes: tuple[Axis, ...], used: set[Sym], letter: str, env: dict[Var, Sym | int]) -> tuple[Axis, ...]:
+def _merged(
+    axes: tuple[Axis, ...], used: set[Sym], letter: str, env: dict[Var, Sym | int]
+) -> tuple[Axis, ...]:
     """The fewest axes that do; `env` learns what the old variables become.
 
-    Where outer's coefficient is always size(inner) times inner's, c*outer + k*inner is k*merged: so outer becomes 0
-    and inner becomes the merged variable."""
+    Where outer's coefficient is always size(inner) times inner's, c*outer + k*inner is k*merged: so outer
+    becomes 0 and inner becomes the merged variable."""
     runs: list[list[Axis]] = []
     env.update({a.var: 0 for a in axes if a.size == 1})
     for a in (a for a in axes if a.size != 1):
@@ -215,4 +243,3 @@ def _walks_as_one(s: Sym, outer: Axis, inner: Axis) -> bool:
         return True
     a, b = coefficient(s, outer.var), coefficient(s, inner.var)
     return a is not None and b is not None and a == b * inner.size
-

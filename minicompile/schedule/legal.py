@@ -1,7 +1,9 @@
-"""Legality inside a kernel: in which stage a loop may run, given what it reads and overwrites at its own point.
+"""Legality inside a kernel: in which stage a loop may run, given what it reads and overwrites at its own
+point.
 
 Takes the parts of a group, serves `fuse` (to place them) and `check` (to verify a kernel's stages).
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -14,7 +16,8 @@ from .space import Group, Part, row_part, run_of, within
 
 
 class Placing:
-    """What the parts of a group placed so far store and load; gives the first stage that the next part may have."""
+    """What the parts of a group placed so far store and load; gives the first stage that the next part may
+    have."""
 
     def __init__(self, par: Iterable[Axis]):
         self.par = frozenset(a.var for a in par)
@@ -40,10 +43,10 @@ class Placing:
 
 
 def place(group: Group) -> list[int] | str:
-    """The stage of each part: as early as what it reads and overwrites allows. Or why one row cannot be computed
-    without others."""
+    """The stage of each part: as early as what it reads and overwrites allows. Or why one row cannot be
+    computed without others."""
     placing = Placing(group.par)
-    stages: list[tuple] = []                           # inner axes of each stage
+    stages: list[tuple] = []  # inner axes of each stage
     result: list[int] = []
     for p in group.parts:
         lowest = placing.first_stage(p)
@@ -75,7 +78,12 @@ def _after_store(w: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int 
 
 def _after_load(reader: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
     """The first stage in which p may overwrite what `reader` loads as x in stage s."""
-    if x.index == p.loop.out.index and not x.indirect and reader.inner == p.inner and p.loop.combine is None:
+    if (
+        x.index == p.loop.out.index
+        and not x.indirect
+        and reader.inner == p.inner
+        and p.loop.combine is None
+    ):
         return s
     mine, theirs = row_part(p.loop.out.index, par), row_part(x.index, par)
     run = run_of(mine[1], p.inner) if mine else None

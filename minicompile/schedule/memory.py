@@ -1,8 +1,9 @@
 """Memory: when each buffer lives, where it lies in the arena, and when kernels' own allocations are let go.
 
-Takes kernels in order, gives the `Plan`. Best fit over a list of free blocks, 64-byte aligned; a result may take the
-place of an operand that dies in the same kernel if every element is read where it is written.
+Takes kernels in order, gives the `Plan`. Best fit over a list of free blocks, 64-byte aligned; a result may
+take the place of an operand that dies in the same kernel if every element is read where it is written.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -12,6 +13,7 @@ from ..loops.ir import Buffer, Extern, Loops
 from .liveness import ALIGN, lifetimes, may_replace, touched
 from .nest import Kernel, Refused
 from .plan import Plan
+
 
 class _Arena:
     """Free blocks as [start, end), and the high-water mark."""
@@ -47,14 +49,21 @@ class _Arena:
                 self.free.append((a, b))
 
 
-def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[str, Buffer],
-                refused: tuple[Refused, ...] = ()) -> Plan:
+def plan_memory(
+    loops: Loops,
+    steps: Sequence[Kernel | Extern],
+    buffers: dict[str, Buffer],
+    refused: tuple[Refused, ...] = (),
+) -> Plan:
     """The Plan: arena offsets, frees, and only the buffers still in use."""
     local = {n for s in steps if isinstance(s, Kernel) for n in s.local}
     shown = {r.buffer for r in loops.results}
     spans = lifetimes(steps, shown)
     placed = {n for n in spans if buffers[n].kind == "temp" and n not in local}
-    size = {n: -(-max(buffers[n].spec.storage_numel * buffers[n].spec.dtype.itemsize, 1) // ALIGN) * ALIGN for n in placed}
+    size = {
+        n: -(-max(buffers[n].spec.storage_numel * buffers[n].spec.dtype.itemsize, 1) // ALIGN) * ALIGN
+        for n in placed
+    }
     arena, offsets = _Arena(), {}
     ends: dict[int, list[str]] = defaultdict(list)
     for n in placed:
@@ -63,8 +72,17 @@ def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[st
         dying = [n for n in ends[i] if n in offsets]
         taken = set()
         for n in (n for n in touched(step)[1] if n in placed and n not in offsets):
-            heir = next((d for d in dying if d not in taken and size[d] == size[n] and isinstance(step, Kernel)
-                         and may_replace(step, d, n)), None)
+            heir = next(
+                (
+                    d
+                    for d in dying
+                    if d not in taken
+                    and size[d] == size[n]
+                    and isinstance(step, Kernel)
+                    and may_replace(step, d, n)
+                ),
+                None,
+            )
             if heir is not None:
                 taken.add(heir)
                 offsets[n] = offsets[heir]
@@ -77,5 +95,11 @@ def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[st
     for n, (_, last) in spans.items():
         if buffers[n].kind == "extern" and n not in shown:
             frees[last].append(n)
-    kept = {n: b for n, b in buffers.items() if n in spans or b.kind in ("input", "output", "constant") or n in shown}
-    return Plan(loops, tuple(steps), kept, offsets, arena.top, {i: tuple(v) for i, v in frees.items()}, refused)
+    kept = {
+        n: b
+        for n, b in buffers.items()
+        if n in spans or b.kind in ("input", "output", "constant") or n in shown
+    }
+    return Plan(
+        loops, tuple(steps), kept, offsets, arena.top, {i: tuple(v) for i, v in frees.items()}, refused
+    )

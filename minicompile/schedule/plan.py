@@ -1,8 +1,9 @@
 """Plan: kernels in order, with the tiling as data and every buffer placed. What an emitter gets.
 
-Takes `Loops` (through schedule.fuse and schedule.memory), gives what `codegen` prints; both emitters read this
-and argue about nothing.
+Takes `Loops` (through schedule.fuse and schedule.memory), gives what `codegen` prints; both emitters read
+this and argue about nothing.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -52,5 +53,6 @@ class Plan:
         check_plan(self)
 
     def run(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """The caller's results by the reference executor, in the plan's order and memory. See schedule.execute."""
+        """The caller's results by the reference executor, in the plan's order and memory. See
+        schedule.execute."""
         return run_plan(self, inputs)

@@ -1,8 +1,10 @@
-"""Iteration spaces: bringing two groups of loops onto common axes, and what one point of them needs of another.
+"""Iteration spaces: bringing two groups of loops onto common axes, and what one point of them needs of
+another.
 
-Takes loops, serves `fuse`. A group walks `par` axes; each of its loops has `inner` axes besides (those it reduces, or
-the rest of its index space when others reduce it). Pure functions over frozen data.
+Takes loops, serves `fuse`. A group walks `par` axes; each of its loops has `inner` axes besides (those it
+reduces, or the rest of its index space when others reduce it). Pure functions over frozen data.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Loops that will be one kernel. Parts are in program order; with a `core` they are its epilogue (see cores)."""
+    """Loops that will be one kernel. Parts are in program order; with a `core` they are its epilogue (see
+    cores)."""
 
     par: tuple[Axis, ...]
     parts: tuple[Part, ...]
@@ -57,26 +60,29 @@ def total(axes: Sequence[Axis]) -> int:
     """The number of points."""
     n = 1
     for a in axes:
-        n *= int(a.size)                       # type: ignore[arg-type]
+        n *= int(a.size)
     return n
 
 
 def sizes_of(axes: Sequence[Axis]) -> list[int]:
-    return [int(a.size) for a in axes]         # type: ignore[arg-type]
+    return [int(a.size) for a in axes]
 
 
 def single(loop: Loop, order: int) -> Group:
     """The group of one loop, its axes renamed to i0, i1, … and j0, j1, …."""
     par = tuple(axis(f"i{k}", n) for k, n in enumerate(sizes_of(loop.axes)))
     inner = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes_of(loop.reduce_axes)))
-    env: dict[Var, Sym | int] = {a.var: b.var for a, b in zip((*loop.axes, *loop.reduce_axes), (*par, *inner))}
+    env: dict[Var, Sym | int] = {
+        a.var: b.var for a, b in zip((*loop.axes, *loop.reduce_axes), (*par, *inner))
+    }
     return Group(par, (Part(rename(loop, env, par, inner), inner, order),))
 
 
 def refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], int] | None:
     """The coarsest sizes that both lists (outermost first) are products of neighbours of.
 
-    b may stop early: then it matches a prefix of a, and the second value says how many of the sizes b covers.
+    b may stop early: then it matches a prefix of a, and the second value says how many of the sizes b
+    covers.
     """
     out: list[int] = []
     left, right = list(a[::-1]), list(b[::-1])
@@ -96,8 +102,8 @@ def refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], int] | None:
 
 
 def respace(g: Group, sizes: Sequence[int], split: int) -> Group:
-    """g over axes of the given sizes (a refinement of its par sizes), the first `split` of them par and the rest
-    inner axes of every part."""
+    """g over axes of the given sizes (a refinement of its par sizes), the first `split` of them par and the
+    rest inner axes of every part."""
     if sizes_of(g.par) == list(sizes) and split == len(sizes):
         return g
     par = tuple(axis(f"i{k}", n) for k, n in enumerate(sizes[:split]))
@@ -119,10 +125,10 @@ def joined(old: Sequence[Axis], new: Sequence[Axis]) -> dict[Var, Sym | int]:
     for a in old:
         value: Sym | int = 0
         n = 1
-        while n < int(a.size):                 # type: ignore[arg-type]
+        while n < int(a.size):
             piece = next(pieces)
             value = value * piece.size + piece.var
-            n *= int(piece.size)               # type: ignore[arg-type]
+            n *= int(piece.size)
         env[a.var] = value
     return env
 
@@ -140,7 +146,7 @@ def align(a: Group, b: Group) -> tuple[Group, Group] | str:
     elif ra > rb and a.flat:
         found = refine(sizes_of(a.par), sizes_of(b.par))
         if found:
-            return respace(a, *found), respace(b, found[0][:found[1]], found[1])
+            return respace(a, *found), respace(b, found[0][: found[1]], found[1])
     elif rb > ra and b.flat:
         swapped = align(b, a)
         return swapped if isinstance(swapped, str) else (swapped[1], swapped[0])
@@ -148,19 +154,20 @@ def align(a: Group, b: Group) -> tuple[Group, Group] | str:
 
 
 def onto(par: tuple[Axis, ...], g: Group) -> Group | str:
-    """A flat group over exactly these axes, or why it can't be: a core gives its points in rows and columns."""
+    """A flat group over exactly these axes, or why it can't be: a core gives its points in rows and
+    columns."""
     found = refine(sizes_of(par), sizes_of(g.par)) if total(par) == g.rows else None
     if found is None:
         return f"iteration spaces {sizes_of(par)} and {sizes_of(g.par)} differ"
     fine = respace(g, found[0], found[1])
     env: dict[Var, Sym | int] = {}
     pieces = list(fine.par)
-    for a in reversed(par):                    # the pieces of one axis, innermost first
+    for a in reversed(par):  # the pieces of one axis, innermost first
         step = 1
-        while step < int(a.size):              # type: ignore[arg-type]
+        while step < int(a.size):
             piece = pieces.pop()
-            env[piece.var] = (a.var // step) % int(piece.size)             # type: ignore[arg-type]
-            step *= int(piece.size)            # type: ignore[arg-type]
+            env[piece.var] = (a.var // step) % int(piece.size)
+            step *= int(piece.size)
     env.update((p.var, 0) for p in pieces)
     memo: dict = {}
     parts = tuple(replace(p, loop=rename(p.loop, env, par, (), memo)) for p in fine.parts)
@@ -188,7 +195,7 @@ def common_inner(parts: Sequence[Part]) -> list[Part]:
 
 
 def _on_inner(p: Part, sizes: list[int] | None) -> Part:
-    if sizes is None or sizes == sizes_of(p.inner) or p.loop.is_scan:      # a scan runs along one axis
+    if sizes is None or sizes == sizes_of(p.inner) or p.loop.is_scan:  # a scan runs along one axis
         return p
     inner = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes))
     env = joined(p.inner, inner)
@@ -200,9 +207,11 @@ def _on_inner(p: Part, sizes: list[int] | None) -> Part:
 
 # ---- what one point needs of another ----
 
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The elements a loop stores at one par point, relative to that point's own part: start, start+step, …, n of them."""
+    """The elements a loop stores at one par point, relative to that point's own part: start, start+step, …,
+    n of them."""
 
     start: int
     step: int
@@ -228,7 +237,7 @@ def run_of(rest: Sym | int, inner: Sequence[Axis]) -> Run | None:
     """The elements that `rest` runs through over the inner axes, if they are evenly spaced."""
     if isinstance(rest, int):
         return Run(rest, 1, 1)
-    strides = sorted((coefficient(rest, a.var) or 0, int(a.size)) for a in inner if a.size != 1)   # type: ignore[arg-type]
+    strides = sorted((coefficient(rest, a.var) or 0, int(a.size)) for a in inner if a.size != 1)
     step = strides[0][0] if strides else 1
     n = 1
     for k, size in strides:

@@ -1,7 +1,10 @@
-"""Tiling: which axis runs over SIMD lanes, how many axes threads share, and what a kernel costs. Pure functions.
+"""Tiling: which axis runs over SIMD lanes, how many axes threads share, and what a kernel costs. Pure
+functions.
 
-Takes a kernel's axes and stages, serves `kernel`; the estimates are nanoseconds on one core of a current machine.
+Takes a kernel's axes and stages, serves `kernel`; the estimates are nanoseconds on one core of a current
+machine.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +17,18 @@ from ..loops.val import Apply, Checked, Load, Val, walk
 from .nest import Stage, Tiling
 from .space import total
 
-NS_PER_BYTE = 0.06               # one core streaming from memory
-NS_PER_LANE = {"light": 0.03, "divide": 0.15, "function": 0.5}     # per element, vectorised for float32
-SCALAR_FACTOR = 8.0              # without SIMD
+NS_PER_BYTE = 0.06  # one core streaming from memory
+NS_PER_LANE = {"light": 0.03, "divide": 0.15, "function": 0.5}  # per element, vectorised for float32
+SCALAR_FACTOR = 8.0  # without SIMD
 NS_PER_MULTIPLY_ADD = 0.02
-FORK_NS = 20_000                 # below this much work a team of threads costs more than it gives
+FORK_NS = 20_000  # below this much work a team of threads costs more than it gives
 SERIAL_VALS = frozenset("erfinv lgamma digamma nextafter".split())
 DIVIDES = frozenset("div reciprocal sqrt rsqrt floordiv truncdiv remainder fmod".split())
-LIGHT = frozenset("""neg abs sign floor ceil trunc round add sub mul maximum minimum eq ne lt le gt ge and or xor not
-    shl shr where cast bitcast isnan isinf signbit copysign""".split())
+LIGHT = frozenset(
+    """neg abs sign floor ceil trunc round add sub mul maximum minimum eq ne lt le gt ge and
+or xor not
+    shl shr where cast bitcast isnan isinf signbit copysign""".split()
+)
 
 
 def prim_cost(prim: str) -> float:
@@ -30,9 +36,15 @@ def prim_cost(prim: str) -> float:
     return NS_PER_LANE["light" if prim in LIGHT else "divide" if prim in DIVIDES else "function"]
 
 
-def tile(par: tuple[Axis, ...], stages: Sequence[Stage], buffers: Mapping[str, Buffer],
-         local: Mapping[str, Buffer], core: Extern | None = None) -> Tiling:
-    """The tiling of a kernel; a core brings its own tiles and threads, and its epilogue runs along its columns."""
+def tile(
+    par: tuple[Axis, ...],
+    stages: Sequence[Stage],
+    buffers: Mapping[str, Buffer],
+    local: Mapping[str, Buffer],
+    core: Extern | None = None,
+) -> Tiling:
+    """The tiling of a kernel; a core brings its own tiles and threads, and its epilogue runs along its
+    columns."""
     if core is not None:
         work = cost(par, stages, buffers, local, True) + core_cost(core, total(par))
         return Tiling(par[-1].var.name, int(work >= FORK_NS), round(work, 1))
@@ -44,17 +56,19 @@ def tile(par: tuple[Axis, ...], stages: Sequence[Stage], buffers: Mapping[str, B
 
 
 def parallel_depth(par: Sequence[Axis]) -> int:
-    """How many leading axes threads share: as few as give 64 or more pieces; the last one stays whole if it can."""
+    """How many leading axes threads share: as few as give 64 or more pieces; the last one stays whole if it
+    can."""
     pieces = 1
     for k, a in enumerate(par):
         if pieces >= 64:
             return k
-        pieces *= int(a.size)                      # type: ignore[arg-type]
+        pieces *= int(a.size)
     return len(par) if pieces > 1 else 0
 
 
 def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
-    """See Tiling.vector: the candidate that more accesses walk with stride 1, unless something forbids lanes."""
+    """See Tiling.vector: the candidate that more accesses walk with stride 1, unless something forbids
+    lanes."""
     if any(loop.out.indirect or loop.out.mode != "set" for s in stages for loop in s.loops):
         return None
     has_inner = any(s.inner for s in stages)
@@ -69,7 +83,8 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
 
 
 def _score(stage: Stage, v: Var) -> float:
-    """+1 for each access that walks v with stride 1, -1 for each that jumps or gathers, weighted by the inner extent."""
+    """+1 for each access that walks v with stride 1, -1 for each that jumps or gathers, weighted by the
+    inner extent."""
     points = total(stage.inner)
     score = 0.0
     for s, gathers, times in _accesses(stage, points):
@@ -96,14 +111,19 @@ def transpose(par: Sequence[Axis], stages: Sequence[Stage], vector: str | None) 
     last = par[-1].var
     reads = [x.index for s in stages for loop in s.loops for x in loop.loads() if not x.indirect]
     for a in par[:-1]:
-        if int(a.size) >= 8 and int(par[-1].size) >= 8:                    # type: ignore[arg-type]
+        if int(a.size) >= 8 and int(par[-1].size) >= 8:
             if any(coefficient(r, a.var) == 1 and (coefficient(r, last) or 0) > 1 for r in reads):
                 return a.var.name, last.name
     return None
 
 
-def cost(par: Sequence[Axis], stages: Sequence[Stage], buffers: Mapping[str, Buffer], local: Mapping[str, Buffer],
-         vectorised: bool) -> float:
+def cost(
+    par: Sequence[Axis],
+    stages: Sequence[Stage],
+    buffers: Mapping[str, Buffer],
+    local: Mapping[str, Buffer],
+    vectorised: bool,
+) -> float:
     """Estimated nanoseconds on one core: arithmetic plus each buffer's traffic once."""
     rows = total(par)
     compute = 0.0
@@ -122,14 +142,19 @@ def cost(par: Sequence[Axis], stages: Sequence[Stage], buffers: Mapping[str, Buf
                         if isinstance(x, Load):
                             touched.add(x.buffer)
         compute += per_point * rows * total(stage.inner)
-    traffic = sum(min(buffers[n].spec.nbytes, _most(stages, rows, buffers[n])) for n in touched if n not in local)
+    traffic = sum(
+        min(buffers[n].spec.nbytes, _most(stages, rows, buffers[n])) for n in touched if n not in local
+    )
     return compute * (1.0 if vectorised else SCALAR_FACTOR) + traffic * NS_PER_BYTE
 
 
 def core_cost(core: Extern, points: int) -> float:
-    """Of a product or convolution: one multiply-add per point and element of a row of its second operand."""
+    """Of a product or convolution: one multiply-add per point and element of a row of its second
+    operand."""
     first, second = list(core.views())[:2]
-    depth = first.spec.shape[-1] if second.spec.ndim < 4 else second.spec.numel // max(second.spec.shape[0], 1)
+    depth = (
+        first.spec.shape[-1] if second.spec.ndim < 4 else second.spec.numel // max(second.spec.shape[0], 1)
+    )
     return points * depth * NS_PER_MULTIPLY_ADD
 
 
@@ -147,4 +172,3 @@ def _val_cost(x: Val) -> float:
     if isinstance(x, Load):
         return 0.5 if x.indirect else 0.02
     return 0.0
-

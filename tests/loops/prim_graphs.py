@@ -1,4 +1,5 @@
 """Prim graphs by hand and at random, for the tests of the loop and schedule stages."""
+
 from __future__ import annotations
 
 import random
@@ -24,7 +25,13 @@ class Make:
 
     def input(self, *shape: int, dtype: torch.dtype = f32, stride: tuple[int, ...] | None = None) -> Node:
         spec = TensorSpec.contiguous(dtype, shape)
-        n = Node(f"arg{len(self.inputs)}", "input", (len(self.inputs),), {}, spec.with_(stride=stride) if stride else spec)
+        n = Node(
+            f"arg{len(self.inputs)}",
+            "input",
+            (len(self.inputs),),
+            {},
+            spec.with_(stride=stride) if stride else spec,
+        )
         self.inputs.append(n)
         return n
 
@@ -38,7 +45,9 @@ class Make:
     def _prim(self, prim: Any, args: tuple, kwargs: dict, stride: tuple | None) -> Node:
         dtype, shape = prim.meta(*map_arg(args, lambda a: a.spec), **kwargs)
         spec = TensorSpec.contiguous(dtype, shape)
-        return self._append(prim, args, kwargs, spec.with_(stride=tuple(stride)) if stride else spec, prim.text_name)
+        return self._append(
+            prim, args, kwargs, spec.with_(stride=tuple(stride)) if stride else spec, prim.text_name
+        )
 
     def call(self, op: Any, *args: Any, **kwargs: Any) -> Node:
         out = op(*map_arg(args, lambda a: a.spec and empty(a.spec)), **kwargs)
@@ -54,7 +63,7 @@ class Make:
         self.nodes.append(n)
         return n
 
-    def output(self, *nodes: Node) -> "Make":
+    def output(self, *nodes: Node) -> Make:
         self.outputs += [Output(n, n.tensor.with_(offset=0)) for n in nodes]
         return self
 
@@ -65,7 +74,13 @@ class Make:
             if n in used:
                 used.update(arg_nodes((n.args, n.kwargs)))
                 nodes.append(n)
-        g = Graph(tuple(self.inputs), tuple(reversed(nodes)), tuple(self.outputs), tuple(self.writes), len(self.outputs))
+        g = Graph(
+            tuple(self.inputs),
+            tuple(reversed(nodes)),
+            tuple(self.outputs),
+            tuple(self.writes),
+            len(self.outputs),
+        )
         g.check("test")
         return g
 
@@ -99,14 +114,22 @@ def run_graph(g: Graph, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
             env[n] = args[0]
         elif n.op == "getitem":
             env[n] = args[0][args[1]]
-        elif getattr(n.op, "kind", "") == "elementwise" and len(args) > 1 and n.op.name not in ("cast", "bitcast"):
-            dtype = next(a.dtype for a in args[n.op.name == "where":] if isinstance(a, torch.Tensor))
-            env[n] = n.op.ref(*[a if isinstance(a, torch.Tensor) else torch.tensor(a, dtype=dtype) for a in args])
+        elif (
+            getattr(n.op, "kind", "") == "elementwise"
+            and len(args) > 1
+            and n.op.name not in ("cast", "bitcast")
+        ):
+            dtype = next(a.dtype for a in args[n.op.name == "where" :] if isinstance(a, torch.Tensor))
+            env[n] = n.op.ref(
+                *[a if isinstance(a, torch.Tensor) else torch.tensor(a, dtype=dtype) for a in args]
+            )
         else:
             env[n] = (n.op.ref if hasattr(n.op, "ref") else n.op)(*args, **kwargs)
     outs = []
     for o in g.outputs:
-        fresh = torch.empty(max(o.spec.storage_numel, 1), dtype=o.spec.dtype).as_strided(o.spec.shape, o.spec.stride)
+        fresh = torch.empty(max(o.spec.storage_numel, 1), dtype=o.spec.dtype).as_strided(
+            o.spec.shape, o.spec.stride
+        )
         outs.append(env[o.node] if o.alias else fresh.copy_(env[o.node]))
     values = [env[n].clone() for _, n in g.writes]
     for (i, _), v in zip(g.writes, values):
@@ -118,7 +141,10 @@ def random_graph(seed: int, size: int = 14) -> Graph:
     """A random prim graph: elementwise prims, views, reductions, gathers, over small shapes."""
     r = random.Random(seed)
     m = Make()
-    pool = [m.input(*[r.choice([1, 2, 3, 4, 6]) for _ in range(r.randint(0, 3))]) for _ in range(r.randint(1, 3))]
+    pool = [
+        m.input(*[r.choice([1, 2, 3, 4, 6]) for _ in range(r.randint(0, 3))])
+        for _ in range(r.randint(1, 3))
+    ]
     for _ in range(size):
         x = r.choice(pool[-6:])
         made = r.choice(STEPS)(m, r, x, pool)
@@ -146,7 +172,9 @@ def _binary(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None
 
 def _where(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
     same = [y for y in pool if y.tensor.shape == x.tensor.shape]
-    return m.where(m.lt(x, r.choice([0.1, r.choice(same)])), r.choice(same), r.choice([0.0, r.choice(same)]))
+    return m.where(
+        m.lt(x, r.choice([0.1, r.choice(same)])), r.choice(same), r.choice([0.0, r.choice(same)])
+    )
 
 
 def _expand(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
@@ -192,8 +220,10 @@ def _cat(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
     if not x.tensor.ndim:
         return None
     d = r.randrange(x.tensor.ndim)
+
     def rest(n: Node) -> tuple:
-        return (n.tensor.ndim, n.tensor.shape[:d], n.tensor.shape[d + 1:])
+        return (n.tensor.ndim, n.tensor.shape[:d], n.tensor.shape[d + 1 :])
+
     fits = [y for y in pool if rest(y) == rest(x)]
     return m.cat(tuple(r.choice(fits) for _ in range(r.randint(1, 3))), d)
 
@@ -210,12 +240,16 @@ def _reduce(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None
 def _argmax(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
     if not x.tensor.ndim:
         return None
-    d = r.randrange(x.tensor.ndim)                   # of a rounded value: ties must not hang on the last bit
+    d = r.randrange(x.tensor.ndim)  # of a rounded value: ties must not hang on the last bit
     return m.cast(m.argmax(m.round(m.mul(x, 2.0)), (d,)), f32)
 
 
 def _scan(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
-    return getattr(m, r.choice(["scan_sum", "scan_amax"]))(x, r.randrange(x.tensor.ndim)) if x.tensor.ndim else None
+    return (
+        getattr(m, r.choice(["scan_sum", "scan_amax"]))(x, r.randrange(x.tensor.ndim))
+        if x.tensor.ndim
+        else None
+    )
 
 
 def _gather(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None:
@@ -223,11 +257,28 @@ def _gather(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None
         return None
     shape = (r.choice([2, 3]), *x.tensor.shape[1:])
     n = x.tensor.shape[0]
-    raw = m.cast(m.mul(m.abs(m.sin(m.expand(m.reshape(m.cast(m.iota(shape[0], r.randint(0, 3), 1, i64), f32),
-                                                      (shape[0],) + (1,) * (len(shape) - 1)), shape))), 0.999 * n), i64)
+    raw = m.cast(
+        m.mul(
+            m.abs(
+                m.sin(
+                    m.expand(
+                        m.reshape(
+                            m.cast(m.iota(shape[0], r.randint(0, 3), 1, i64), f32),
+                            (shape[0],) + (1,) * (len(shape) - 1),
+                        ),
+                        shape,
+                    )
+                )
+            ),
+            0.999 * n,
+        ),
+        i64,
+    )
     indices = [raw]
     for d in range(1, len(shape)):
-        i = m.reshape(m.iota(shape[d], 0, 1, i64), tuple(shape[d] if k == d else 1 for k in range(len(shape))))
+        i = m.reshape(
+            m.iota(shape[d], 0, 1, i64), tuple(shape[d] if k == d else 1 for k in range(len(shape)))
+        )
         indices.append(m.expand(i, shape))
     if r.random() < 0.5:
         return m.gather(x, tuple(indices), True)
@@ -241,5 +292,24 @@ def _matmul(m: Make, r: random.Random, x: Node, pool: list[Node]) -> Node | None
     return m.call(torch.ops.aten.mm.default, x, m.permute(x, (1, 0), stride=(1, x.tensor.shape[1])))
 
 
-STEPS = [_unary, _unary, _binary, _binary, _binary, _where, _expand, _permute, _reshape, _slice, _flip, _pad, _cat,
-         _reduce, _reduce, _argmax, _scan, _gather, _matmul]
+STEPS = [
+    _unary,
+    _unary,
+    _binary,
+    _binary,
+    _binary,
+    _where,
+    _expand,
+    _permute,
+    _reshape,
+    _slice,
+    _flip,
+    _pad,
+    _cat,
+    _reduce,
+    _reduce,
+    _argmax,
+    _scan,
+    _gather,
+    _matmul,
+]
