@@ -123,6 +123,7 @@ class Capturer:
         self.recorder = Recorder(self.world.where)
         self.names: dict[str, int] = {}
         self.world.new_input = self.add_input
+        self.world.record_state = lambda f, args, kwargs: self.recorder.append(f, tuple(args), kwargs or {}, None)
         self.versions: list[tuple[Fake, int]] = []
         self.input_names: list[str] = []
 

@@ -31,7 +31,7 @@ OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 # Python parts of torch that run user code or read module state.
 _TORCH_INTERPRETED = tuple(_TORCH + p.replace("/", os.sep) for p in (
-    "nn/modules/", "nn/utils/", "utils/hooks.py", "utils/_contextlib.py", "autograd/grad_mode.py"))
+    "nn/modules/", "nn/utils/", "utils/hooks.py", "amp/autocast_mode.py", "utils/_contextlib.py", "autograd/grad_mode.py"))
 # Standard library modules that call back into user code or read its objects.
 _STDLIB_INTERPRETED = frozenset(_STDLIB + p.replace("/", os.sep) for p in (
     "contextlib.py", "functools.py", "collections/__init__.py", "_collections_abc.py", "dataclasses.py", "copy.py", "types.py",
@@ -48,6 +48,9 @@ _TRUSTED = frozenset({"torch", "numpy", "builtins", "minicompile", "typing_exten
 _PURE = frozenset({"builtins", "_operator", "operator", "math", "cmath", "itertools", "_functools", "functools", "_collections", "collections",
                    "_abc", "abc", "_heapq", "_bisect", "_struct", "copyreg", "_weakref", "weakref", "_contextvars", "typing", "_typing",
                    "_thread_local", "types", "_statistics", "unicodedata", "binascii", "_json", "_string", "enum", "_warnings", "inspect"})
+# C functions that change torch's thread state: recorded, so that the graph changes it at the same places.
+STATE_SETTERS = frozenset({torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
+                           torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache})
 _PURE_FUNCTIONS = (sys.intern, sys.getrecursionlimit)
 _IMPURE_BUILTINS = frozenset({"input", "open", "exec", "compile", "breakpoint", "__import__"})
 
@@ -96,6 +99,8 @@ def why_not_native(f: Any) -> str | None:
     name = getattr(f, "__name__", type(f).__name__)
     if f in _PURE_FUNCTIONS:
         return None
+    if f is torch._C._InferenceMode:
+        return "inference mode is entered inside the call"
     if module == "builtins":
         return f"{name}() acts on the outside world" if name in _IMPURE_BUILTINS else None
     top = module.partition(".")[0]

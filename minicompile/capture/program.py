@@ -5,6 +5,7 @@ commits the effects, builds the result anew and returns it. What the text cannot
 """
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 from collections import OrderedDict, defaultdict, deque
@@ -60,7 +61,7 @@ class Builder:
     outputs: dict[int, tuple[str, Fake]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     built: dict[int, str] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=lambda: {"graph", "program"})
+    taken: set[str] = field(default_factory=lambda: {"graph", "program", *dir(builtins)})
     keep: list[Any] = field(default_factory=list)
 
     def name(self, hint: str) -> str:
@@ -208,14 +209,22 @@ class Builder:
             self.fill(target, effect.value)
             return
         key = effect.key if effect.kind.endswith("attr") else self.expression(effect.key)
-        dunder = effect.kind == "setattr" and (type(effect.target).__setattr__ is not object.__setattr__ or not str(key).isidentifier())
+        holder = self.holder(type(effect.target))
+        base = "type" if issubclass(type(effect.target), type) else "object"
+        plain = type(effect.target).__setattr__ in (object.__setattr__, type.__setattr__) and str(key).isidentifier()
         self.lines.append({
             "cell": f"{target}.cell_contents = {value}",
-            "setattr": f"object.__setattr__({target}, {key!r}, {value})" if dunder else f"{target}.{key} = {value}",
-            "delattr": f"object.__delattr__({target}, {key!r})",
-            "setitem": f"dict.__setitem__({target}, {key}, {value})" if type(effect.target) is not dict else f"{target}[{key}] = {value}",
-            "delitem": f"dict.__delitem__({target}, {key})",
+            "setattr": f"{target}.{key} = {value}" if plain else f"{base}.__setattr__({target}, {key!r}, {value})",
+            "delattr": f"{base}.__delattr__({target}, {key!r})",
+            "setitem": f"{holder}.__setitem__({target}, {key}, {value})" if holder else f"{target}[{key}] = {value}",
+            "delitem": f"{holder}.__delitem__({target}, {key})" if holder else f"del {target}[{key}]",
         }[effect.kind])
+
+    def holder(self, kind: type) -> str:
+        """The built-in class whose methods store items of a container, where the container's own class may have others."""
+        if kind is dict or not issubclass(kind, dict):
+            return ""
+        return self.constant(OrderedDict) if issubclass(kind, OrderedDict) else "dict"
 
     def target(self, real: Any) -> str:
         source = self.world.source_of(real)

@@ -63,13 +63,11 @@ class Recorder(TorchFunctionMode):
             out = func(*args, **kwargs)
         except Refusal as refusal:
             raise Refusal(refusal.code, refusal.reason, refusal.where or self.where()) from refusal
-        if out is None or holds_tensor(out):
+        if out is None and (args or kwargs) or holds_tensor(out):
             self.append(func, args, kwargs, out)
         return out
 
     def append(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
-        if out is None and not args and not kwargs:
-            return
         kind, target = target_of(func)
         if kind == "getattr":
             kind, target, args = "call_function", getattr, (args[0], target)
@@ -105,6 +103,10 @@ class Recorder(TorchFunctionMode):
             return {k: self.arg(v) for k, v in x.items()}
         if kind is slice:
             return slice(self.arg(x.start), self.arg(x.stop), self.arg(x.step))
+        if kind.__module__ == "numpy" and hasattr(x, "item"):
+            if getattr(x, "ndim", 0):
+                raise Refusal("numpy", "a numpy array meets a tensor", self.where())
+            return x.item()
         if issubclass(type(x), tuple) and kind is not torch.Size:
             return tuple(self.arg(e) for e in x)
         return x

@@ -42,6 +42,7 @@ class CaptureWorld(Attributes):
     def __init__(self) -> None:
         super().__init__()
         self.lookups = {}
+        self.record_state: Callable[..., None] = lambda f, args, kwargs: None
         self.policies: dict[CodeType, Policy] = {}
         self.special |= {id(f): h for f, h in SPECIAL.items()}
 
@@ -186,6 +187,8 @@ class CaptureWorld(Attributes):
             if kwargs:
                 kwargs = {k: self.consumed(v) for k, v in kwargs.items()}
         out = f(*args, **kwargs) if kwargs else f(*args)
+        if type(f) is BuiltinFunctionType and f in policy.STATE_SETTERS:
+            self.record_state(f, args, kwargs)
         if (f is builtins.__build_class__ or f is type) and issubclass(type(out), type):
             self.born.add(id(out))
             self.keep.append(out)
@@ -420,6 +423,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     object.__getattribute__: lambda frame, obj, name: (
         _object_getattr(frame.world, obj, name) if id(obj) in frame.world.origin else object.__getattribute__(obj, name)),
     sys._getframe: _refuse_frame,
+    torch.overrides._get_current_function_mode_stack: lambda frame: torch.overrides._get_current_function_mode_stack()[:-1],
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),
     bool: lambda frame, *a: frame.world.truth(*a) if a else False,
     vars: lambda frame, *a: frame.world.getattr(a[0], "__dict__") if a else World().special[id(vars)](frame),
