@@ -289,6 +289,10 @@ def _coarse(r: Sym, d: int) -> tuple[int, Sym | int, Sym | int] | None:
     return None
 
 
+def _by_zero() -> int:
+    raise ZeroDivisionError("division of an index by zero")
+
+
 def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     """n // d, rounded down. d must not be 0."""
     if isinstance(n, int) and isinstance(d, int):
@@ -300,7 +304,7 @@ def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     if d < 0:
         return floordiv(-n, -d)
     if d == 1 or d == 0:
-        return n if d else n // 0  # raises ZeroDivisionError
+        return n if d else _by_zero()
     q, r = _split(n, d)
     if isinstance(r, int):
         return q
@@ -328,7 +332,7 @@ def mod(n: Sym | int, d: Sym | int) -> Sym | int:
     if d < 0:
         return -mod(-n, -d)
     if d == 1 or d == 0:
-        return 0 if d else n % 0  # raises ZeroDivisionError
+        return 0 if d else _by_zero()
     dropped = _drop_mods(n, d)
     r = dropped % d if isinstance(dropped, int) else _split(dropped, d)[1]
     if isinstance(r, int):

@@ -14,7 +14,7 @@ import torch
 from ..errors import Where
 from ..ir.spec import TensorSpec
 from ..ir.sym import Sym, Var
-from .val import Load, Val, loads
+from .val import Load, Val, loads, show
 
 REDUCTIONS = ("sum", "prod", "amax", "amin", "any", "all", "argmax", "argmin")
 SCANS = ("scan_sum", "scan_prod", "scan_amax", "scan_amin")
