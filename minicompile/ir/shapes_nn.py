@@ -63,15 +63,21 @@ def _baddbmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 
 @rule(aten.convolution.default)
 def _convolution(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
                  output_padding: Any, groups: int) -> Tensor | None:
-    n = x.dim() - 2
-    if transposed or n not in (1, 2) or weight.dim() != x.dim() or x.shape[1] != weight.shape[1] * groups \
-            or x.dtype != weight.dtype or bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (weight.shape[0],)):
+    """Channels last if the input or the weight is, else contiguous."""
+    n, channels = x.dim() - 2, weight.shape[1] * groups if transposed else weight.shape[0]
+    taken = weight.shape[0] if transposed else weight.shape[1] * groups
+    if n not in (1, 2) or weight.dim() != x.dim() or x.shape[1] != taken or x.dtype != weight.dtype or not x.numel() \
+            or bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (channels,)):
         return None
-    if not (x.is_contiguous() and weight.is_contiguous()) or not x.numel():
+    stride, padding, dilation, extra = (list(p) * n if len(p) == 1 else list(p)
+                                        for p in (stride, padding, dilation, output_padding))
+    spatial = []
+    for size, k, s, p, d, more in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, extra):
+        span = d * (k - 1) + 1
+        spatial.append((size - 1) * s - 2 * p + span + more if transposed else (size + 2 * p - span) // s + 1)
+    if min(spatial) < 1 or (x.dtype is not torch.float32 and not (x.is_contiguous() and weight.is_contiguous())):
         return None
-    stride, padding, dilation = (list(p) * n if len(p) == 1 else list(p) for p in (stride, padding, dilation))
-    spatial = [(x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) - 1) // stride[i] + 1 for i in range(n)]
-    return fresh((x.shape[0], weight.shape[0], *spatial), x.dtype) if min(spatial) > 0 else None
+    return formatted((x.shape[0], channels, *spatial), x.dtype, is_last(x) or is_last(weight))
 
 
 @rule(aten.convolution_backward.default)
@@ -104,9 +110,8 @@ def _max_pool_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
 @rule(aten._scaled_dot_product_flash_attention_for_cpu.default)
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
     batch, heads, length, _ = q.shape
-    out = fresh((batch, length, heads, v.shape[3]), q.dtype).transpose(1, 2)
     total = torch.float32 if q.dtype.itemsize < 4 else q.dtype
-    return out, fresh((batch, length, heads), total).transpose(1, 2)
+    return like(q), fresh((batch, length, heads), total).transpose(1, 2)
 
 
 @rule(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
@@ -115,6 +120,28 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, 
         batch, heads, length, size = x.shape
         return fresh((batch, length, heads, size), x.dtype).transpose(1, 2)
     return laid(q), laid(k), laid(v)
+
+
+@rule(aten.roll.default)
+def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
+    ok = len(shifts) == len(dims) or len(shifts) == 1 and not dims
+    return formatted(x.shape, x.dtype, is_last(x)) if ok and all(-x.dim() <= d < x.dim() for d in dims) else None
+
+
+@rule(aten.reflection_pad2d.default)
+def _reflection_pad(x: Tensor, pad: Any) -> Tensor | None:
+    if x.dim() != 4 or min(pad) < 0 or max(pad[:2]) >= x.shape[3] or max(pad[2:]) >= x.shape[2]:
+        return None
+    shape = (*x.shape[:2], x.shape[2] + pad[2] + pad[3], x.shape[3] + pad[0] + pad[1])
+    return formatted(shape, x.dtype, is_last(x))
+
+
+@rule(aten.pixel_shuffle.default)
+def _pixel_shuffle(x: Tensor, factor: int) -> Tensor | None:
+    if x.dim() != 4 or x.shape[1] % (factor * factor):
+        return None
+    shape = (x.shape[0], x.shape[1] // (factor * factor), x.shape[2] * factor, x.shape[3] * factor)
+    return formatted(shape, x.dtype, is_last(x))
 
 
 # ---- indexing ------------------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ class Functionaliser:
             results[root], spec = Output(self.read(alias), alias.spec), alias.spec
         else:
             root, spec = len(outputs) + len(hidden), base.spec
-            if not spec.is_dense:
+            if not spec.is_dense and spec.numel:
                 raise Refusal("layout", f"an output lies in memory with holes: {spec}")
             hidden.append(Output(base.value, spec))
         for i, alias in zip(members, aliases):

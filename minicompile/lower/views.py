@@ -323,6 +323,8 @@ def _scalar_tensor(b: Builder, value: Any, **_: Any) -> Node:
 @rule(aten.arange.default, aten.arange.start, aten.arange.start_step)
 def _arange(b: Builder, *args: Any, **_: Any) -> Node:
     start, step = (0 if len(args) == 1 else args[0]), (args[2] if len(args) > 2 else 1)
+    if not b.out.dtype.is_floating_point:          # eager cuts fractions off before it counts
+        start, step = int(start), int(step)
     return ramp(b, b.out.shape[0], start, step, b.out.dtype)
 
 
