@@ -1,9 +1,11 @@
 """Attributes: `obj.name`, read and written, on objects of the world.
 
-`Attributes` is the third part of the capture world. It follows Python's own lookup order to decide which guard to leave and which method
-runs; methods, properties and `__getattr__` written in Python are then called as any function is, so that their own reads are seen.
-Objects made while capturing need none of this: the host's getattr and setattr serve them.
+`Attributes` is the third part of the capture world. It follows Python's own lookup order to decide which
+guard to leave and which method runs; methods, properties and `__getattr__` written in Python are then
+called as any function is, so that their own reads are seen. Objects made while capturing need none of this:
+the host's getattr and setattr serve them.
 """
+
 from __future__ import annotations
 
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
@@ -17,7 +19,7 @@ from .frame import NULL
 from .reads import CONTAINERS, FIXED, IDENTITIES, lookup, python_method
 from .writes import Writes
 
-HEAP_TYPE = 1 << 9          # tp_flags: a class made by a class statement
+HEAP_TYPE = 1 << 9  # tp_flags: a class made by a class statement
 UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "_grad", "names"})
 
 
@@ -32,7 +34,9 @@ class Attributes(Writes):
         key = (kind, name)
         found = self.lookups.get(key)
         if found is None:
-            found = self.lookups[key] = self.find_changed(kind, name) if self.classes_changed else lookup(kind, name)
+            found = self.lookups[key] = (
+                self.find_changed(kind, name) if self.classes_changed else lookup(kind, name)
+            )
         return found
 
     def find_changed(self, kind: type, name: str) -> tuple[Any, type | None]:
@@ -57,7 +61,11 @@ class Attributes(Writes):
             return self.getattr_class(obj, name)
         if issubclass(type(obj), IDENTITIES):
             value = getattr(obj, name)
-            return value if name in FIXED else self.read_constant(getattr(obj, "__module__", None), source.attr(name), value)
+            return (
+                value
+                if name in FIXED
+                else self.read_constant(getattr(obj, "__module__", None), source.attr(name), value)
+            )
         if name == "__class__":
             return type(obj)
         own = python_method(type(obj), "__getattribute__")
@@ -66,7 +74,8 @@ class Attributes(Writes):
         return self.getattr_instance(obj, name, True)
 
     def getattr_unknown(self, obj: Any, name: str) -> Any:
-        """An attribute of a leaf, a fake, an object made while capturing, or a constant of a trusted module."""
+        """An attribute of a leaf, a fake, an object made while capturing, or a constant of a trusted
+        module."""
         if issubclass(type(obj), Fake):
             return self.getattr_tensor(obj, name)
         if issubclass(type(obj), ModuleType):
@@ -128,14 +137,19 @@ class Attributes(Writes):
         value = found if issubclass(type(found), FunctionType) else getattr(cls, name)
         if self.own_entry(owner, name):
             return value
-        return self.read_constant(owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), value)
+        return self.read_constant(
+            owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), value
+        )
 
     def read_class_entry(self, cls: type, owner: type, name: str, entry: Any) -> Any:
-        """An entry of a class's own dict (a function, property, class or static method, or plain value), guarded."""
+        """An entry of a class's own dict (a function, property, class or static method, or plain value),
+        guarded."""
         if self.own_entry(owner, name):
             return entry
         if issubclass(type(entry), FunctionType | property):
-            return self.read_constant(owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), entry)
+            return self.read_constant(
+                owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), entry
+            )
         return self.read_constant(owner.__module__, self.const(owner).type_attr(name), entry)
 
     def getattr_instance(self, obj: Any, name: str, fallback: bool) -> Any:
@@ -193,7 +207,7 @@ class Attributes(Writes):
             self.read_class_entry(kind, owner, name, found)
             return self.call(self.current, get, [found, obj, kind])
         if hasattr(type(found), "__get__"):
-            return found.__get__(obj, kind)       # a C method of a builtin base
+            return found.__get__(obj, kind)  # a C method of a builtin base
         return self.read_class_entry(kind, owner, name, found)
 
     # Writing
@@ -222,7 +236,8 @@ class Attributes(Writes):
         raise self.refuse("tensor-attribute", f"Tensor.{name} is set")
 
     def setattr_instance(self, obj: Any, name: str, value: Any) -> None:
-        """What object.__setattr__ (object.__delattr__ for NULL) does, on an object of the world: nothing real changes yet."""
+        """What object.__setattr__ (object.__delattr__ for NULL) does, on an object of the world: nothing
+        real changes yet."""
         if issubclass(type(obj), ModuleType):
             self.dicts.setdefault(id(obj.__dict__), (obj.__dict__, None))
             return self.dict_set(obj.__dict__, name, value)
@@ -242,8 +257,11 @@ class Attributes(Writes):
         found, _ = self.find(kind, name)
         if issubclass(type(found), property):
             accessor = found.fdel if value is NULL else found.fset
+            missing = "deleter" if value is NULL else "setter"
             if accessor is None:
-                raise AttributeError(f"property {name!r} of {kind.__name__!r} object has no {'deleter' if value is NULL else 'setter'}")
+                raise AttributeError(
+                    f"property {name!r} of {kind.__name__!r} object has no {missing}"
+                )
             self.call(self.current, accessor, [obj] if value is NULL else [obj, value])
             return None
         if issubclass(type(found), MemberDescriptorType):

@@ -1,16 +1,19 @@
 """Bytecode of CPython 3.11, 3.12 and 3.13, normalised into one dialect.
 
-Takes a code object and gives a `Code`: a flat tuple of (name, argument) instructions whose arguments are values (a name, a constant, an
-operator function, an instruction index) instead of numbers, with the exception table beside it. Nothing behind this file knows about
-versions. Comes before `interp`; imports nothing of torch.
+Takes a code object and gives a `Code`: a flat tuple of (name, argument) instructions whose arguments are
+values (a name, a constant, an operator function, an instruction index) instead of numbers, with the
+exception table beside it. Nothing behind this file knows about versions. Comes before `interp`; imports
+nothing of torch.
 
 The dialect, where it differs from every version:
-- CALL n, CALL_KW n (keyword names on top) and CALL_FUNCTION_EX find (a, b) below the arguments, one of which may be NULL: NULL, f or f, NULL
+- CALL n, CALL_KW n (keyword names on top) and CALL_FUNCTION_EX find (a, b) below the arguments, one of
+which may be NULL: NULL, f or f, NULL
   or method, self. So LOAD_METHOD is LOAD_ATTR; PUSH_NULL.
 - jumps name the index of an instruction; those that may pop or keep are spelled out with COPY and POP_TOP.
-- FOR_ITER pops the exhausted iterator and jumps behind the loop. SEND (target, keeps_receiver) as 3.11 or as 3.12 do.
-- YIELD_VALUE's argument tells whether the frame is suspended inside a `yield from`.
+- FOR_ITER pops the exhausted iterator and jumps behind the loop. SEND (target, keeps_receiver) as 3.11 or
+as 3.12 do. - YIELD_VALUE's argument tells whether the frame is suspended inside a `yield from`.
 """
+
 from __future__ import annotations
 
 import dis
@@ -26,7 +29,8 @@ VERSION = sys.version_info[:2]
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """Where an exception raised at an instruction goes: unwind the stack to `depth`, push the position if `lasti`, push the exception."""
+    """Where an exception raised at an instruction goes: unwind the stack to `depth`, push the position if
+    `lasti`, push the exception."""
 
     target: int
     depth: int
@@ -40,7 +44,8 @@ class Code:
     ops        (name, argument) per instruction
     offsets    byte offset of each instruction in the original (several may share one)
     handlers   exception handler of each instruction, or None
-    locals     names of all slots: variables, then cells, then free variables, of which the last `free` come from the closure
+    locals     names of all slots: variables, then cells, then free variables, of which the last `free` come
+               from the closure
     """
 
     code: CodeType
@@ -70,25 +75,34 @@ class Code:
         lines = [f"{self.code.co_qualname}({', '.join(self.locals)})"]
         for i, (op, arg) in enumerate(self.ops):
             h = self.handlers[i]
-            lines.append(f"{i:4} {op:24} {'' if arg is None else arg!r:30}" + (f" on error {h.target}, {h.depth}" if h else ""))
+            lines.append(
+                f"{i:4} {op:24} {'' if arg is None else arg!r:30}"
+                + (f" on error {h.target}, {h.depth}" if h else "")
+            )
         return "\n".join(lines)
 
 
-_BINARY = ("add", "and_", "floordiv", "lshift", "matmul", "mul", "mod", "or_", "pow", "rshift", "sub", "truediv", "xor")
+_BINARY = (
+    "add", "and_", "floordiv", "lshift", "matmul", "mul", "mod", "or_", "pow", "rshift", "sub", "truediv",
+    "xor")
 BINARY_OPS: tuple[Callable[[Any, Any], Any], ...] = tuple(getattr(operator, n) for n in _BINARY) + tuple(
-    getattr(operator, "i" + n.rstrip("_")) for n in _BINARY)
-COMPARE_OPS = {"<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge}
+    getattr(operator, "i" + n.rstrip("_")) for n in _BINARY
+)
+COMPARE_OPS = {
+    "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt,
+    ">=": operator.ge}
 CONVERSIONS = (None, str, repr, ascii)
 
 
 @dataclass(slots=True)
 class _Context:
-    """What the rules need besides the instruction: the code, the jump base, and a keyword-names flag for 3.11 and 3.12."""
+    """What the rules need besides the instruction: the code, the jump base, and a keyword-names flag for
+    3.11 and 3.12."""
 
     code: CodeType
-    next: int = 0                    # byte offset behind this instruction and its caches
+    next: int = 0  # byte offset behind this instruction and its caches
     keywords: bool = False
-    following: list[tuple[str, int]] = field(default_factory=list)   # the instructions behind this one
+    following: list[tuple[str, int]] = field(default_factory=list)  # the instructions behind this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +175,7 @@ def _format_value(a: int, c: _Context) -> Ops:
 
 
 def _make_function(a: int, c: _Context) -> Ops:
-    for op, arg in c.following:      # 3.13 sets defaults and closure afterwards; the stack below is the same
+    for op, arg in c.following:  # 3.13 sets defaults and closure afterwards; the stack below is the same
         if op != "SET_FUNCTION_ATTRIBUTE":
             break
         a |= arg
@@ -174,7 +188,7 @@ def _yield(a: int, c: _Context) -> Ops:
 
 
 def _for_iter(a: int, c: _Context) -> Ops:
-    skip = {(3, 11): 0, (3, 12): 2}.get(VERSION, 4)      # END_FOR, and in 3.13 the POP_TOP behind it
+    skip = {(3, 11): 0, (3, 12): 2}.get(VERSION, 4)  # END_FOR, and in 3.13 the POP_TOP behind it
     return [("FOR_ITER", _Label(c.next + 2 * a + skip))]
 
 
@@ -182,26 +196,43 @@ def _intrinsic(names: dict[int, str]) -> Callable[[int, _Context], Ops]:
     return lambda a, c: [(names[a], None)] if a in names else [("UNSUPPORTED", f"intrinsic {a}")]
 
 
-_NAMES = ("LOAD_NAME STORE_NAME DELETE_NAME STORE_GLOBAL DELETE_GLOBAL STORE_ATTR DELETE_ATTR IMPORT_NAME IMPORT_FROM").split()
-_COUNTS = ("COPY SWAP BUILD_TUPLE BUILD_LIST BUILD_SET BUILD_MAP BUILD_STRING BUILD_SLICE UNPACK_SEQUENCE UNPACK_EX LIST_EXTEND SET_UPDATE "
-           "DICT_UPDATE DICT_MERGE LIST_APPEND SET_ADD MAP_ADD LOAD_FAST STORE_FAST DELETE_FAST LOAD_FAST_AND_CLEAR MAKE_CELL LOAD_DEREF "
-           "STORE_DEREF DELETE_DEREF MATCH_CLASS RAISE_VARARGS CALL_FUNCTION_EX IS_OP CONTAINS_OP BUILD_CONST_KEY_MAP CALL_KW").split()
-_PLAIN = ("POP_TOP PUSH_NULL UNARY_NEGATIVE UNARY_NOT UNARY_INVERT UNARY_POSITIVE BINARY_SUBSCR STORE_SUBSCR DELETE_SUBSCR GET_LEN "
-          "MATCH_MAPPING MATCH_SEQUENCE MATCH_KEYS PUSH_EXC_INFO CHECK_EXC_MATCH CHECK_EG_MATCH WITH_EXCEPT_START BEFORE_WITH GET_ITER "
-          "GET_YIELD_FROM_ITER LOAD_BUILD_CLASS LOAD_ASSERTION_ERROR LIST_TO_TUPLE RETURN_VALUE IMPORT_STAR SETUP_ANNOTATIONS "
-          "PREP_RERAISE_STAR POP_EXCEPT LOAD_LOCALS CLEANUP_THROW END_SEND FORMAT_SIMPLE FORMAT_WITH_SPEC RERAISE").split()
-_DROPPED = ("CACHE RESUME NOP PRECALL EXTENDED_ARG COPY_FREE_VARS RETURN_GENERATOR TO_BOOL END_FOR SET_FUNCTION_ATTRIBUTE "
-            "INTERPRETER_EXIT").split()
+_NAMES = (
+    "LOAD_NAME STORE_NAME DELETE_NAME STORE_GLOBAL DELETE_GLOBAL STORE_ATTR DELETE_ATTR IMPORT_NAME "
+    "IMPORT_FROM"
+).split()
+_COUNTS = (
+    "COPY SWAP BUILD_TUPLE BUILD_LIST BUILD_SET BUILD_MAP BUILD_STRING BUILD_SLICE UNPACK_SEQUENCE "
+    "UNPACK_EX LIST_EXTEND SET_UPDATE DICT_UPDATE DICT_MERGE LIST_APPEND SET_ADD MAP_ADD LOAD_FAST "
+    "STORE_FAST DELETE_FAST LOAD_FAST_AND_CLEAR MAKE_CELL LOAD_DEREF STORE_DEREF DELETE_DEREF "
+    "MATCH_CLASS RAISE_VARARGS CALL_FUNCTION_EX IS_OP CONTAINS_OP BUILD_CONST_KEY_MAP CALL_KW"
+).split()
+_PLAIN = (
+    "POP_TOP PUSH_NULL UNARY_NEGATIVE UNARY_NOT UNARY_INVERT UNARY_POSITIVE BINARY_SUBSCR STORE_SUBSCR "
+    "DELETE_SUBSCR GET_LEN MATCH_MAPPING MATCH_SEQUENCE MATCH_KEYS PUSH_EXC_INFO CHECK_EXC_MATCH "
+    "CHECK_EG_MATCH WITH_EXCEPT_START BEFORE_WITH GET_ITER GET_YIELD_FROM_ITER LOAD_BUILD_CLASS "
+    "LOAD_ASSERTION_ERROR LIST_TO_TUPLE RETURN_VALUE IMPORT_STAR SETUP_ANNOTATIONS PREP_RERAISE_STAR "
+    "POP_EXCEPT LOAD_LOCALS CLEANUP_THROW END_SEND FORMAT_SIMPLE FORMAT_WITH_SPEC RERAISE"
+).split()
+_DROPPED = (
+    "CACHE RESUME NOP PRECALL EXTENDED_ARG COPY_FREE_VARS RETURN_GENERATOR TO_BOOL END_FOR "
+    "SET_FUNCTION_ATTRIBUTE INTERPRETER_EXIT"
+).split()
 
 RULES: dict[str, Callable[[int, _Context], Ops]] = {
     **{n: _name(n) for n in _NAMES},
     **{n: _same(n) for n in _COUNTS},
     **{n: _fixed((n, None)) for n in _PLAIN},
     **{n: _fixed() for n in _DROPPED},
-    **{f"POP_JUMP_{d}IF_{k}": _jump(f"POP_JUMP_IF_{k}", -1 if d == "BACKWARD_" else 1)
-       for d in ("", "FORWARD_", "BACKWARD_") for k in ("TRUE", "FALSE", "NONE", "NOT_NONE")},
-    "JUMP_FORWARD": _jump("JUMP"), "JUMP_BACKWARD": _jump("JUMP", -1), "JUMP_BACKWARD_NO_INTERRUPT": _jump("JUMP", -1),
-    "JUMP_IF_TRUE_OR_POP": _jump_or_pop("POP_JUMP_IF_TRUE"), "JUMP_IF_FALSE_OR_POP": _jump_or_pop("POP_JUMP_IF_FALSE"),
+    **{
+        f"POP_JUMP_{d}IF_{k}": _jump(f"POP_JUMP_IF_{k}", -1 if d == "BACKWARD_" else 1)
+        for d in ("", "FORWARD_", "BACKWARD_")
+        for k in ("TRUE", "FALSE", "NONE", "NOT_NONE")
+    },
+    "JUMP_FORWARD": _jump("JUMP"),
+    "JUMP_BACKWARD": _jump("JUMP", -1),
+    "JUMP_BACKWARD_NO_INTERRUPT": _jump("JUMP", -1),
+    "JUMP_IF_TRUE_OR_POP": _jump_or_pop("POP_JUMP_IF_TRUE"),
+    "JUMP_IF_FALSE_OR_POP": _jump_or_pop("POP_JUMP_IF_FALSE"),
     "FOR_ITER": _for_iter,
     "SEND": lambda a, c: [("SEND", (_Label(c.next + 2 * a), VERSION >= (3, 12)))],
     "YIELD_VALUE": _yield,
@@ -228,13 +259,16 @@ RULES: dict[str, Callable[[int, _Context], Ops]] = {
     "FORMAT_VALUE": _format_value,
     "CONVERT_VALUE": lambda a, c: [("CONVERT_VALUE", CONVERSIONS[a])],
     "MAKE_FUNCTION": _make_function,
-    "CALL_INTRINSIC_1": _intrinsic({2: "IMPORT_STAR", 3: "STOPITERATION_ERROR", 5: "UNARY_POSITIVE", 6: "LIST_TO_TUPLE"}),
+    "CALL_INTRINSIC_1": _intrinsic(
+        {2: "IMPORT_STAR", 3: "STOPITERATION_ERROR", 5: "UNARY_POSITIVE", 6: "LIST_TO_TUPLE"}
+    ),
     "CALL_INTRINSIC_2": _intrinsic({1: "PREP_RERAISE_STAR"}),
 }
 
 
 def _decode(code: CodeType) -> Iterator[tuple[int, int, str, int]]:
-    """(offset, offset behind the caches, name, argument) of each instruction, EXTENDED_ARG folded in and caches skipped."""
+    """(offset, offset behind the caches, name, argument) of each instruction, EXTENDED_ARG folded in and
+    caches skipped."""
     raw, names, i, extended = code.co_code, dis.opname, 0, 0
     cache, extend = dis.opmap["CACHE"], dis.opmap["EXTENDED_ARG"]
     start = 0
@@ -265,7 +299,11 @@ def _handlers(code: CodeType, offsets: list[int], index: dict[int, int]) -> tupl
     ranges, numbers = [], _varints(code.co_exceptiontable)
     for start in numbers:
         length, target, depth_lasti = next(numbers), next(numbers), next(numbers)
-        ranges.append((start * 2, (start + length) * 2, Handler(index[target * 2], depth_lasti >> 1, bool(depth_lasti & 1))))
+        ranges.append(
+            (
+                start * 2, (start + length) * 2,
+                Handler(index[target * 2], depth_lasti >> 1, bool(depth_lasti & 1)))
+        )
     out: list[Handler | None] = [None] * len(offsets)
     for i, offset in enumerate(offsets):
         out[i] = next((h for start, end, h in ranges if start <= offset < end), None)
@@ -281,13 +319,14 @@ def _resolve(arg: Any, index: dict[int, int]) -> Any:
 
 
 def normalise(code: CodeType) -> Code:
-    """`code` in the dialect. Instructions that have no rule (those of coroutines) become UNSUPPORTED, which raises when it is reached."""
+    """`code` in the dialect. Instructions that have no rule (those of coroutines) become UNSUPPORTED, which
+    raises when it is reached."""
     decoded = list(_decode(code))
     context, ops, offsets, index = _Context(code), [], [], {}
     for i, (offset, behind, name, arg) in enumerate(decoded):
         context.next = behind
         if name in ("MAKE_FUNCTION", "YIELD_VALUE"):
-            context.following = [(n, a) for _, _, n, a in decoded[i + 1:i + 6]]
+            context.following = [(n, a) for _, _, n, a in decoded[i + 1 : i + 6]]
         index[offset] = len(ops)
         rule = RULES.get(name)
         new = rule(arg, context) if rule else [("UNSUPPORTED", name)]
@@ -295,8 +334,9 @@ def normalise(code: CodeType) -> Code:
         offsets += [offset] * len(new)
     index[len(code.co_code)] = len(ops)
     names = _local_names(code)
-    return Code(code, tuple((op, _resolve(arg, index)) for op, arg in ops), tuple(offsets), _handlers(code, offsets, index), names,
-                len(code.co_freevars))
+    return Code(
+        code, tuple((op, _resolve(arg, index)) for op, arg in ops), tuple(offsets),
+        _handlers(code, offsets, index), names, len(code.co_freevars))
 
 
 def _local_names(code: CodeType) -> tuple[str, ...]:

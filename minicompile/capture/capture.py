@@ -1,8 +1,10 @@
 """Capture: one call of a Python function turned into a graph, guards and a program.
 
-Takes a function and the values of its parameters; gives a `Capture`, or raises Refusal. While it runs, the world does not change. The stage
-after this is `lower.trace`, which takes the graph; `compiled` puts guards, graph and program to work.
+Takes a function and the values of its parameters; gives a `Capture`, or raises Refusal. While it runs, the
+world does not change. The stage after this is `lower.trace`, which takes the graph; `compiled` puts guards,
+graph and program to work.
 """
+
 from __future__ import annotations
 
 import contextvars
@@ -22,7 +24,21 @@ from ..ir import fake as fake_module
 from ..ir import spec as spec_module
 from ..ir.fake import Fake, FakeMode
 from ..ir.spec import TensorSpec
-from . import attributes, bytecode, frame, guards, handlers, interp, policy, program, reads, record, sources, world, writes
+from . import (
+    attributes,
+    bytecode,
+    frame,
+    guards,
+    handlers,
+    interp,
+    policy,
+    program,
+    reads,
+    record,
+    sources,
+    world,
+    writes,
+)
 from .guards import Guard, first_failure
 from .program import Program, build_program
 from .record import Recorder
@@ -49,7 +65,8 @@ class Input:
 class Capture:
     """What was captured.
 
-    gm        the torch calls: inputs (tensors, in order of `inputs`) -> tuple of tensors, those that `program` uses
+    gm        the torch calls: inputs (tensors, in order of `inputs`) -> tuple of tensors, those that
+              `program` uses
     guards    what must hold of a call for this capture to stand for it
     effects   what the program changes after the graph has run
     program   the text that replaces the call
@@ -75,17 +92,22 @@ class Capture:
         return any(n.op not in ("placeholder", "output") for n in self.gm.graph.nodes)
 
     def check(self) -> None:
-        """Raises CheckError unless the graph is well formed, takes the inputs and gives what the program uses."""
+        """Raises CheckError unless the graph is well formed, takes the inputs and gives what the program
+        uses."""
         try:
             self.gm.graph.lint()
         except RuntimeError as error:
             raise CheckError("capture", "graph", str(error)) from error
         names = [n.name for n in self.gm.graph.nodes if n.op == "placeholder"]
         if len(names) != len(self.inputs):
-            raise CheckError("capture", "inputs", f"the graph takes {len(names)} tensors, {len(self.inputs)} are fetched")
+            raise CheckError(
+                "capture", "inputs", f"the graph takes {len(names)} tensors, {len(self.inputs)} are fetched"
+            )
         returned = next(n for n in self.gm.graph.nodes if n.op == "output").args[0]
         if len(returned) != len(self.program.outputs):  # type: ignore[arg-type]
-            raise CheckError("capture", "output", f"the graph gives {returned}, the program uses {len(self.program.outputs)}")
+            raise CheckError(
+                "capture", "output",
+                f"the graph gives {returned}, the program uses {len(self.program.outputs)}")
         guarded = {g.source for g in self.guards if g.check == "tensor"}
         for i in self.inputs:
             if i.source not in guarded:
@@ -123,7 +145,9 @@ class Capturer:
         self.recorder = Recorder(self.world.where)
         self.names: dict[str, int] = {}
         self.world.new_input = self.add_input
-        self.world.record_state = lambda f, args, kwargs: self.recorder.append(f, tuple(args), kwargs or {}, None)
+        self.world.record_state = lambda f, args, kwargs: self.recorder.append(
+            f, tuple(args), kwargs or {}, None
+        )
         self.versions: list[tuple[Fake, int]] = []
         self.input_names: list[str] = []
 
@@ -139,7 +163,7 @@ class Capturer:
     def run(self) -> Capture:
         state = _torch_state()
         limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(RECURSION * limit)          # several of our frames stand for one of the program's
+        sys.setrecursionlimit(RECURSION * limit)  # several of our frames stand for one of the program's
         try:
             return self.captured(state)
         except Refusal as refusal:
@@ -161,14 +185,19 @@ class Capturer:
         finally:
             _leave_modes(depths)
         if _torch_state() != state:
-            raise self.world.refuse("ambient-state", "the call leaves grad mode, autocast or default dtype changed")
+            raise self.world.refuse(
+                "ambient-state", "the call leaves grad mode, autocast or default dtype changed"
+            )
         effects = self.world.effects()
-        program = build_program(self.world, result, effects, [(s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)])
+        program = build_program(
+            self.world, result, effects,
+            [(s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)])
         self.guard_aliasing()
         return self.assemble(effects, program)
 
     def top(self) -> Any:
-        """Runs the captured function's own frame: parameters are read, *args and **kwargs are made anew from what they hold."""
+        """Runs the captured function's own frame: parameters are read, *args and **kwargs are made anew
+        from what they hold."""
         f, world, raw = self.function, self.world, self.function.__code__
         world.enter_function(f)
         world.keep.append(f)
@@ -194,12 +223,15 @@ class Capturer:
         tensors = [t for _, t, _ in self.world.inputs]
         storages = {t.untyped_storage()._cdata for t in tensors}
         if len(storages) != len(tensors):
-            raise Refusal("aliased-inputs", "a tensor is written that shares storage with another input", self.world.where())
+            raise Refusal(
+                "aliased-inputs", "a tensor is written that shares storage with another input",
+                self.world.where())
         if len(tensors) > 1:
             self.world.guard(None, "none_alias", tuple(s for s, _, _ in self.world.inputs))
 
     def all_guards(self) -> tuple[Guard, ...]:
-        """All guards but those that others imply: whoever looks further along a path has seen that it exists."""
+        """All guards but those that others imply: whoever looks further along a path has seen that it
+        exists."""
         listed = list(self.world.guards.values())
         walked: set[Source | None] = set()
         for g in listed:
@@ -222,8 +254,11 @@ class Capturer:
         gm = torch.fx.GraphModule(torch.nn.Module(), recorder.graph)
         inputs = tuple(
             Input(source, _spec(t), name, t.requires_grad, isinstance(t, torch.nn.Parameter))
-            for (source, t, _), name in zip(self.world.inputs, self.input_names))
-        return Capture(self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program, recorder.places)
+            for (source, t, _), name in zip(self.world.inputs, self.input_names)
+        )
+        return Capture(
+            self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program,
+            recorder.places)
 
 
 def _spec(t: torch.Tensor) -> TensorSpec:
@@ -233,7 +268,8 @@ def _spec(t: torch.Tensor) -> TensorSpec:
 def capture(function: FunctionType, slots: Sequence[Any]) -> tuple[Capture, dict[Source, Any]]:
     """Captures one call of `function`.
 
-    slots   values of the parameters in the order of co_varnames (positional, keyword-only, *args tuple, **kwargs dict)
+    slots   values of the parameters in the order of co_varnames (positional, keyword-only, *args tuple,
+            **kwargs dict)
     Gives the Capture and the real tensors by source. Raises Partial (a Refusal with the guards so far).
     """
     capturer = Capturer(function, slots)
@@ -244,7 +280,8 @@ def capture(function: FunctionType, slots: Sequence[Any]) -> tuple[Capture, dict
 def capture_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Capture:
     """Captures the call function(*args, **kwargs), for tests and tools. Raises Refusal."""
     if not isinstance(function, FunctionType):
-        function, args = (lambda callee, *args, **kwargs: callee(*args, **kwargs)), (function, *args)  # type: ignore[assignment]
+        args = (function, *args)
+        function = lambda callee, *args, **kwargs: callee(*args, **kwargs)
     plain = interp.World()
     slots = interp.bind(plain, plain.code_of(function.__code__), function, args, kwargs)
     try:
@@ -253,13 +290,16 @@ def capture_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Cap
         raise partial.refusal from None
 
 
-# Torch's thread state. It is not part of the world that capture may change: what a captured `with` changes, it changes back.
+# Torch's thread state. It is not part of the world that capture may change: what a captured `with` changes,
+# it changes back.
+
 
 def _torch_state() -> dict[str, Any]:
     with torch._C.DisableTorchFunction():
         return {
-            "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(), "dtype": torch.get_default_dtype(),
-            "autocast": torch.is_autocast_enabled("cpu"), "autocast_dtype": torch.get_autocast_dtype("cpu"),
+            "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+            "dtype": torch.get_default_dtype(), "autocast": torch.is_autocast_enabled("cpu"),
+            "autocast_dtype": torch.get_autocast_dtype("cpu"),
             "autocast_cache": torch.is_autocast_cache_enabled()}
 
 
@@ -268,7 +308,8 @@ def _mode_depths() -> tuple[int, int]:
 
 
 def _leave_modes(depths: tuple[int, int]) -> None:
-    """Leaves all modes entered since: ours, and those of the user's `with` blocks that a Refusal cut short."""
+    """Leaves all modes entered since: ours, and those of the user's `with` blocks that a Refusal cut
+    short."""
     while torch._C._len_torch_function_stack() > depths[0]:
         torch.overrides._pop_mode()
     while torch._C._len_torch_dispatch_stack() > depths[1]:
@@ -283,8 +324,9 @@ def _restore_torch_state(state: dict[str, Any]) -> None:
     torch.set_autocast_cache_enabled(state["autocast_cache"])
 
 
-_MODULES: tuple[ModuleType, ...] = (attributes, bytecode, frame, guards, handlers, interp, policy, program, reads, record, sources, world, writes,
-                                    fake_module, spec_module, errors)
+_MODULES: tuple[ModuleType, ...] = (
+    attributes, bytecode, frame, guards, handlers, interp, policy, program, reads, record, sources, world,
+    writes, fake_module, spec_module, errors)
 _excluded: list[bool] = []
 
 
@@ -296,8 +338,11 @@ def _exclude_own_code() -> None:
     for module in _MODULES:
         for code in _codes(module):
             _native.set_policy(code, _native.NATIVE, nested=True)
-    for code in (Recorder.__torch_function__.__code__, Capturer.add_input.__code__,
-                 torch.overrides.handle_torch_function.__code__):
+    for code in (
+        Recorder.__torch_function__.__code__,
+        Capturer.add_input.__code__,
+        torch.overrides.handle_torch_function.__code__,
+    ):
         _native.set_policy(code, _native.SUSPEND)
     for name in ("run", "captured", "top"):
         _native.set_policy(getattr(Capturer, name).__code__, _native.NATIVE)

@@ -1,15 +1,16 @@
-"""Compiled: a Python function whose calls are captured, compiled once per set of guards, and served by a native cache.
+"""Compiled: a Python function whose calls are captured, compiled once per set of guards, and served by a
+native cache.
 
-Takes a function and `compile_graph(capture, examples) -> callable(*tensors) -> sequence of tensors`; gives a callable with the function's
-behaviour. The last part of capture; the API wraps it.
+Takes a function and `compile_graph(capture, examples) -> callable(*tensors) -> sequence of tensors`; gives
+a callable with the function's behaviour. The last part of capture; the API wraps it.
 """
+
 from __future__ import annotations
 
 import functools
 import itertools
 import linecache
 import logging
-
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,10 @@ log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
 
 
-
 @dataclass(eq=False)
 class Entry:
-    """One compiled variant: a capture with its program, or a refusal, whose program is the function itself."""
+    """One compiled variant: a capture with its program, or a refusal, whose program is the function
+    itself."""
 
     capture: Capture | None
     refusal: Refusal | None
@@ -62,11 +63,20 @@ def _short(x: Any) -> str:
 
 
 class Compiled:
-    """The compiled function. `native` is what callers should call; it goes through `entries`, most recently hit first."""
+    """The compiled function. `native` is what callers should call; it goes through `entries`, most recently
+    hit first."""
 
-    def __init__(self, function: FunctionType, compile_graph: Callable[[Capture, list[Any]], Callable[..., Sequence[Any]]], *,
-                 fullgraph: bool = False, limit: int = 8, on_event: Callable[[str, Any], None] | None = None):
-        self.function, self.compile_graph, self.fullgraph, self.limit = function, compile_graph, fullgraph, limit
+    def __init__(
+        self,
+        function: FunctionType,
+        compile_graph: Callable[[Capture, list[Any]], Callable[..., Sequence[Any]]],
+        *,
+        fullgraph: bool = False,
+        limit: int = 8,
+        on_event: Callable[[str, Any], None] | None = None,
+    ):
+        self.function, self.compile_graph, self.fullgraph, self.limit = (
+            function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
         self.native = _native.CompiledFunction(function, self.miss)
 
@@ -93,13 +103,17 @@ class Compiled:
         try:
             entry, program, sources, tensors = self.build(slots)
         except Partial as partial:
-            entry, program, sources, tensors = self.refused(partial.refusal, partial.guards, partial.tensors)
+            entry, program, sources, tensors = self.refused(
+                partial.refusal, partial.guards, partial.tensors
+            )
         except MinicompileError:
             raise
         except Exception as error:
             if config.strict:
                 raise
-            log.warning("%s runs as in eager mode after an internal error\n%s", self.function.__qualname__, traceback.format_exc())
+            log.warning(
+                "%s runs as in eager mode after an internal error\n%s", self.function.__qualname__,
+                traceback.format_exc())
             refusal = Refusal("internal", f"{type(error).__name__}: {error}")
             entry, program, sources, tensors = self.refused(refusal, (), {})
         self.enter(entry, program, sources, tensors)
@@ -111,7 +125,11 @@ class Compiled:
         done, tensors = capture(self.function, slots)
         self.on_event("capture", done)
         try:
-            graph = self.compile_graph(done, [tensors[i.source] for i in done.inputs]) if done.has_graph else _no_graph
+            graph = (
+                self.compile_graph(done, [tensors[i.source] for i in done.inputs])
+                if done.has_graph
+                else _no_graph
+            )
         except Refusal as refusal:
             raise Partial(refusal, done.guards, tensors) from refusal
         name = f"<minicompile {self.function.__qualname__} {next(_numbers)}>"
@@ -119,8 +137,9 @@ class Compiled:
         program = done.program.compile(graph, name)
         return Entry(done, None, done.guards, {}), program, [s for _, s in done.program.fetches], tensors
 
-    def refused(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
-                ) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
+    def refused(
+        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
+    ) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
         """An entry that runs the function as it is, for calls like this one."""
         if self.fullgraph:
             raise refusal
@@ -129,16 +148,22 @@ class Compiled:
         names = code.co_varnames
         plain = code.co_argcount + code.co_kwonlyargcount
         more = bool(code.co_flags & 4) + bool(code.co_flags & 8)
-        return Entry(None, refusal, guards, {}), eager(self.function), [Source.local(i, names[i]) for i in range(plain + more)], tensors
+        return (
+            Entry(None, refusal, guards, {}), eager(self.function),
+            [Source.local(i, names[i]) for i in range(plain + more)], tensors)
 
-    def enter(self, entry: Entry, program: Callable[..., Any], sources: list[Source], tensors: dict[Source, Any]) -> None:
+    def enter(
+        self, entry: Entry, program: Callable[..., Any], sources: list[Source], tensors: dict[Source, Any]
+    ) -> None:
         guard_program, entry.owner = lower_guards(entry.guards, sources, tensors)
         native = entry.native = _native.Entry(guard_program, program, entry)
         entries = self.native.entries
         entries.insert(0, native)
         if len(entries) > self.limit:
             gone = entries.pop()
-            log.warning("%s: more than %d variants; the least recently used one is dropped", self.function.__qualname__, self.limit)
+            log.warning(
+                "%s: more than %d variants; the least recently used one is dropped",
+                self.function.__qualname__, self.limit)
             self.on_event("evicted", gone.data)
 
 
@@ -151,20 +176,23 @@ def eager(function: FunctionType) -> Callable[..., Any]:
     code = function.__code__
     positional, keyword = code.co_argcount, code.co_kwonlyargcount
     has_args, has_kwargs = bool(code.co_flags & 4), bool(code.co_flags & 8)
-    names = code.co_varnames[positional:positional + keyword]
+    names = code.co_varnames[positional : positional + keyword]
 
     def run(*slots: Any) -> Any:
-        rest = slots[positional + keyword:]
+        rest = slots[positional + keyword :]
         args = rest[0] if has_args else ()
         kwargs = dict(rest[-1]) if has_kwargs else {}
         return function(*slots[:positional], *args, **dict(zip(names, slots[positional:])), **kwargs)
+
     return run
 
 
 def force_eager(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, wrapped so that it always runs natively; where capture meets it, it refuses ("disabled")."""
+
     @functools.wraps(fn)
     def disabled_function(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
+
     disabled_function.__minicompile_disabled__ = True  # type: ignore[attr-defined]
     return disabled_function

@@ -2,6 +2,7 @@
 
 Takes a `Code` (from `bytecode`), its bound handlers and local slots; `handlers` and `interp` work on it.
 """
+
 from __future__ import annotations
 
 from types import FunctionType
@@ -24,11 +25,16 @@ NULL = _Null()
 
 
 class Frame:
-    """One running call: `locals` has a slot per variable, cell and free variable; `exc` is the exception being handled."""
+    """One running call: `locals` has a slot per variable, cell and free variable; `exc` is the exception
+    being handled."""
 
-    __slots__ = ("code", "func", "globals", "builtins", "locals", "stack", "pc", "exc", "world", "back", "ops", "names", "yielded")
+    __slots__ = (
+        "code", "func", "globals", "builtins", "locals", "stack", "pc", "exc", "world", "back", "ops",
+        "names", "yielded")
 
-    def __init__(self, code: Code, ops: tuple, func: FunctionType, slots: list, world: Any, back: Frame | None):
+    def __init__(
+        self, code: Code, ops: tuple, func: FunctionType, slots: list, world: Any, back: Frame | None
+    ):
         self.code, self.func, self.locals, self.world, self.back = code, func, slots, world, back
         self.globals, self.builtins = func.__globals__, func.__builtins__
         self.stack: list[Any] = []
@@ -38,7 +44,7 @@ class Frame:
         self.names: dict[str, Any] | None = None
         self.yielded: bool = False
         if code.free:
-            slots[-code.free:] = func.__closure__
+            slots[-code.free :] = func.__closure__
 
     @property
     def where(self) -> Where:

@@ -1,8 +1,10 @@
-"""Guards: the list of facts about the world that a captured program relies on, each with its source and the user's line that read it.
+"""Guards: the list of facts about the world that a captured program relies on, each with its source and the
+user's line that read it.
 
-Takes what `world` notes while capturing; gives one list that is printed (`explain`), evaluated slowly here (the reference) and compiled to
-the native guard program, which checks and fetches in one pass.
+Takes what `world` notes while capturing; gives one list that is printed (`explain`), evaluated slowly here
+(the reference) and compiled to the native guard program, which checks and fetches in one pass.
 """
+
 from __future__ import annotations
 
 import struct
@@ -35,16 +37,20 @@ class TensorFact:
 
     def __str__(self) -> str:
         grad = ", requires grad" if self.requires_grad else ""
-        return f"{self.kind.__name__} {str(self.dtype).removeprefix('torch.')}{list(self.shape)} stride {self.stride} {self.device}{grad}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.kind.__name__} {dtype}{list(self.shape)} stride {self.stride} {self.device}{grad}"
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
     """`check` of the value at `source` against `expected`.
 
-    id        is the object             type      has exactly the type        equals    same type and equal (floats by bits)
-    len       has the length            keys      a dict with these keys      absent    the parent has no such attribute or key
-    present   the path leads somewhere  tensor    matches a TensorFact        same      is the object at the source `expected`
+    id        is the object             type      has exactly the type        equals    same type and equal
+              (floats by bits)
+    len       has the length            keys      a dict with these keys      absent    the parent has no
+              such attribute or key
+    present   the path leads somewhere  tensor    matches a TensorFact        same      is the object at the
+              source `expected`
     distinct  is not the object at the source `expected`
     none_alias   `expected` is a tuple of sources whose tensors share no storage
     ambient   torch's thread state (grad mode, autocast, default dtype, modes, deterministic) is `expected`
@@ -61,7 +67,8 @@ class Guard:
         return text + (f"  # {self.where}" if self.where else "")
 
     def holds(self, slots: Sequence[Any]) -> bool:
-        """Whether the guard holds for a call with these frame slots. Slow; a path that leads nowhere does not hold."""
+        """Whether the guard holds for a call with these frame slots. Slow; a path that leads nowhere does
+        not hold."""
         try:
             if self.check in _WORLD_CHECKS:
                 return _WORLD_CHECKS[self.check](self.expected, slots)
@@ -76,7 +83,8 @@ class Guard:
 
 
 def same_value(a: Any, b: Any) -> bool:
-    """Equal and of the same type; floats by their bits, so that NaN equals itself and -0.0 differs from 0.0; tuples by element."""
+    """Equal and of the same type; floats by their bits, so that NaN equals itself and -0.0 differs from
+    0.0; tuples by element."""
     if type(a) is not type(b):
         return False
     if isinstance(a, float):
@@ -93,7 +101,9 @@ CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "type": lambda value, expected: type(value) is expected,
     "equals": same_value,
     "len": lambda value, expected: len(value) == expected,
-    "keys": lambda value, expected: tuple(value) == expected and all(map(same_value, tuple(value), expected)),
+    "keys": lambda value, expected: (
+        tuple(value) == expected and all(map(same_value, tuple(value), expected))
+    ),
     "present": lambda value, expected: True,
     "tensor": lambda value, expected: isinstance(value, torch.Tensor) and TensorFact.of(value) == expected,
 }
@@ -119,10 +129,8 @@ def _ambient(expected: dict[str, Any], slots: Sequence[Any]) -> bool:
 
 
 _WORLD_CHECKS: dict[str, Callable[[Any, Sequence[Any]], bool]] = {
-    "state": lambda expected, slots: same_value(expected[0](), expected[1]),
-    "none_alias": _none_alias,
-    "ambient": _ambient,
-}
+    "state": lambda expected, slots: same_value(expected[0](), expected[1]), "none_alias": _none_alias,
+    "ambient": _ambient}
 
 
 def _name(x: Any) -> str:
@@ -135,15 +143,12 @@ _TEXT: dict[str, Callable[[Guard], str]] = {
     "equals": lambda g: f"{g.source} == {g.expected!r}",
     "len": lambda g: f"len({g.source}) == {g.expected}",
     "keys": lambda g: f"keys of {g.source} == {list(g.expected)}",
-    "present": lambda g: f"{g.source} exists",
-    "absent": lambda g: f"{g.source} does not exist",
-    "tensor": lambda g: f"{g.source}: {g.expected}",
-    "same": lambda g: f"{g.source} is {g.expected}",
+    "present": lambda g: f"{g.source} exists", "absent": lambda g: f"{g.source} does not exist",
+    "tensor": lambda g: f"{g.source}: {g.expected}", "same": lambda g: f"{g.source} is {g.expected}",
     "distinct": lambda g: f"{g.source} is not {g.expected}",
     "none_alias": lambda g: f"no two of {', '.join(map(str, g.expected))} share storage",
     "ambient": lambda g: "torch's modes: " + ", ".join(f"{k} = {v}" for k, v in g.expected.items()),
-    "state": lambda g: f"{_name(g.expected[0])}() == {g.expected[1]!r}",
-}
+    "state": lambda g: f"{_name(g.expected[0])}() == {g.expected[1]!r}"}
 
 
 def first_failure(guards: Sequence[Guard], slots: Sequence[Any]) -> Guard | None:

@@ -1,9 +1,9 @@
 """Instruction handlers of the interpreter, named as the dialect's opcodes (see `bytecode`).
 
-Takes a `Frame` and the instruction's argument, gives None, or (value, is a yield) to leave the loop in `interp.run`. State outside the
-frame is reached only through `frame.world`.
+Takes a `Frame` and the instruction's argument, gives None, or (value, is a yield) to leave the loop in
+`interp.run`. State outside the frame is reached only through `frame.world`.
 """
-# ruff: noqa: E301, E302, E305, E701, E704, N802   (one-line handlers read as a table)
+
 from __future__ import annotations
 
 import operator
@@ -78,11 +78,11 @@ def CONVERT_VALUE(f, a): f.stack[-1] = f.world.operate(a, f.stack[-1])
 @handler
 def FORMAT_SIMPLE(f, a): f.stack[-1] = f.world.operate(format, f.stack[-1], "")
 @handler
-def LIST_APPEND(f, a): v = f.stack.pop(); f.stack[-a].append(v)          # noqa: E702
+def LIST_APPEND(f, a): v = f.stack.pop(); f.stack[-a].append(v)
 @handler
-def SET_ADD(f, a): v = f.stack.pop(); f.stack[-a].add(v)                 # noqa: E702
+def SET_ADD(f, a): v = f.stack.pop(); f.stack[-a].add(v)
 @handler
-def SET_UPDATE(f, a): v = f.stack.pop(); f.stack[-a].update(f.world.iter(v))   # noqa: E702
+def SET_UPDATE(f, a): v = f.stack.pop(); f.stack[-a].update(f.world.iter(v))
 @handler
 def SETUP_ANNOTATIONS(f, a): f.names.setdefault("__annotations__", {})
 
@@ -186,11 +186,15 @@ def FOR_ITER(f, a):
         f.pc = a
 
 
+def _unbound(name: str) -> UnboundLocalError:
+    return UnboundLocalError(f"cannot access local variable {name!r} where it is not associated with a value")
+
+
 @handler
 def LOAD_FAST(f, a):
     value = f.locals[a]
     if value is NULL:
-        raise UnboundLocalError(f"cannot access local variable {f.code.locals[a]!r} where it is not associated with a value")
+        raise _unbound(f.code.locals[a])
     f.stack.append(value)
 
 
@@ -213,8 +217,9 @@ def LOAD_DEREF(f, a):
     if value is NULL:
         name = f.code.locals[a]
         if a >= len(f.locals) - f.code.free:
-            raise NameError(f"cannot access free variable {name!r} where it is not associated with a value in enclosing scope", name=name)
-        raise UnboundLocalError(f"cannot access local variable {name!r} where it is not associated with a value")
+            text = f"cannot access free variable {name!r} where it is not associated with a value"
+            raise NameError(text + " in enclosing scope", name=name)
+        raise _unbound(name)
     f.stack.append(value)
 
 
@@ -362,7 +367,8 @@ def DICT_MERGE(f, a):
     values = f.stack.pop()
     into = f.stack[-a]
     if not hasattr(values, "keys"):
-        raise TypeError(f"{_merged_name(f, a)} argument after ** must be a mapping, not {type(values).__name__}")
+        name = _merged_name(f, a)
+        raise TypeError(f"{name} argument after ** must be a mapping, not {type(values).__name__}")
     for key, value in f.world.operate(dict, values).items():
         if key in into:
             raise TypeError(f"{_merged_name(f, a)} got multiple values for keyword argument {key!r}")
@@ -400,7 +406,8 @@ def UNPACK_EX(f, a):
         raise TypeError(f"cannot unpack non-iterable {type(values).__name__} object")
     items = list(f.world.iter(values))
     if len(items) < before + after:
-        raise ValueError(f"not enough values to unpack (expected at least {before + after}, got {len(items)})")
+        least = before + after
+        raise ValueError(f"not enough values to unpack (expected at least {least}, got {len(items)})")
     end = len(items) - after
     f.stack.extend(reversed([*items[:before], items[before:end], *items[end:]]))
 
@@ -469,7 +476,8 @@ def IMPORT_FROM(f, a):
             f.stack.append(sys.modules[f"{name}.{a}"])
             return
         where = getattr(module, "__file__", None) or "unknown location"
-        raise ImportError(f"cannot import name {a!r} from {name!r} ({where})", name=name, path=where) from None
+        text = f"cannot import name {a!r} from {name!r} ({where})"
+        raise ImportError(text, name=name, path=where) from None
 
 
 @handler
@@ -545,8 +553,9 @@ def PREP_RERAISE_STAR(f, a):
     if not isinstance(original, BaseExceptionGroup):
         f.stack.append(raised[0])
         return
-    new = [e for e in raised if not (isinstance(e, BaseExceptionGroup) and e.__traceback__ is original.__traceback__
-                                     and e.__context__ is original.__context__) and e is not original]
+    new = [e for e in raised if e is not original and not (
+        isinstance(e, BaseExceptionGroup) and e.__traceback__ is original.__traceback__
+        and e.__context__ is original.__context__)]
     kept = [e for e in raised if not any(e is n for n in new)]
     if kept:
         leaves = {id(x) for e in kept for x in _leaves(e)}
@@ -662,7 +671,8 @@ def MATCH_CLASS(f, a):
             values.append(subject)
             args = ()
         elif a > len(args):
-            raise TypeError(f"{cls.__name__}() accepts {len(args)} positional sub-pattern{'' if len(args) == 1 else 's'} ({a} given)")
+            pattern = "sub-pattern" if len(args) == 1 else "sub-patterns"
+            raise TypeError(f"{cls.__name__}() accepts {len(args)} positional {pattern} ({a} given)")
         values += [f.world.getattr(subject, n) for n in (*args[:a], *names)]
     except AttributeError:
         f.stack.append(None)

@@ -1,11 +1,13 @@
 """The interpreter: runs one frame of the dialect, with the host's own objects on its stack.
 
-Takes a `Code` (from `bytecode`) and arguments, gives the frame's result or raises its exception. A frame reaches state only through its
-`World`: the plain one below does what CPython does (used to test the interpreter against CPython, with no torch); `world.CaptureWorld`
-also notes reads, redirects writes and records tensor calls. Handlers are named as their opcodes; most are one line over `operator`.
+Takes a `Code` (from `bytecode`) and arguments, gives the frame's result or raises its exception. A frame
+reaches state only through its `World`: the plain one below does what CPython does (used to test the
+interpreter against CPython, with no torch); `world.CaptureWorld` also notes reads, redirects writes and
+records tensor calls. Handlers are named as their opcodes; most are one line over `operator`.
 
 Comes after `bytecode`, before `world`.
 """
+
 from __future__ import annotations
 
 import operator
@@ -19,12 +21,13 @@ from .bytecode import Code, normalise
 from .frame import NULL, Frame
 from .handlers import HANDLERS
 
-GENERATOR, COROUTINE = 0x20, 0x80 | 0x200      # co_flags
+GENERATOR, COROUTINE = 0x20, 0x80 | 0x200  # co_flags
 OPTIMIZED, VARARGS, VARKEYWORDS = 0x1, 0x4, 0x8
 
 
 class World:
-    """State as CPython has it. Each method is one way of reading or changing it; a frame has no other way."""
+    """State as CPython has it. Each method is one way of reading or changing it; a frame has no other
+    way."""
 
     getattr: Callable[..., Any] = staticmethod(getattr)
     setattr: Callable[..., Any] = staticmethod(setattr)
@@ -45,7 +48,8 @@ class World:
         self.special: dict[int, Callable[..., Any]] = {id(f): h for f, h in SPECIAL.items()}
 
     def interprets(self, code: CodeType) -> bool:
-        """Whether frames of `code` are ours to run (the plain world runs all but coroutines and class bodies)."""
+        """Whether frames of `code` are ours to run (the plain world runs all but coroutines and class
+        bodies)."""
         return not code.co_flags & COROUTINE and bool(code.co_flags & OPTIMIZED)
 
     def operate(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -112,13 +116,15 @@ class World:
 
     def code_of(self, raw: CodeType) -> Code:
         code = self.codes.get(raw)
-        if code is None or code.code is not raw:      # equal code objects may differ in file and line
+        if code is None or code.code is not raw:  # equal code objects may differ in file and line
             code = self.codes[raw] = normalised(raw)
         return code
 
-    def run_slots(self, code: Code, f: FunctionType, slots: list, names: dict[str, Any] | None = None) -> Any:
-        """Runs a frame whose arguments are bound; a generator function gives a generator that drives the frame.
-        `names` is the namespace of a class body."""
+    def run_slots(
+        self, code: Code, f: FunctionType, slots: list, names: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs a frame whose arguments are bound; a generator function gives a generator that drives the
+        frame. `names` is the namespace of a class body."""
         frame = Frame(code, bound_ops(code), f, slots, self, self.current)
         frame.names = names
         if code.code.co_flags & GENERATOR:
@@ -130,7 +136,7 @@ class World:
             self.current = frame.back
 
 
-_NORMALISED: dict[int, tuple[CodeType, Code]] = {}     # a pure cache: code object -> dialect
+_NORMALISED: dict[int, tuple[CodeType, Code]] = {}  # a pure cache: code object -> dialect
 
 
 def normalised(raw: CodeType) -> Code:
@@ -152,15 +158,18 @@ def bound_ops(code: Code) -> tuple[tuple[Callable[[Frame, Any], Any], Any], ...]
     return hit[1]
 
 
-def bind(world: World, code: Code, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> list:
-    """Local slots for a call, as CPython binds them. A call that does not fit is made for real, so that CPython raises its own error."""
+def bind(
+    world: World, code: Code, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None
+) -> list:
+    """Local slots for a call, as CPython binds them. A call that does not fit is made for real, so that
+    CPython raises its own error."""
     raw = f.__code__
     positional, keyword_only, flags = raw.co_argcount, raw.co_kwonlyargcount, raw.co_flags
     slots = [NULL] * len(code.locals)
     given = len(args)
     if given > positional and not flags & VARARGS:
         _misfit(f, args, kwargs)
-    slots[:min(given, positional)] = args[:positional]
+    slots[: min(given, positional)] = args[:positional]
     n = positional + keyword_only
     if flags & VARARGS:
         slots[n] = tuple(args[positional:])
@@ -182,7 +191,14 @@ def bind(world: World, code: Code, f: FunctionType, args: Sequence[Any], kwargs:
     return slots
 
 
-def _fill_defaults(world: World, f: FunctionType, slots: list, given: int, args: Sequence[Any], kwargs: dict[str, Any] | None) -> None:
+def _fill_defaults(
+    world: World,
+    f: FunctionType,
+    slots: list,
+    given: int,
+    args: Sequence[Any],
+    kwargs: dict[str, Any] | None,
+) -> None:
     raw, defaults, keyword = f.__code__, f.__defaults__ or (), f.__kwdefaults__ or {}
     positional = raw.co_argcount
     used = False
@@ -202,13 +218,17 @@ def _fill_defaults(world: World, f: FunctionType, slots: list, given: int, args:
 
 
 def _misfit(f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> None:
-    """Raises the TypeError that CPython raises for these arguments. The body cannot run: an empty stand-in of the same signature is called."""
+    """Raises the TypeError that CPython raises for these arguments. The body cannot run: an empty stand-in
+    of the same signature is called."""
+
     def stand_in() -> None: ...
+
     blank = stand_in.__code__
     raw = f.__code__
-    code = blank.replace(co_argcount=raw.co_argcount, co_posonlyargcount=raw.co_posonlyargcount, co_kwonlyargcount=raw.co_kwonlyargcount,
-                         co_varnames=raw.co_varnames, co_nlocals=raw.co_nlocals, co_flags=blank.co_flags | raw.co_flags & 0xC,
-                         co_name=raw.co_name, co_qualname=raw.co_qualname)
+    code = blank.replace(
+        co_argcount=raw.co_argcount, co_posonlyargcount=raw.co_posonlyargcount,
+        co_kwonlyargcount=raw.co_kwonlyargcount, co_varnames=raw.co_varnames, co_nlocals=raw.co_nlocals,
+        co_flags=blank.co_flags | raw.co_flags & 0xC, co_name=raw.co_name, co_qualname=raw.co_qualname)
     fake = FunctionType(code, {}, f.__name__, f.__defaults__)
     fake.__kwdefaults__, fake.__qualname__ = f.__kwdefaults__, f.__qualname__
     fake(*args, **kwargs or {})
@@ -216,7 +236,8 @@ def _misfit(f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None)
 
 
 def run(frame: Frame) -> Any:
-    """Runs until the frame returns or yields (`frame.yielded` tells which); an exception goes to the frame's handlers, else out."""
+    """Runs until the frame returns or yields (`frame.yielded` tells which); an exception goes to the
+    frame's handlers, else out."""
     ops = frame.ops
     while True:
         try:
@@ -241,7 +262,7 @@ def catch(frame: Frame, e: BaseException) -> None:
     handler = frame.code.handlers[frame.pc - 1]
     if handler is None:
         raise e
-    del frame.stack[handler.depth:]
+    del frame.stack[handler.depth :]
     if handler.lasti:
         frame.stack.append(frame.pc - 1)
     frame.stack.append(e)
@@ -256,7 +277,9 @@ def _reaches(e: BaseException | None, goal: BaseException) -> bool:
     return False
 
 
-# Generators: a real generator object drives the frame, so next, send, throw, close and `yield from` are CPython's.
+# Generators: a real generator object drives the frame, so next, send, throw, close and `yield from` are
+# CPython's.
+
 
 def named_generator(frame: Frame) -> Generator[Any, Any, Any]:
     generator = drive(frame)
@@ -312,9 +335,9 @@ def throw_into_delegate(frame: Frame, e: BaseException) -> Any:
     if throw is None:
         raise e
     try:
-        return throw(e)                     # the inner one yields again; the frame stays where it is
+        return throw(e)  # the inner one yields again; the frame stays where it is
     except StopIteration as stop:
-        send = next(a for op, a in frame.code.ops[frame.pc - 2::-1] if op == "SEND")
+        send = next(a for op, a in frame.code.ops[frame.pc - 2 :: -1] if op == "SEND")
         frame.stack.pop()
         if send[1]:
             frame.stack.append(inner)
@@ -324,6 +347,7 @@ def throw_into_delegate(frame: Frame, e: BaseException) -> Any:
 
 
 # Functions that look at the frame that calls them.
+
 
 def _super(frame: Frame, *args: Any) -> Any:
     if args:
@@ -379,7 +403,9 @@ def _hasattr(frame: Frame, obj: Any, name: str) -> bool:
 
 
 def _eval(frame: Frame, source: Any, globals: Any = None, locals: Any = None) -> Any:
-    return eval(source, frame.globals if globals is None else globals, _locals(frame) if globals is None and locals is None else locals)
+    return eval(
+        source, frame.globals if globals is None else globals,
+        _locals(frame) if globals is None and locals is None else locals)
 
 
 class FrameView:
@@ -405,9 +431,8 @@ def _getframe(frame: Frame, depth: int = 0) -> FrameView:
 
 
 SPECIAL: dict[Any, Callable[..., Any]] = {
-    super: _super, locals: _locals, vars: _vars, dir: _dir, eval: _eval, globals: lambda frame: frame.globals,
-    sys.exc_info: _exc_info, getattr: _getattr, hasattr: _hasattr,
+    super: _super, locals: _locals, vars: _vars, dir: _dir, eval: _eval,
+    globals: lambda frame: frame.globals, sys.exc_info: _exc_info, getattr: _getattr, hasattr: _hasattr,
     setattr: lambda frame, *a: frame.world.setattr(*a), delattr: lambda frame, *a: frame.world.delattr(*a),
     iter: lambda frame, *a: frame.world.iter(*a), next: lambda frame, *a: frame.world.next(*a),
-    len: lambda frame, *a: frame.world.len(*a), sys._getframe: _getframe,
-}
+    len: lambda frame, *a: frame.world.len(*a), sys._getframe: _getframe}

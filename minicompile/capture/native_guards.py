@@ -1,8 +1,9 @@
 """Guards for the native check: one flat instruction list in which each source stands once.
 
-Takes the guard list and the sources to fetch; gives a `_native.GuardProgram` (which checks and fetches in one pass, in C) and a map from its
-instruction numbers back to the guards, for saying why a call missed.
+Takes the guard list and the sources to fetch; gives a `_native.GuardProgram` (which checks and fetches in
+one pass, in C) and a map from its instruction numbers back to the guards, for saying why a call missed.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ Instruction = tuple[Any, ...]
 
 
 class Lowering:
-    """Builds the instruction list. `number` maps a source to its instruction; `owner` an instruction to its guard."""
+    """Builds the instruction list. `number` maps a source to its instruction; `owner` an instruction to its
+    guard."""
 
     def __init__(self, tensors: dict[Source, Any]):
         self.instructions: list[Instruction] = []
@@ -77,15 +79,12 @@ def _same_or_dict(low: Lowering, s: Source) -> Instruction:
 
 
 _SOURCES: dict[str, Callable[[Lowering, Any], Instruction]] = {
-    "local": lambda low, s: ("LOCAL", s.key),
-    "const": lambda low, s: ("CONST", s.value),
-    "attr": _same_or_dict,
-    "dict_attr": lambda low, s: ("DICT_ATTR", low.source(s.parent), s.key),
+    "local": lambda low, s: ("LOCAL", s.key), "const": lambda low, s: ("CONST", s.value),
+    "attr": _same_or_dict, "dict_attr": lambda low, s: ("DICT_ATTR", low.source(s.parent), s.key),
     "type_attr": lambda low, s: ("TYPE_ATTR", low.source(s.parent), s.key),
     "item": lambda low, s: ("ITEM", low.source(s.parent), s.key),
     "index": lambda low, s: ("INDEX", low.source(s.parent), s.key),
-    "call": lambda low, s: ("CALL", s.value, low.source(s.parent)),
-}
+    "call": lambda low, s: ("CALL", s.value, low.source(s.parent))}
 
 _CHECKS: dict[str, Callable[[Lowering, Any], Any]] = {
     "id": lambda low, g: low.add("ID", low.source(g.source), g.expected),
@@ -98,14 +97,14 @@ _CHECKS: dict[str, Callable[[Lowering, Any], Any]] = {
     "distinct": lambda low, g: low.add("DISTINCT", (low.source(g.source), low.source(g.expected))),
     "none_alias": lambda low, g: low.add("NO_ALIAS", tuple(low.source(s) for s in g.expected)),
     "state": lambda low, g: low.add("PREDICATE", *g.expected),
-    "ambient": lambda low, g: low.add("AMBIENT"),
-    "tensor": Lowering.tensor,
-    "absent": Lowering.absent,
-}
+    "ambient": lambda low, g: low.add("AMBIENT"), "tensor": Lowering.tensor, "absent": Lowering.absent}
 
 
-def lower_guards(guards: Sequence[Guard], fetch: Sequence[Source], tensors: dict[Source, Any]) -> tuple[Any, dict[int, Guard]]:
-    """(GuardProgram, instruction number -> Guard). `tensors` has an example for each tensor source. Build it in the state to be guarded."""
+def lower_guards(
+    guards: Sequence[Guard], fetch: Sequence[Source], tensors: dict[Source, Any]
+) -> tuple[Any, dict[int, Guard]]:
+    """(GuardProgram, instruction number -> Guard). `tensors` has an example for each tensor source. Build
+    it in the state to be guarded."""
     low = Lowering(tensors)
     for g in guards:
         low.guard(g)

@@ -1,11 +1,14 @@
 """Policy: what capture does with a piece of Python, as pure functions of code objects and callables.
 
-INTERPRET   run its frames in our interpreter: everything it reads is guarded, everything it writes is redirected
-NATIVE      let CPython run it: torch's internals, whose calls arrive at the recorder anyway, and pure parts of the standard library
+INTERPRET   run its frames in our interpreter: everything it reads is guarded, everything it writes is
+            redirected
+NATIVE      let CPython run it: torch's internals, whose calls arrive at the recorder anyway, and pure parts
+            of the standard library
 FORBID      refuse: it looks at or changes the world in a way that cannot be replayed
 
 Takes code objects and callables, gives one of these with a reason; used by `world`.
 """
+
 from __future__ import annotations
 
 import functools
@@ -30,27 +33,72 @@ _SITE = os.path.join(_STDLIB, "site-packages") + os.sep
 OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 # Python parts of torch that run user code or read module state.
-_TORCH_INTERPRETED = tuple(_TORCH + p.replace("/", os.sep) for p in (
-    "nn/modules/", "nn/utils/", "utils/hooks.py", "amp/autocast_mode.py", "utils/_contextlib.py", "autograd/grad_mode.py"))
+_TORCH_INTERPRETED = tuple(
+    _TORCH + p.replace("/", os.sep)
+    for p in (
+        "nn/modules/",
+        "nn/utils/",
+        "utils/hooks.py",
+        "amp/autocast_mode.py",
+        "utils/_contextlib.py",
+        "autograd/grad_mode.py",
+    )
+)
 # Standard library modules that call back into user code or read its objects.
-_STDLIB_INTERPRETED = frozenset(_STDLIB + p.replace("/", os.sep) for p in (
-    "contextlib.py", "functools.py", "collections/__init__.py", "_collections_abc.py", "dataclasses.py", "copy.py", "types.py",
-    "operator.py", "heapq.py", "bisect.py", "warnings.py"))
+_STDLIB_INTERPRETED = frozenset(
+    _STDLIB + p.replace("/", os.sep)
+    for p in (
+        "contextlib.py",
+        "functools.py",
+        "collections/__init__.py",
+        "_collections_abc.py",
+        "dataclasses.py",
+        "copy.py",
+        "types.py",
+        "operator.py",
+        "heapq.py",
+        "bisect.py",
+        "warnings.py",
+    )
+)
 # Parts of torch that only pass a call on to the recorder: nothing below them is the program's own.
-SUSPENDED = frozenset(_TORCH + p.replace("/", os.sep) for p in ("overrides.py", "_ops.py", "_jit_internal.py", "utils/_device.py"))
-_STDLIB_FORBIDDEN = frozenset(_STDLIB + p.replace("/", os.sep) for p in (
-    "random.py", "threading.py", "subprocess.py", "socket.py", "tempfile.py", "shutil.py", "pathlib.py", "asyncio/"))
+SUSPENDED = frozenset(
+    _TORCH + p.replace("/", os.sep)
+    for p in ("overrides.py", "_ops.py", "_jit_internal.py", "utils/_device.py")
+)
+_STDLIB_FORBIDDEN = frozenset(
+    _STDLIB + p.replace("/", os.sep)
+    for p in (
+        "random.py",
+        "threading.py",
+        "subprocess.py",
+        "socket.py",
+        "tempfile.py",
+        "shutil.py",
+        "pathlib.py",
+        "asyncio/",
+    )
+)
 
 COROUTINE, OPTIMIZED = 0x80 | 0x200, 0x1
 # Attributes and names of these top-level modules are constants as far as functions, classes and modules go.
-_TRUSTED = frozenset({"torch", "numpy", "builtins", "minicompile", "typing_extensions"}) | sys.stdlib_module_names - {"__main__"}
+_TRUSTED = frozenset(
+    {"torch", "numpy", "builtins", "minicompile", "typing_extensions"}
+) | sys.stdlib_module_names - {"__main__"}
 # C functions of these modules have no effect but on their arguments.
-_PURE = frozenset({"builtins", "_operator", "operator", "math", "cmath", "itertools", "_functools", "functools", "_collections", "collections",
-                   "_abc", "abc", "_heapq", "_bisect", "_struct", "copyreg", "_weakref", "weakref", "_contextvars", "typing", "_typing",
-                   "_thread_local", "types", "_statistics", "unicodedata", "binascii", "_json", "_string", "enum", "_warnings", "inspect"})
+_PURE = frozenset(
+    {
+        "builtins", "_operator", "operator", "math", "cmath", "itertools", "_functools", "functools",
+        "_collections", "collections", "_abc", "abc", "_heapq", "_bisect", "_struct", "copyreg",
+        "_weakref", "weakref", "_contextvars", "typing", "_typing", "_thread_local", "types",
+        "_statistics", "unicodedata", "binascii", "_json", "_string", "enum", "_warnings", "inspect"}
+)
 # C functions that change torch's thread state: recorded, so that the graph changes it at the same places.
-STATE_SETTERS = frozenset({torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
-                           torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache})
+STATE_SETTERS = frozenset(
+    {
+        torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
+        torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache}
+)
 _PURE_FUNCTIONS = (sys.intern, sys.getrecursionlimit)
 _IMPURE_BUILTINS = frozenset({"input", "open", "exec", "compile", "breakpoint", "__import__"})
 
@@ -70,7 +118,8 @@ def of_file(filename: str) -> Policy:
 
 
 def of_code(code: CodeType) -> Policy:
-    """The policy for frames of `code`. Class bodies and module bodies run natively; coroutines are refused."""
+    """The policy for frames of `code`. Class bodies and module bodies run natively; coroutines are
+    refused."""
     policy = of_file(code.co_filename)
     if policy is Policy.INTERPRET and code.co_flags & COROUTINE:
         return Policy.FORBID
@@ -80,11 +129,14 @@ def of_code(code: CodeType) -> Policy:
 @functools.lru_cache(maxsize=None)
 def is_user_file(filename: str) -> bool:
     """Whether a line of this file may stand for a place in the user's program."""
-    return not filename.startswith((_TORCH, OWN, "<frozen")) and not (filename.startswith(_STDLIB) and not filename.startswith(_SITE))
+    return not filename.startswith((_TORCH, OWN, "<frozen")) and not (
+        filename.startswith(_STDLIB) and not filename.startswith(_SITE)
+    )
 
 
 def trusted(module: str | None) -> bool:
-    """Whether functions, classes and modules found in this module are taken as constants, without a guard."""
+    """Whether functions, classes and modules found in this module are taken as constants, without a
+    guard."""
     return module is not None and module.partition(".")[0] in _TRUSTED
 
 

@@ -1,8 +1,10 @@
 """Programs: the Python text that stands in for a captured frame.
 
-Takes the captured frame's result and effects as in-trace objects and gives text: a function of the fetched inputs that calls the graph,
-commits the effects, builds the result anew and returns it. What the text cannot spell is a named constant.
+Takes the captured frame's result and effects as in-trace objects and gives text: a function of the fetched
+inputs that calls the graph, commits the effects, builds the result anew and returns it. What the text
+cannot spell is a named constant.
 """
+
 from __future__ import annotations
 
 import builtins
@@ -27,7 +29,8 @@ from .writes import Effect
 
 @dataclass(slots=True)
 class Program:
-    """A program's text, what it fetches (its parameters, in order), and its named constants. `outputs` are the graph's results it uses."""
+    """A program's text, what it fetches (its parameters, in order), and its named constants. `outputs` are
+    the graph's results it uses."""
 
     text: str
     fetches: tuple[tuple[str, Source], ...]
@@ -51,7 +54,8 @@ def _identifier(text: str) -> str:
 
 @dataclass(slots=True)
 class Builder:
-    """Turns in-trace objects into expressions, keeping identity: a mutable object met twice is built once."""
+    """Turns in-trace objects into expressions, keeping identity: a mutable object met twice is built
+    once."""
 
     world: CaptureWorld
     inputs: list[str] = field(default_factory=list)
@@ -80,7 +84,9 @@ class Builder:
     def constant(self, value: Any) -> str:
         known = self.constant_names.get(id(value))
         if known is None:
-            known = self.constant_names[id(value)] = self.name(getattr(value, "__name__", type(value).__name__))
+            known = self.constant_names[id(value)] = self.name(
+                getattr(value, "__name__", type(value).__name__)
+            )
             self.constants[known] = value
         return known
 
@@ -99,7 +105,8 @@ class Builder:
         if known is not None:
             return known
         if issubclass(type(value), MethodType):
-            return f"{self.constant(MethodType)}({self.expression(value.__func__)}, {self.expression(value.__self__)})"
+            parts = self.sequence((value.__func__, value.__self__))
+            return f"{self.constant(MethodType)}({parts})"
         if issubclass(type(value), FunctionType) and id(value) in self.world.born:
             return self.function(value)
         if issubclass(type(value), IDENTITIES):
@@ -141,15 +148,30 @@ class Builder:
         return name
 
     def instance(self, value: Any, kind: type) -> str:
-        """An instance of a user's class: made bare, then given its state, so that no __init__ or __setattr__ runs again."""
-        base = next((b for b in (OrderedDict, dict, list, set, deque, BaseException) if issubclass(type(value), b)), object)
-        if base is object and kind.__new__ is not object.__new__ and kind.__flags__ & 1 << 9 == 0 or issubclass(type(value), _UNBUILDABLE):
+        """An instance of a user's class: made bare, then given its state, so that no __init__ or
+        __setattr__ runs again."""
+        base = next(
+            (b for b in (OrderedDict, dict, list, set, deque, BaseException) if issubclass(type(value), b)),
+            object,
+        )
+        if (
+            base is object
+            and kind.__new__ is not object.__new__
+            and kind.__flags__ & 1 << 9 == 0
+            or issubclass(type(value), _UNBUILDABLE)
+        ):
             raise Refusal("escapes", f"a {kind.__name__} made while capturing outlives the call")
         name = self.built[id(value)] = self.name(kind.__name__.lower())
-        args = "".join(f", {self.expression(a)}" for a in value.args) if issubclass(type(value), BaseException) else ""
+        args = (
+            "".join(f", {self.expression(a)}" for a in value.args)
+            if issubclass(type(value), BaseException)
+            else ""
+        )
         maker = base if base is not object and kind.__new__ is base.__new__ else object
-        self.lines.append(f"{name} = {self.constant(maker) if maker is OrderedDict or maker is deque else maker.__name__}"
-                          f".__new__({self.constant(kind)}{args})")
+        self.lines.append(
+            f"{name} = {self.constant(maker) if maker is OrderedDict or maker is deque else maker.__name__}"
+            f".__new__({self.constant(kind)}{args})"
+        )
         self.content(name, value, base)
         state = getattr(value, "__dict__", None)
         if state:
@@ -165,8 +187,11 @@ class Builder:
             for k, v in base.items(value):
                 self.lines.append(f"{cls}.__setitem__({name}, {self.expression(k)}, {self.expression(v)})")
         elif base in (list, set, deque):
+            adder = "add" if base is set else "append"
             for v in base.__iter__(value):
-                self.lines.append(f"{self.constant(base)}.{'add' if base is set else 'append'}({name}, {self.expression(v)})")
+                self.lines.append(
+                    f"{self.constant(base)}.{adder}({name}, {self.expression(v)})"
+                )
 
     def mapping(self, d: dict) -> str:
         return "{" + ", ".join(f"{self.expression(k)}: {self.expression(v)}" for k, v in d.items()) + "}"
@@ -191,8 +216,10 @@ class Builder:
             cells.append(self.built[id(cell)])
         name = self.built[id(f)] = self.name(f.__name__)
         closure = f"({''.join(c + ', ' for c in cells)})" if cells else "None"
-        self.lines.append(f"{name} = {self.constant(FunctionType)}({self.constant(f.__code__)}, {self.constant(f.__globals__)}, "
-                          f"{f.__name__!r}, {self.expression(f.__defaults__)}, {closure})")
+        self.lines.append(
+            f"{name} = {self.constant(FunctionType)}({self.constant(f.__code__)}, "
+            f"{self.constant(f.__globals__)}, {f.__name__!r}, {self.expression(f.__defaults__)}, {closure})"
+        )
         for attribute in ("__kwdefaults__", "__qualname__", "__annotations__", "__module__", "__doc__"):
             content = getattr(f, attribute)
             if content:
@@ -203,7 +230,11 @@ class Builder:
 
     def effect(self, effect: Effect) -> None:
         """Adds the line that commits one effect."""
-        target = self.constant(effect.target) if issubclass(type(effect.target), CellType) else self.target(effect.target)
+        target = (
+            self.constant(effect.target)
+            if issubclass(type(effect.target), CellType)
+            else self.target(effect.target)
+        )
         value = self.expression(effect.value) if effect.kind not in ("delattr", "delitem", "fill") else ""
         if effect.kind == "fill":
             self.fill(target, effect.value)
@@ -211,17 +242,27 @@ class Builder:
         key = effect.key if effect.kind.endswith("attr") else self.expression(effect.key)
         holder = self.holder(type(effect.target))
         base = "type" if issubclass(type(effect.target), type) else "object"
-        plain = type(effect.target).__setattr__ in (object.__setattr__, type.__setattr__) and str(key).isidentifier()
-        self.lines.append({
-            "cell": f"{target}.cell_contents = {value}",
-            "setattr": f"{target}.{key} = {value}" if plain else f"{base}.__setattr__({target}, {key!r}, {value})",
-            "delattr": f"{base}.__delattr__({target}, {key!r})",
-            "setitem": f"{holder}.__setitem__({target}, {key}, {value})" if holder else f"{target}[{key}] = {value}",
-            "delitem": f"{holder}.__delitem__({target}, {key})" if holder else f"del {target}[{key}]",
-        }[effect.kind])
+        plain = (
+            type(effect.target).__setattr__ in (object.__setattr__, type.__setattr__)
+            and str(key).isidentifier()
+        )
+        self.lines.append(
+            {
+                "cell": f"{target}.cell_contents = {value}",
+                "setattr": f"{target}.{key} = {value}"
+                if plain
+                else f"{base}.__setattr__({target}, {key!r}, {value})",
+                "delattr": f"{base}.__delattr__({target}, {key!r})",
+                "setitem": f"{holder}.__setitem__({target}, {key}, {value})"
+                if holder
+                else f"{target}[{key}] = {value}",
+                "delitem": f"{holder}.__delitem__({target}, {key})" if holder else f"del {target}[{key}]",
+            }[effect.kind]
+        )
 
     def holder(self, kind: type) -> str:
-        """The built-in class whose methods store items of a container, where the container's own class may have others."""
+        """The built-in class whose methods store items of a container, where the container's own class may
+        have others."""
         if kind is dict or not issubclass(kind, dict):
             return ""
         return self.constant(OrderedDict) if issubclass(kind, OrderedDict) else "dict"
@@ -247,7 +288,11 @@ _UNBUILDABLE = (CellType, torch.nn.Module)
 
 def _slots(cls: type) -> tuple[str, ...]:
     names = cls.__dict__.get("__slots__", ())
-    return tuple(n for n in ((names,) if issubclass(type(names), str) else names) if n not in ("__dict__", "__weakref__"))
+    return tuple(
+        n
+        for n in ((names,) if issubclass(type(names), str) else names)
+        if n not in ("__dict__", "__weakref__")
+    )
 
 
 _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
@@ -255,13 +300,18 @@ _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
     (dict, lambda b, v: b.mapping(v)),
     (set, lambda b, v: f"{{{b.sequence(v)}}}" if v else "set()"),
     (OrderedDict, lambda b, v: f"{b.constant(OrderedDict)}({b.mapping(v)})"),
-    (defaultdict, lambda b, v: f"{b.constant(defaultdict)}({b.expression(v.default_factory)}, {b.mapping(v)})"),
+    (
+        defaultdict,
+        lambda b, v: f"{b.constant(defaultdict)}({b.expression(v.default_factory)}, {b.mapping(v)})",
+    ),
     (deque, lambda b, v: f"{b.constant(deque)}([{b.sequence(v)}], {v.maxlen})"),
     (SimpleNamespace, lambda b, v: f"{b.constant(SimpleNamespace)}(**{b.mapping(v.__dict__)})"),
 ]
 
 
-def build_program(world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]]) -> Program:
+def build_program(
+    world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]]
+) -> Program:
     """The program that calls the graph on `inputs`, commits `effects` and returns `result`."""
     b = Builder(world)
     for source, hint in inputs:
@@ -272,7 +322,11 @@ def build_program(world: CaptureWorld, result: Any, effects: list[Effect], input
     b.lines.append(f"return {returned}")
     outs = [name for name, _ in b.outputs.values()]
     call = f"graph({', '.join(b.fetches[s] for s, _ in inputs)})"
-    first = [f"{', '.join(outs)}{',' if len(outs) == 1 else ''} = {call}"] if outs else [call] if inputs else []
+    first = (
+        [f"{', '.join(outs)}{',' if len(outs) == 1 else ''} = {call}"] if outs else [call] if inputs else []
+    )
     body = "".join(f"    {line}\n" for line in [*first, *b.lines])
     text = f"def program({', '.join(b.fetches.values())}):\n{body}"
-    return Program(text, tuple((n, s) for s, n in b.fetches.items()), b.constants, tuple(f for _, f in b.outputs.values()))
+    return Program(
+        text, tuple((n, s) for s, n in b.fetches.items()), b.constants,
+        tuple(f for _, f in b.outputs.values()))

@@ -1,17 +1,32 @@
 """Reads: every way in which a captured program learns something about the world, each leaving a guard.
 
-`Reads` is the first part of the capture world (see `world`). It takes real values met at a `Source` and gives what the captured program works
-with: leaves become constants, tensors become fakes, and every other object stays itself, with its source remembered by identity.
+`Reads` is the first part of the capture world (see `world`). It takes real values met at a `Source` and
+gives what the captured program works with: leaves become constants, tensors become fakes, and every other
+object stays itself, with its source remembered by identity.
 """
+
 from __future__ import annotations
 
 import enum
 import functools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import (BuiltinFunctionType, CellType, CodeType, FunctionType, GenericAlias, GetSetDescriptorType,
-                   MappingProxyType, MemberDescriptorType, MethodDescriptorType, MethodType, MethodWrapperType,
-                   ModuleType, UnionType, WrapperDescriptorType)
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    GenericAlias,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    UnionType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -25,17 +40,25 @@ from .interp import World
 from .sources import Source
 
 NONE = type(None)
-LEAVES = frozenset({int, float, complex, str, bytes, bool, NONE, type(Ellipsis), type(NotImplemented), torch.dtype, torch.device, torch.layout,
-                    torch.memory_format, torch.Size, range, slice})
-IDENTITIES = (FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType, GetSetDescriptorType,
-              MemberDescriptorType, MethodWrapperType, CodeType, MethodType, functools._lru_cache_wrapper, property, classmethod, staticmethod,
-              enum.Enum, GenericAlias, UnionType)
+LEAVES = frozenset(
+    {
+        int, float, complex, str, bytes, bool, NONE, type(Ellipsis), type(NotImplemented), torch.dtype,
+        torch.device, torch.layout, torch.memory_format, torch.Size, range, slice}
+)
+IDENTITIES = (
+    FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType,
+    GetSetDescriptorType, MemberDescriptorType, MethodWrapperType, CodeType, MethodType,
+    functools._lru_cache_wrapper, property, classmethod, staticmethod, enum.Enum, GenericAlias, UnionType)
 CONTAINERS = (list, dict, set, deque)
 EXACT = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 # Facts of a class or function that follow from its identity.
-FIXED = frozenset({"__name__", "__qualname__", "__module__", "__mro__", "__bases__", "__base__", "__doc__", "__dict__", "__code__", "__class__",
-                   "__init_subclass__", "__subclasshook__", "__globals__", "__builtins__", "__flags__", "__dataclass_fields__", "__new__",
-                   "__members__", "__wrapped__", "__func__", "__self__", "__abstractmethods__"})
+FIXED = frozenset(
+    {
+        "__name__", "__qualname__", "__module__", "__mro__", "__bases__", "__base__", "__doc__",
+        "__dict__", "__code__", "__class__", "__init_subclass__", "__subclasshook__", "__globals__",
+        "__builtins__", "__flags__", "__dataclass_fields__", "__new__", "__members__", "__wrapped__",
+        "__func__", "__self__", "__abstractmethods__"}
+)
 
 
 class Reads(World):
@@ -44,20 +67,22 @@ class Reads(World):
     def __init__(self) -> None:
         super().__init__()
         self.origin: dict[int, Source] = {}
-        self.keep: list[Any] = []                       # ids stay valid while their objects live
+        self.keep: list[Any] = []  # ids stay valid while their objects live
         self.guards: dict[tuple[Source | None, str], Guard] = {}
-        self.fakes: dict[int, Fake] = {}                # id of a real tensor -> its fake
+        self.fakes: dict[int, Fake] = {}  # id of a real tensor -> its fake
         self.inputs: list[tuple[Source, torch.Tensor, Fake]] = []
-        self.input_of: dict[int, int] = {}              # id of an input's fake -> its index
+        self.input_of: dict[int, int] = {}  # id of an input's fake -> its index
         self.new_input: Callable[[Source, torch.Tensor, Fake], None] = lambda source, t, fake: None
-        self.root: Where | None = None                  # the captured function itself
+        self.root: Where | None = None  # the captured function itself
         self.constants: dict[int, Source] = {}
         self.globals_read: dict[tuple[int, str], Any] = {}
-        self.changed: dict[int, dict[Any, Any]] = {}    # id of a real dict -> {key: value or NULL}; see `writes`
-        self.cells: dict[int, Any] = {}                 # id of a cell of the world -> its new content
+        self.changed: dict[
+            int, dict[Any, Any]
+        ] = {}  # id of a real dict -> {key: value or NULL}; see `writes`
+        self.cells: dict[int, Any] = {}  # id of a cell of the world -> its new content
         self.world_cells: dict[int, CellType] = {}
-        self.born: set[int] = set()                     # ids of functions made while capturing
-        self.tuples: dict[int, tuple] = {}              # id of a real tuple -> the tuple that stands for it
+        self.born: set[int] = set()  # ids of functions made while capturing
+        self.tuples: dict[int, tuple] = {}  # id of a real tuple -> the tuple that stands for it
 
     # Places and guards
 
@@ -80,11 +105,18 @@ class Reads(World):
             self.guards[key] = Guard(source, check.partition(" ")[0], expected, self.where())
 
     def const(self, value: Any) -> Source:
-        """The source of an object that the captured function reaches by an identity that is already guarded."""
+        """The source of an object that the captured function reaches by an identity that is already
+        guarded."""
         source = self.constants.get(id(value))
         if source is None:
-            name = value.get("__name__", "globals") if issubclass(type(value), dict) else getattr(value, "__qualname__", None)
-            source = self.constants[id(value)] = Source.const(value, name or getattr(value, "__name__", type(value).__name__))
+            name = (
+                value.get("__name__", "globals")
+                if issubclass(type(value), dict)
+                else getattr(value, "__qualname__", None)
+            )
+            source = self.constants[id(value)] = Source.const(
+                value, name or getattr(value, "__name__", type(value).__name__)
+            )
             self.keep.append(value)
         return source
 
@@ -98,7 +130,8 @@ class Reads(World):
     # Values
 
     def read(self, source: Source, value: Any) -> Any:
-        """The in-trace form of `value`, found at `source`. This is the only way in for the state of the world."""
+        """The in-trace form of `value`, found at `source`. This is the only way in for the state of the
+        world."""
         kind = type(value)
         if kind in LEAVES:
             if kind is NONE or kind is bool:
@@ -132,7 +165,8 @@ class Reads(World):
         self.guard(source, "same", known)
 
     def read_tuple(self, source: Source, value: tuple) -> tuple:
-        """A tuple is immutable, so all of it is read at once; the stand-in differs only if something inside does."""
+        """A tuple is immutable, so all of it is read at once; the stand-in differs only if something inside
+        does."""
         done = self.tuples.get(id(value))
         if done is not None:
             return done
@@ -242,7 +276,8 @@ class Reads(World):
 
 
 def lookup(kind: type, name: str) -> tuple[Any, type | None]:
-    """The entry `name` on the method resolution order of `kind` and the class that has it; (NULL, None) if there is none."""
+    """The entry `name` on the method resolution order of `kind` and the class that has it; (NULL, None) if
+    there is none."""
     for cls in kind.__mro__:
         found = cls.__dict__.get(name, NULL)
         if found is not NULL:
@@ -256,4 +291,6 @@ def python_method(kind: type, name: str) -> FunctionType | None:
     return found if issubclass(type(found), FunctionType) else None
 
 
-__all__ = ["CONTAINERS", "EXACT", "FIXED", "IDENTITIES", "LEAVES", "MappingProxyType", "Reads", "lookup", "python_method"]
+__all__ = [
+    "CONTAINERS", "EXACT", "FIXED", "IDENTITIES", "LEAVES", "MappingProxyType", "Reads", "lookup",
+    "python_method"]

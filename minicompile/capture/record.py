@@ -1,8 +1,10 @@
 """Record: torch calls made while capturing become nodes of a torch.fx graph.
 
-Takes each call as torch's function mode offers it (public torch functions and Tensor methods, before any of their own Python runs), computes
-its result on fakes and appends a node. Gives the graph and the user's place of each node. No operator is known here.
+Takes each call as torch's function mode offers it (public torch functions and Tensor methods, before any of
+their own Python runs), computes its result on fakes and appends a node. Gives the graph and the user's
+place of each node. No operator is known here.
 """
+
 from __future__ import annotations
 
 import operator
@@ -19,11 +21,43 @@ from ..ir.fake import Fake
 # Tensor's operators, so that the graph reads as the user wrote it.
 _OPERATORS: dict[str, Callable[..., Any]] = {
     f"__{n}__": getattr(operator, n.rstrip("_") if n not in ("and_", "or_", "not_") else n)
-    for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "invert", "eq", "ne", "lt", "le", "gt", "ge",
-              "getitem", "setitem", "lshift", "rshift", "xor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "iand", "ior", "ixor")}
+    for n in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "neg",
+        "invert",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "getitem",
+        "setitem",
+        "lshift",
+        "rshift",
+        "xor",
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "ifloordiv",
+        "iand",
+        "ior",
+        "ixor",
+    )
+}
 _OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
 # Methods of Tensor that are written in Python, or wrapped so.
-_TENSOR_FUNCTIONS: dict[Any, str] = {f: n for n, f in vars(torch.Tensor).items() if isinstance(f, FunctionType)}
+_TENSOR_FUNCTIONS: dict[Any, str] = {
+    f: n for n, f in vars(torch.Tensor).items() if isinstance(f, FunctionType)
+}
 
 _NEEDS_DATA = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__})
 
@@ -41,7 +75,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, where: Callable[[], Where | None]) -> None:
         super().__init__()
         self.graph = torch.fx.Graph()
-        self.nodes: dict[int, torch.fx.Node] = {}       # id of a fake -> its node
+        self.nodes: dict[int, torch.fx.Node] = {}  # id of a fake -> its node
         self.keep: list[Any] = []
         self.places: dict[torch.fx.Node, Where] = {}
         self.where = where
@@ -49,16 +83,24 @@ class Recorder(TorchFunctionMode):
     def add_input(self, name: str, fake: Fake) -> torch.fx.Node:
         """A placeholder, put behind the other placeholders."""
         last = next((n for n in reversed(self.graph.nodes) if n.op == "placeholder"), None)
-        with self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(next(iter(self.graph.nodes), None)):
+        with (
+            self.graph.inserting_after(last)
+            if last is not None
+            else self.graph.inserting_before(next(iter(self.graph.nodes), None))
+        ):
             node = self.graph.placeholder(name)
         self.nodes[id(fake)] = node
         self.keep.append(fake)
         return node
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _NEEDS_DATA:
-            raise Refusal("data-dependent", f"Tensor.{func.__name__}() needs the values of a tensor", self.where())
+            raise Refusal(
+                "data-dependent", f"Tensor.{func.__name__}() needs the values of a tensor", self.where()
+            )
         try:
             out = func(*args, **kwargs)
         except Refusal as refusal:
@@ -71,7 +113,9 @@ class Recorder(TorchFunctionMode):
         kind, target = target_of(func)
         if kind == "getattr":
             kind, target, args = "call_function", getattr, (args[0], target)
-        node = self.graph.create_node(kind, target, tuple(self.arg(a) for a in args), {k: self.arg(v) for k, v in kwargs.items()})
+        node = self.graph.create_node(
+            kind, target, tuple(self.arg(a) for a in args), {k: self.arg(v) for k, v in kwargs.items()}
+        )
         where = self.where()
         if where is not None:
             self.places[node] = where
@@ -79,7 +123,7 @@ class Recorder(TorchFunctionMode):
 
     def name_results(self, node: torch.fx.Node, out: Any) -> None:
         if issubclass(type(out), torch.Tensor):
-            if id(out) not in self.nodes:               # an in-place call gives a tensor that has its node already
+            if id(out) not in self.nodes:  # an in-place call gives a tensor that has its node already
                 self.nodes[id(out)] = node
                 self.keep.append(out)
         elif issubclass(type(out), (tuple, list)):
@@ -94,7 +138,9 @@ class Recorder(TorchFunctionMode):
         if issubclass(type(x), torch.Tensor):
             node = self.nodes.get(id(x))
             if node is None:
-                raise Refusal("untracked-tensor", "a tensor that capture has not seen being read is used", self.where())
+                raise Refusal(
+                    "untracked-tensor", "a tensor that capture has not seen being read is used",
+                    self.where())
             return node
         kind = type(x)
         if kind is tuple or kind is list:
@@ -120,7 +166,11 @@ def target_of(func: Any) -> tuple[str, Any]:
     owner = getattr(func, "__objclass__", None)
     if issubclass(type(func), FunctionType):
         name = _TENSOR_FUNCTIONS.get(func, "")
-    elif not issubclass(type(func), (MethodDescriptorType, WrapperDescriptorType)) or not owner or not issubclass(torch.Tensor, owner):
+    elif (
+        not issubclass(type(func), (MethodDescriptorType, WrapperDescriptorType))
+        or not owner
+        or not issubclass(torch.Tensor, owner)
+    ):
         name = ""
     if name in _OPERATORS:
         return "call_function", _OPERATORS[name]

@@ -1,15 +1,17 @@
 """Sources: where a value was read from, as a tree whose roots are a call's arguments and constants.
 
-Takes nothing; `world` makes a Source for each read, `guards` checks values at sources and fetches inputs by them. Sources are interned by
-path, so one path is one object, and its identity can key tables.
+Takes nothing; `world` makes a Source for each read, `guards` checks values at sources and fetches inputs by
+them. Sources are interned by path, so one path is one object, and its identity can key tables.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-
-_REGISTRIES = frozenset({"_modules", "_parameters", "_buffers"})      # of nn.Module; printed as the user writes the attribute
+_REGISTRIES = frozenset(
+    {"_modules", "_parameters", "_buffers"}
+)  # of nn.Module; printed as the user writes the attribute
 
 
 class Source:
@@ -56,20 +58,32 @@ class Source:
         return self._child("type_attr", name, f"{self.text}.{name}")
 
     def item(self, key: Any) -> Source:
-        if self.kind == "dict_attr" and self.key in _REGISTRIES and isinstance(key, str) and self.parent is not None:
+        if (
+            self.kind == "dict_attr"
+            and self.key in _REGISTRIES
+            and isinstance(key, str)
+            and self.parent is not None
+        ):
             own = self.parent.text
             return self._child("item", key, f"{own}[{key}]" if key.isdigit() else f"{own}.{key}")
-        text = key if self.kind == "const" and isinstance(key, str) and isinstance(self.value, dict) else f"{self.text}[{_show(key)}]"
+        text = (
+            key
+            if self.kind == "const" and isinstance(key, str) and isinstance(self.value, dict)
+            else f"{self.text}[{_show(key)}]"
+        )
         return self._child("item", key, text)
 
     def index(self, i: int) -> Source:
         return self._child("index", i, f"{self.text}[{i}]")
 
     def call(self, function: Callable[[Any], Any]) -> Source:
-        return self._child("call", function, f"{getattr(function, '__name__', function)}({self.text})", function)
+        return self._child(
+            "call", function, f"{getattr(function, '__name__', function)}({self.text})", function
+        )
 
     def get(self, slots: Sequence[Any]) -> Any:
-        """The value here for a call with these frame slots. Raises LookupError, AttributeError, … where the path does not lead anywhere."""
+        """The value here for a call with these frame slots. Raises LookupError, AttributeError, … where the
+        path does not lead anywhere."""
         if self.parent is None:
             return self.value if self.kind == "const" else slots[self.key]
         return _STEPS[self.kind](self.parent.get(slots), self.key)
@@ -81,7 +95,11 @@ class Source:
 
 
 def _show(key: Any) -> str:
-    return repr(key) if isinstance(key, (str, int, float, bytes, bool, type(None))) else getattr(key, "__name__", type(key).__name__)
+    return (
+        repr(key)
+        if isinstance(key, (str, int, float, bytes, bool, type(None)))
+        else getattr(key, "__name__", type(key).__name__)
+    )
 
 
 def _dict_attr(obj: Any, name: str) -> Any:
@@ -97,10 +115,6 @@ def _index(container: Any, i: int) -> Any:
 
 
 _STEPS: dict[str, Callable[[Any, Any], Any]] = {
-    "attr": getattr,
-    "dict_attr": _dict_attr,
-    "type_attr": lambda cls, name: type.__dict__["__dict__"].__get__(cls)[name],
-    "item": _item,
-    "index": _index,
-    "call": lambda value, function: function(value),
-}
+    "attr": getattr, "dict_attr": _dict_attr,
+    "type_attr": lambda cls, name: type.__dict__["__dict__"].__get__(cls)[name], "item": _item,
+    "index": _index, "call": lambda value, function: function(value)}

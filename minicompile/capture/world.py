@@ -1,9 +1,11 @@
 """The capture world: what a frame meets instead of CPython's own state while its program is captured.
 
-Takes the operations of `interp`'s frames (calls, items, iteration, truth, operators) and decides what C code may be handed: leaves, fakes
-and objects made while capturing as they are, containers of the world as shadows. Python frames that C code starts come back through
-`offered`, the native hook's handler. Built from `reads`, `writes` and `attributes`; `capture` drives it.
+Takes the operations of `interp`'s frames (calls, items, iteration, truth, operators) and decides what C
+code may be handed: leaves, fakes and objects made while capturing as they are, containers of the world as
+shadows. Python frames that C code starts come back through `offered`, the native hook's handler. Built from
+`reads`, `writes` and `attributes`; `capture` drives it.
 """
+
 from __future__ import annotations
 
 import builtins
@@ -13,8 +15,19 @@ import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, FunctionType, GeneratorType, MappingProxyType,
-                   MethodDescriptorType, MethodType, MethodWrapperType, ModuleType, WrapperDescriptorType)
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    CodeType,
+    FunctionType,
+    GeneratorType,
+    MappingProxyType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -31,7 +44,10 @@ from .reads import CONTAINERS, IDENTITIES, LEAVES, python_method
 from .sources import Source
 
 # C functions that look only at an object's identity or class.
-_LOOKS_AT_TYPE = {id(f): f for f in (isinstance, issubclass, callable, id, object.__new__, super, operator.is_, operator.is_not)}
+_LOOKS_AT_TYPE = {
+    id(f): f
+    for f in (isinstance, issubclass, callable, id, object.__new__, super, operator.is_, operator.is_not)
+}
 _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
 _BUILTIN_METHODS = (BuiltinFunctionType, MethodWrapperType)
 
@@ -48,7 +64,9 @@ class CaptureWorld(Attributes):
 
     # Calls
 
-    def call(self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
+    def call(
+        self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kind = type(f)
         if kind is MethodType:
             args, f = (f.__self__, *args), f.__func__
@@ -66,7 +84,9 @@ class CaptureWorld(Attributes):
             return self.call_cached(frame, f, args, kwargs)
         if issubclass(type(f), functools.partial):
             merged = {**self.getattr(f, "keywords"), **(kwargs or {})} if f.keywords or kwargs else None
-            return self.call(frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args), merged)
+            return self.call(
+                frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args), merged
+            )
         if kind is weakref.ref and id(f) in self.origin:
             return self.read(self.origin[id(f)].call(_dereference), f())
         method = python_method(kind, "__call__")
@@ -102,7 +122,9 @@ class CaptureWorld(Attributes):
     def interprets(self, code: CodeType) -> bool:
         return self.policy_of(code) is Policy.INTERPRET
 
-    def call_class(self, frame: Frame | None, cls: type, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+    def call_class(
+        self, frame: Frame | None, cls: type, args: Sequence[Any], kwargs: dict[str, Any] | None
+    ) -> Any:
         """cls(*args): `__new__` and `__init__` are called as any function is."""
         if cls is type and len(args) == 1:
             return self.type_of(args[0])
@@ -118,7 +140,11 @@ class CaptureWorld(Attributes):
             if issubclass(type(obj), cls) and (init is not None or cls.__init__ is not object.__init__):
                 self.call(frame, init or cls.__init__, (obj, *args), kwargs)
             return obj
-        if init is None or cls.__new__ is not object.__new__ and not issubclass(cls, dict | list | set | BaseException):
+        if (
+            init is None
+            or cls.__new__ is not object.__new__
+            and not issubclass(cls, dict | list | set | BaseException)
+        ):
             return self.call_native(cls, args, kwargs)
         if issubclass(cls, torch.Tensor):
             raise self.refuse("tensor-subclass", f"a {cls.__name__} is made")
@@ -127,7 +153,8 @@ class CaptureWorld(Attributes):
         return obj
 
     def call_builtin(self, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
-        """A C function, or a C method bound to an object: a method of a container of the world acts on its shadow or overlay."""
+        """A C function, or a C method bound to an object: a method of a container of the world acts on its
+        shadow or overlay."""
         owner = f.__self__
         name = f.__name__
         if owner is not None and not issubclass(type(owner), ModuleType) and id(owner) in self.origin:
@@ -135,7 +162,11 @@ class CaptureWorld(Attributes):
                 keyed = _KEYED.get(name) if issubclass(type(owner), dict) and not kwargs else None
                 if keyed is not None and id(owner) not in self.shadows:
                     return keyed(self, owner, *args)
-                found = next(b.__dict__[name] for b in type(owner).__mro__ if type(b.__dict__.get(name)) in _C_METHODS)
+                found = next(
+                    b.__dict__[name]
+                    for b in type(owner).__mro__
+                    if type(b.__dict__.get(name)) in _C_METHODS
+                )
                 f = found.__get__(self.shadow(owner))
             elif name in _OBJECT_METHODS and issubclass(type(f), MethodWrapperType):
                 return _OBJECT_METHODS[name](self, owner, *args)
@@ -144,14 +175,17 @@ class CaptureWorld(Attributes):
             elif issubclass(type(owner), contextvars.ContextVar):
                 return self.context_variable(owner, name, f, args)
         if owner is not None and type(owner).__module__ == "_thread" and name in _LOCKING:
-            return _LOCKING[name]                       # nobody else sees what happens while capturing
+            return _LOCKING[name]  # nobody else sees what happens while capturing
         if id(f) in _LOOKS_AT_TYPE:
             return f(*args, **kwargs or {})
         return self.call_native(f, args, kwargs)
 
-    def call_cached(self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
-        """A function behind functools.lru_cache. Its result for constants is one itself, once known; it is asked as eager mode would
-        ask it. With anything else its cache must not keep what we pass, so the function inside is called."""
+    def call_cached(
+        self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None
+    ) -> Any:
+        """A function behind functools.lru_cache. Its result for constants is one itself, once known; it is
+        asked as eager mode would ask it. With anything else its cache must not keep what we pass, so the
+        function inside is called."""
         given = (*args, *(kwargs or {}).values())
         if not all(type(a) in LEAVES or id(a) in self.origin for a in given):
             return self.call(frame, f.__wrapped__, args, kwargs)
@@ -161,7 +195,9 @@ class CaptureWorld(Attributes):
             return out
         return self.read(self.const(out), out)
 
-    def context_variable(self, variable: contextvars.ContextVar, name: str, f: Any, args: Sequence[Any]) -> Any:
+    def context_variable(
+        self, variable: contextvars.ContextVar, name: str, f: Any, args: Sequence[Any]
+    ) -> Any:
         """get is guarded; set and reset act on this capture's copy of the context."""
         if name != "get" or id(variable) in self.context_set:
             self.context_set.add(id(variable))
@@ -196,7 +232,8 @@ class CaptureWorld(Attributes):
         return out
 
     def consumed(self, value: Any) -> Any:
-        """What C code is handed for a value: containers of the world as shadows, also inside a tuple or a bound method."""
+        """What C code is handed for a value: containers of the world as shadows, also inside a tuple or a
+        bound method."""
         kind = type(value)
         if kind in LEAVES:
             return value
@@ -213,7 +250,11 @@ class CaptureWorld(Attributes):
             return value
         if issubclass(type(value), CONTAINERS):
             return self.shadow(value)
-        if issubclass(type(value), GeneratorType) or issubclass(type(value), Iterator) and not issubclass(type(value), IDENTITIES):
+        if (
+            issubclass(type(value), GeneratorType)
+            or issubclass(type(value), Iterator)
+            and not issubclass(type(value), IDENTITIES)
+        ):
             raise self.refuse("external-iterator", f"{self.origin[id(value)]} would be advanced")
         return value
 
@@ -224,24 +265,31 @@ class CaptureWorld(Attributes):
 
     # Frames that C code starts
 
-    def offered(self, code: CodeType, f: FunctionType | None, slots: list, namespace: Any, resumed: bool) -> Any:
-        """The hook's handler: runs an offered frame in the interpreter, or tells the hook never to offer its code again."""
-        if code.co_filename.startswith(policy.OWN):         # met before `policy_of`, which is our own Python too
+    def offered(
+        self, code: CodeType, f: FunctionType | None, slots: list, namespace: Any, resumed: bool
+    ) -> Any:
+        """The hook's handler: runs an offered frame in the interpreter, or tells the hook never to offer
+        its code again."""
+        if code.co_filename.startswith(policy.OWN):  # met before `policy_of`, which is our own Python too
             _native.set_policy(code, _native.NATIVE)
             return NotImplemented
-        if namespace is not None and id(f) in self.born:    # the body of a class made while capturing
+        if namespace is not None and id(f) in self.born:  # the body of a class made while capturing
             normal = self.code_of(code)
             return self.run_slots(normal, f, [NULL] * len(normal.locals), namespace)
         chosen = self.policy_of(code)
         if chosen is Policy.NATIVE or f is None or namespace is not None:
-            _native.set_policy(code, _native.SUSPEND if code.co_filename in policy.SUSPENDED else _native.NATIVE)
+            _native.set_policy(
+                code, _native.SUSPEND if code.co_filename in policy.SUSPENDED else _native.NATIVE
+            )
             return NotImplemented
         if chosen is Policy.FORBID:
             raise self.refuse("forbidden", f"{code.co_qualname}() is not captured")
         if resumed:
             if id(f) in self.born:
                 return NotImplemented
-            raise self.refuse("external-iterator", f"a generator of {code.co_qualname}() made before capture is resumed")
+            raise self.refuse(
+                "external-iterator", f"a generator of {code.co_qualname}() made before capture is resumed"
+            )
         self.enter_function(f)
         normal = self.code_of(code)
         return self.run_slots(normal, f, [NULL if s is _native.NULL else s for s in slots])
@@ -281,13 +329,20 @@ class CaptureWorld(Attributes):
         elif issubclass(type(obj), dict) and id(obj) in self.origin and type(key) in LEAVES:
             self.dict_set(obj, key, value)
         else:
-            operator.setitem(self.resolve(obj), key, self.consumed(value) if issubclass(type(obj), Fake) else value)
+            operator.setitem(
+                self.resolve(obj), key, self.consumed(value) if issubclass(type(obj), Fake) else value
+            )
 
     def delitem(self, obj: Any, key: Any) -> None:  # type: ignore[override]
         method = python_method(type(obj), "__delitem__")
         if method is not None:
             self.call(self.current, method, (obj, key))
-        elif issubclass(type(obj), dict) and id(obj) in self.origin and type(key) in LEAVES and self.dict_has(obj, key):
+        elif (
+            issubclass(type(obj), dict)
+            and id(obj) in self.origin
+            and type(key) in LEAVES
+            and self.dict_has(obj, key)
+        ):
             self.dict_set(obj, key, NULL)
         else:
             operator.delitem(self.resolve(obj), key)
@@ -299,11 +354,17 @@ class CaptureWorld(Attributes):
             return self.truth(self.call(self.current, method, (obj, key)))
         if issubclass(type(obj), dict) and id(obj) in self.origin:
             return self.dict_has(obj, key)
-        if issubclass(type(obj), list | tuple) and any(issubclass(type(v), Fake) for v in self.resolve(obj)):
+        if issubclass(type(obj), list | tuple) and any(
+            issubclass(type(v), Fake) for v in self.resolve(obj)
+        ):
             return any(v is key or self.truth(self.operate(operator.eq, v, key)) for v in self.resolve(obj))
         if issubclass(type(obj), MappingProxyType):
             return operator.contains(obj, key)
-        if id(obj) in self.origin and not issubclass(type(obj), CONTAINERS) and python_method(type(obj), "__iter__"):
+        if (
+            id(obj) in self.origin
+            and not issubclass(type(obj), CONTAINERS)
+            and python_method(type(obj), "__iter__")
+        ):
             return any(v is key or v == key for v in self.iter(obj))
         return operator.contains(self.consumed(obj), self.real(key))
 
@@ -357,7 +418,12 @@ class CaptureWorld(Attributes):
         if a is b:
             return True
         first, second = self.place(a), self.place(b)
-        if first is not None and second is not None and type(a) is type(b) and not issubclass(type(a), IDENTITIES):
+        if (
+            first is not None
+            and second is not None
+            and type(a) is type(b)
+            and not issubclass(type(a), IDENTITIES)
+        ):
             self.guard(first, f"distinct {second}", second)
         return False
 
@@ -373,7 +439,8 @@ class CaptureWorld(Attributes):
         return function(*args)
 
     def import_name(self, frame: Frame, name: str, level: int, names: Any) -> Any:
-        """Importing what is loaded already is a read of sys.modules; loading a module while capturing is refused."""
+        """Importing what is loaded already is a read of sys.modules; loading a module while capturing is
+        refused."""
         if not level and name not in sys.modules:
             raise self.refuse("import", f"module {name} would be loaded")
         return _native.suspend(World.import_name, self, frame, name, level, names)
@@ -385,7 +452,6 @@ def _dereference(reference: weakref.ref) -> Any:
 
 def _context_value(variable: contextvars.ContextVar) -> Any:
     return variable.get(NULL)
-
 
 
 def _refuse_frame(frame: Frame, *args: Any) -> Any:
@@ -407,25 +473,32 @@ def _object_getattr(world: CaptureWorld, obj: Any, name: str) -> Any:
 
 _LOCKING = {"acquire": True, "__enter__": True, "release": None, "__exit__": None}
 _KEYED: dict[str, Callable[..., Any]] = {
-    "get": _get, "__getitem__": lambda w, d, k: w.item_of_dict(d, k), "__contains__": lambda w, d, k: w.dict_has(d, k),
-}
+    "get": _get, "__getitem__": lambda w, d, k: w.item_of_dict(d, k),
+    "__contains__": lambda w, d, k: w.dict_has(d, k)}
 _OBJECT_METHODS: dict[str, Callable[..., Any]] = {
     "__setattr__": lambda w, obj, name, value: w.setattr_instance(obj, name, value),
     "__delattr__": lambda w, obj, name: w.setattr_instance(obj, name, NULL),
-    "__getattribute__": _object_getattr,
-}
+    "__getattribute__": _object_getattr}
 
 SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.compiler.is_compiling: _is_compiling,
-    torch._utils.is_compiling if hasattr(torch._utils, "is_compiling") else torch.compiler.is_compiling: _is_compiling,
+    torch._utils.is_compiling
+    if hasattr(torch._utils, "is_compiling")
+    else torch.compiler.is_compiling: _is_compiling,
     object.__setattr__: lambda frame, obj, name, value: frame.world.setattr_instance(obj, name, value),
     object.__delattr__: lambda frame, obj, name: frame.world.setattr_instance(obj, name, NULL),
     object.__getattribute__: lambda frame, obj, name: (
-        _object_getattr(frame.world, obj, name) if id(obj) in frame.world.origin else object.__getattribute__(obj, name)),
+        _object_getattr(frame.world, obj, name)
+        if id(obj) in frame.world.origin
+        else object.__getattribute__(obj, name)
+    ),
     sys._getframe: _refuse_frame,
-    torch.overrides._get_current_function_mode_stack: lambda frame: torch.overrides._get_current_function_mode_stack()[:-1],
+    torch.overrides._get_current_function_mode_stack: lambda frame: (
+        torch.overrides._get_current_function_mode_stack()[:-1]
+    ),
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),
     bool: lambda frame, *a: frame.world.truth(*a) if a else False,
-    vars: lambda frame, *a: frame.world.getattr(a[0], "__dict__") if a else World().special[id(vars)](frame),
-
+    vars: lambda frame, *a: (
+        frame.world.getattr(a[0], "__dict__") if a else World().special[id(vars)](frame)
+    ),
 }

@@ -1,9 +1,11 @@
 """Writes: changes of the world are kept beside it while capturing, and become effects to commit at the end.
 
-`Writes` is the second part of the capture world. A dict (an instance's `__dict__`, a module's globals, any other) keeps single changed keys
-in an overlay; a container that C code is about to read or change as a whole gets a shadow, a copy whose children are in their in-trace
-form, with a snapshot. What differs at the end is an `Effect`; how it came about does not matter.
+`Writes` is the second part of the capture world. A dict (an instance's `__dict__`, a module's globals, any
+other) keeps single changed keys in an overlay; a container that C code is about to read or change as a
+whole gets a shadow, a copy whose children are in their in-trace form, with a snapshot. What differs at the
+end is an `Effect`; how it came about does not matter.
 """
+
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
@@ -15,7 +17,7 @@ from .guards import same_value
 from .reads import CONTAINERS, EXACT, LEAVES, Reads
 from .sources import Source
 
-LARGEST = 20_000          # elements of a container that may be read as a whole
+LARGEST = 20_000  # elements of a container that may be read as a whole
 
 
 def put(d: dict, key: Any, value: Any) -> None:
@@ -41,8 +43,8 @@ class Shadow:
 class Effect:
     """One change to commit after the graph has run.
 
-    kind      "setattr", "delattr", "setitem", "delitem" (target, key, value); "cell" (target, value); "fill" (target: a container that gets
-              the whole content of `value`)
+    kind      "setattr", "delattr", "setitem", "delitem" (target, key, value); "cell" (target, value);
+              "fill" (target: a container that gets the whole content of `value`)
     target    the real object that changes
     """
 
@@ -52,7 +54,8 @@ class Effect:
     value: Any = None
 
     def __str__(self) -> str:
-        return f"{self.kind} {type(self.target).__name__} {'' if self.key is None else repr(self.key)}".rstrip()
+        key = "" if self.key is None else repr(self.key)
+        return f"{self.kind} {type(self.target).__name__} {key}".rstrip()
 
 
 class Writes(Reads):
@@ -60,10 +63,14 @@ class Writes(Reads):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shadows: dict[int, Shadow] = {}             # id of the real container -> its shadow
+        self.shadows: dict[int, Shadow] = {}  # id of the real container -> its shadow
         self.shadow_of_copy: dict[int, Shadow] = {}
-        self.dicts: dict[int, tuple[dict, Any]] = {}     # id of a changed or instance dict -> (dict, its instance or None)
-        self.slots: dict[tuple[int, str], tuple[Any, Any]] = {}   # changed attributes that live in no dict: (object, value)
+        self.dicts: dict[
+            int, tuple[dict, Any]
+        ] = {}  # id of a changed or instance dict -> (dict, its instance or None)
+        self.slots: dict[
+            tuple[int, str], tuple[Any, Any]
+        ] = {}  # changed attributes that live in no dict: (object, value)
 
     # Dicts, key by key
 
@@ -142,7 +149,8 @@ class Writes(Reads):
     # Containers as a whole
 
     def shadow(self, real: Any) -> Any:
-        """The copy that stands for a container of the world from now on. All of its structure is guarded."""
+        """The copy that stands for a container of the world from now on. All of its structure is
+        guarded."""
         known = self.shadows.get(id(real))
         if known is not None:
             return known.copy
@@ -161,7 +169,11 @@ class Writes(Reads):
     def empty_like(self, real: Any) -> Any:
         kind = type(real)
         if issubclass(type(real), defaultdict):
-            return defaultdict.__new__(kind, real.default_factory) if kind is not defaultdict else defaultdict(real.default_factory)
+            return (
+                defaultdict.__new__(kind, real.default_factory)
+                if kind is not defaultdict
+                else defaultdict(real.default_factory)
+            )
         if kind is deque:
             return deque(maxlen=real.maxlen)
         if kind in EXACT:
@@ -169,7 +181,9 @@ class Writes(Reads):
         copy = kind.__new__(kind)
         own = getattr(real, "__dict__", None)
         if own:
-            copy.__dict__.update({k: self.read(self.origin[id(real)].dict_attr(k), v) for k, v in own.items()})
+            copy.__dict__.update(
+                {k: self.read(self.origin[id(real)].dict_attr(k), v) for k, v in own.items()}
+            )
         return copy
 
     def fill(self, base: type, real: Any, copy: Any, source: Source) -> None:
@@ -184,7 +198,8 @@ class Writes(Reads):
             if not all(type(v) in LEAVES or id(v) in self.origin for v in real):
                 raise self.refuse("set", f"{source} is a set of objects")
             self.guard(source, "equals", frozenset(real)) if type(real) is frozenset else self.guard(
-                source.call(frozenset), "equals", frozenset(real))
+                source.call(frozenset), "equals", frozenset(real)
+            )
             set.update(copy, real)
             return
         self.guard(source, "len", len(real))
@@ -192,7 +207,8 @@ class Writes(Reads):
             base.append(copy, self.inside(self.read(source.index(i), value)))
 
     def pending_before(self, copy: dict, changes: dict[Any, Any]) -> None:
-        """Single keys changed before the dict got its shadow: the shadow's first state has them already, its snapshot must not."""
+        """Single keys changed before the dict got its shadow: the shadow's first state has them already,
+        its snapshot must not."""
         if not changes:
             return
         shadow = self.shadow_of_copy[id(copy)]
@@ -202,11 +218,13 @@ class Writes(Reads):
                 put(copy, key, value)
 
     def inside(self, value: Any) -> Any:
-        """What stands for a container's child: nested containers are read as a whole too, since C code may look into them."""
+        """What stands for a container's child: nested containers are read as a whole too, since C code may
+        look into them."""
         return self.resolve(value, deep=True)
 
     def resolve(self, value: Any, deep: bool = False) -> Any:
-        """What C code may be handed for `value`: the shadow of a container of the world, anything else as it is."""
+        """What C code may be handed for `value`: the shadow of a container of the world, anything else as
+        it is."""
         if issubclass(type(value), CONTAINERS) and id(value) in self.origin:
             return self.shadow(value)
         return value
@@ -226,17 +244,28 @@ class Writes(Reads):
 
     def effects(self) -> list[Effect]:
         """The changes to commit, in an order in which they may be made."""
-        out = [Effect("cell", self.world_cells[i], None, v) for i, v in self.cells.items()
-               if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]))]
+        out = [
+            Effect("cell", self.world_cells[i], None, v)
+            for i, v in self.cells.items()
+            if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]))
+        ]
         for i, changes in self.changed.items():
             d, owner = self.dicts[i]
             for key, value in changes.items():
                 if self.unchanged(value, dict.get(d, key, NULL)):
                     continue
                 how, target = ("attr", owner) if owner is not None else ("item", d)
-                out.append(Effect(("del" if value is NULL else "set") + how, target, key, None if value is NULL else value))
+                out.append(
+                    Effect(
+                        ("del" if value is NULL else "set") + how, target, key,
+                        None if value is NULL else value)
+                )
         for (_, name), (obj, value) in self.slots.items():
-            out.append(Effect("delattr" if value is NULL else "setattr", obj, name, None if value is NULL else value))
+            out.append(
+                Effect(
+                    "delattr" if value is NULL else "setattr", obj, name, None if value is NULL else value
+                )
+            )
         for shadow in list(self.shadows.values()):
             out += self.shadow_effects(shadow)
         return out
@@ -267,4 +296,8 @@ class Writes(Reads):
         owner = self.dicts.get(id(shadow.real), (None, None))[1]
         how, target = ("attr", owner) if owner is not None else ("item", shadow.real)
         gone = [Effect("del" + how, target, k) for k in before if k not in after]
-        return gone + [Effect("set" + how, target, k, v) for k, v in after.items() if k not in before or v is not before[k]]
+        return gone + [
+            Effect("set" + how, target, k, v)
+            for k, v in after.items()
+            if k not in before or v is not before[k]
+        ]

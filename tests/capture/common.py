@@ -1,11 +1,14 @@
 """What the capture tests share."""
+
 from minicompile.capture.compiled import Compiled
 
 
 def compiled(function, **settings):
     """`function` captured and served, its graph run eagerly; `.events` has what was reported."""
     events = []
-    c = Compiled(function, checked, on_event=lambda kind, payload: events.append((kind, payload)), **settings)
+    c = Compiled(
+        function, checked, on_event=lambda kind, payload: events.append((kind, payload)), **settings
+    )
     c.events = events
     return c
 

@@ -1,4 +1,6 @@
-"""Whatever a captured program has read may change between calls; the next call gives what eager mode gives."""
+"""Whatever a captured program has read may change between calls; the next call gives what eager mode
+gives."""
+
 import math
 
 import pytest
@@ -41,7 +43,12 @@ class Net(nn.Module):
         for layer in self.layers:
             y = layer(y)
         if self.flag:
-            y = y + self.config.bias * self.config.factor + sum(self.config.items) + self.config.nested["k"]["deep"]
+            y = (
+                y
+                + self.config.bias * self.config.factor
+                + sum(self.config.items)
+                + self.config.nested["k"]["deep"]
+            )
         return y * len(self.config.limits)
 
 
@@ -115,10 +122,31 @@ def test_nothing_changes_nothing_recompiles():
 
 
 ARGUMENTS = [
-    (X, torch.randn(5, 4)), (X, X.double()), (X, X.t()), (X, X[:, :2]), (X, X.clone().requires_grad_()), (X, nn.Parameter(X)),
-    (X, 3), (1, True), (1, 2), (1, 1.0), (0.0, -0.0), (float("nan"), 1.0), ("a", "b"), (None, 0), ([1], [1, 2]), ([1], (1,)),
-    ([1, 2], [1, 3]), ({"a": 1}, {"b": 1}), ({"a": 1, "b": 2}, {"b": 2, "a": 1}), ((1, X), (1, 2)), ((1, (2, 3)), (1, (2, 4))),
-    ({"k": [X]}, {"k": [X, X]}), (torch.float32, torch.float64), (Config(), Net()), (slice(1), slice(2)),
+    (X, torch.randn(5, 4)),
+    (X, X.double()),
+    (X, X.t()),
+    (X, X[:, :2]),
+    (X, X.clone().requires_grad_()),
+    (X, nn.Parameter(X)),
+    (X, 3),
+    (1, True),
+    (1, 2),
+    (1, 1.0),
+    (0.0, -0.0),
+    (float("nan"), 1.0),
+    ("a", "b"),
+    (None, 0),
+    ([1], [1, 2]),
+    ([1], (1,)),
+    ([1, 2], [1, 3]),
+    ({"a": 1}, {"b": 1}),
+    ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    ((1, X), (1, 2)),
+    ((1, (2, 3)), (1, (2, 4))),
+    ({"k": [X]}, {"k": [X, X]}),
+    (torch.float32, torch.float64),
+    (Config(), Net()),
+    (slice(1), slice(2)),
 ]
 
 
@@ -130,12 +158,15 @@ def test_arguments(first, second):
         if isinstance(v, dict):
             return x + 1, list(v.items())
         return x + 1, [v], type(v)
+
     c = compiled(f)
     for v in (first, second, first, second):
         got, expected = c(v, X), f(v, X)
         assert torch.equal(got[0], expected[0])
         assert repr(got[1:]) == repr(expected[1:])
-    if type(first) is not list or type(second) is not list:         # a list that only passes through is not looked into
+    if (
+        type(first) is not list or type(second) is not list
+    ):  # a list that only passes through is not looked into
         assert len(c.entries) == 2
 
 
@@ -281,9 +312,10 @@ def test_limit_drops_the_least_recently_used():
 def test_a_miss_names_the_guard():
     def f(x, k):
         return x * k
+
     c = compiled(f)
     c(X, 1), c(X, 2)
-    (_, reasons), = [e for e in c.events if e[0] == "recompile"]
+    ((_, reasons),) = [e for e in c.events if e[0] == "recompile"]
     assert "k == 1" in reasons[0] and "found int 2" in reasons[0] and "test_guards.py" in reasons[0]
 
 

@@ -1,4 +1,7 @@
-"""Runs programs.py by CPython and by the interpreter in plain mode; prints each difference. Needs no torch: `python runner.py`."""
+"""Runs programs.py by CPython and by the interpreter in plain mode; prints each difference.
+
+Needs no torch: `python runner.py`."""
+
 import os
 import sys
 import types
@@ -15,12 +18,13 @@ def outcome(f):
 
 
 def differences():
-    root = types.ModuleType("minicompile")          # the package itself may want torch; these parts do not
+    root = types.ModuleType("minicompile")  # the package itself may want torch; these parts do not
     root.__path__ = [os.path.join(os.path.dirname(os.path.dirname(HERE)), "minicompile")]
     sys.modules.setdefault("minicompile", root)
     sys.path.insert(0, HERE)
     from minicompile.capture.interp import World
     from programs import PROGRAMS
+
     found = []
     for f in PROGRAMS:
         expected, got = outcome(f), outcome(lambda: World().run_function(f, (), None))

@@ -1,4 +1,5 @@
-"""Each small program gives the same by CPython, by the interpreter in plain mode, and captured (twice: compiled, then served)."""
+"""Each small program gives the same by CPython, by the interpreter in plain mode, and captured (twice)."""
+
 import os
 import subprocess
 import sys
@@ -38,7 +39,11 @@ def test_captured(f):
 
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
 def test_other_pythons(version):
-    found = [p for p in _pythons() if os.path.basename(os.path.dirname(os.path.dirname(p))).startswith(version + ".")]
+    found = [
+        p
+        for p in _pythons()
+        if os.path.basename(os.path.dirname(os.path.dirname(p))).startswith(version + ".")
+    ]
     if not found:
         pytest.skip(f"no Python {version} under pyenv")
     done = subprocess.run([found[0], RUNNER], capture_output=True, text=True, timeout=120)
