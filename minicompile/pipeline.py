@@ -153,7 +153,8 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilatio
     halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents))
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward))
-    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients)
+    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients,
+                       done.capture.gm)
     return done
 
 

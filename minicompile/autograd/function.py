@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..ir.spec import TensorSpec
-from .partition import Split
+from .partition import Split, recompute_class
 
 Call = Callable[..., Sequence[torch.Tensor]]
 
@@ -22,51 +21,103 @@ Call = Callable[..., Sequence[torch.Tensor]]
 class Halves:
     """The compiled halves and how they join.
 
-    forward    (*primals) → (*fresh outputs, *saved)
+    forward    (*primals) → (*outputs, *saved)
     backward   (*saved, *tangents) → gradients
     split      the graphs they were compiled from
     gradients  the primals that the gradients belong to, in order
+    eager      the captured graph, for a backward that is itself differentiated
     """
 
     forward: Call
     backward: Call
     split: Split
     gradients: tuple[int, ...]
+    eager: Call
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The outputs, connected to the autograd graph."""
-        return _Function.apply(self, *primals)
+        """The outputs, connected to the autograd graph. Views of inputs are taken outside of the function,
+        so that the engine knows them as the views they are."""
+        outputs = list(_Function.apply(self, *primals))
+        for i, o in enumerate(self.split.forward.outputs[:self.split.outputs]):
+            if o.alias is not None and o.alias[0] == "input":
+                outputs[i] = view_of(primals[o.alias[1]], o.spec)
+        return outputs
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether running the captured graph again gives the same results and changes nothing."""
+        forward = self.split.forward
+        return not forward.writes and all(recompute_class(n) != "random" for n in forward.nodes)
+
+
+def view_of(t: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """t's storage with spec's geometry; t itself where that is its own."""
+    if (tuple(t.shape), t.stride(), t.storage_offset()) == (spec.shape, spec.stride, spec.offset):
+        return t
+    return t.as_strided(spec.shape, spec.stride, spec.offset)
 
 
 class _Function(torch.autograd.Function):
     """Forward and backward are each one call of a compiled graph."""
 
     @staticmethod
-    def forward(ctx: Any, halves: Halves, *primals: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, halves: Halves, *primals: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         split = halves.split
         results = halves.forward(*primals)
-        outputs, rest = results[:split.outputs], iter(results[split.outputs:])
-        ctx.save_for_backward(*[primals[i] if i is not None else next(rest) for i in split.from_input])
-        ctx.halves = halves
+        rest = iter(results[split.outputs:])
+        saved = [primals[i] if i is not None else next(rest) for i in split.from_input]
+        ctx.save_for_backward(*saved)
+        # For a second derivative only. Not saved tensors: those must not change until the backward has run, and eager
+        # mode asks that of no input that its own formulas do not need.
+        ctx.halves, ctx.primals, ctx.versions = halves, primals, versions(primals)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*[o for i, o in enumerate(outputs) if i not in split.tangents])
+        outputs = [None if o.alias is not None and o.alias[0] == "input" else r
+                   for o, r in zip(split.forward.outputs, results[:split.outputs])]
+        fixed = [o for i, o in enumerate(outputs) if o is not None and i not in split.tangents]
+        ctx.mark_non_differentiable(*fixed)
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *incoming: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        halves, saved = ctx.halves, ctx.saved_tensors
-        specs = [n.tensor for n in halves.split.backward.inputs[len(saved):]]
-        tangents = [fit(incoming[i], spec) for i, spec in zip(halves.split.tangents, specs)]
-        given = dict(zip(halves.gradients, halves.backward(*saved, *tangents)))
-        return (None, *[given.get(i) for i in range(len(halves.split.forward.inputs))])
+        halves: Halves = ctx.halves
+        split = halves.split
+        saved = ctx.saved_tensors
+        specs = [n.tensor for n in split.backward.inputs[len(saved):]]
+        tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
+        if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
+            if versions(ctx.primals) != ctx.versions:
+                raise RuntimeError("a second derivative is needed, but an input of the compiled graph has been modified "
+                                   "in place since")
+            gradients = differentiable_gradients(halves, ctx.primals, tangents)
+        else:
+            gradients = halves.backward(*saved, *tangents)
+        given = dict(zip(halves.gradients, gradients))
+        return (None, *[given.get(i) for i in range(len(ctx.primals))])
+
+
+def versions(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """How often each was written to; inference tensors do not count."""
+    return [0 if t.is_inference() else t._version for t in tensors]
+
+
+def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],
+                             tangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+    """The gradients by eager mode's own autograd, from the captured graph run again.
+
+    Raises RuntimeError where running it again would draw other random numbers or write to inputs twice.
+    """
+    if not halves.repeatable:
+        raise RuntimeError("a second derivative is needed of a compiled graph that draws random numbers or writes "
+                           "to its inputs, which cannot be run again; leave it out: minicompile.disable(fn)")
+    outputs = halves.eager(*primals)
+    results, wanted = [outputs[i] for i in halves.split.tangents], [primals[i] for i in halves.gradients]
+    return torch.autograd.grad(results, wanted, tangents, create_graph=True, allow_unused=True)
 
 
 def fit(gradient: torch.Tensor | None, spec: TensorSpec) -> torch.Tensor:
     """An incoming gradient in the geometry the backward graph was compiled for; zeros where none came."""
     if gradient is None:
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).zero_()
-    if tuple(gradient.stride()) == spec.stride or all(
-            n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
+    if all(n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
         return gradient
     return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).copy_(gradient)
