@@ -260,8 +260,8 @@ base = torch.ones(3, 4)
 guards = native.GuardProgram([('LOCAL', 0), ('TENSOR', 0, base, (None, 4)), ('SIZE', 0, 0)], [0, 2])
 assert isinstance(native.probe(), str), native.probe()
 assert guards.fetch(f, [torch.ones(7, 4)])[1] == 7
-for other in (torch.ones(7, 5), torch.ones(4, 7).t(), torch.ones(4), base.double(), torch.nn.Parameter(base), 3,
-              base.clone().requires_grad_()):
+for other in (torch.ones(7, 5), torch.ones(4, 7).t(), torch.ones(4), base.double(), torch.nn.Parameter(base),
+              base.clone().requires_grad_(), 3):
     assert guards.fetch(f, [other]) is None, other
     assert guards.check(f, [other])[0] == 1 and guards.check(f, [other])[2]
 apart = native.GuardProgram([('LOCAL', 0), ('LOCAL', 1), ('NO_ALIAS', (0, 1))])
@@ -271,7 +271,7 @@ print('fine')
 
 
 def test_through_python():
-    """Where the probe finds native reading wrong (a torch of another layout) the guards still answer the same."""
+    """Where the probe finds native reading wrong (a torch of another layout) guards answer as before."""
     here = Path(__file__).parent
     command = [sys.executable, "-c", THROUGH_PYTHON]
     environment = {**os.environ, "PYTHONPATH": str(here)}
