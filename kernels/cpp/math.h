@@ -1,14 +1,15 @@
 // Elementwise functions, one name for scalars and vectors: the `cpp` column of the prim table calls these.
 //
-// float32 vectors: exp, exp2, log, sin, cos, tanh, erf are polynomials below, at most 2 units in the last place over all inputs (tests
-// measure it against float64); the rest, and all of float64, are Sleef's functions inside libtorch, at most 1 unit (erfc 1.5), bound once
-// per library by mc_bind. Scalars use the C library. NaN, infinities, signed zeros and denormals come out as in eager mode.
+// float32 vectors: exp, exp2, log, sin, cos, tanh, erf are polynomials below, at most 2 units in the last
+// place over all inputs (tests measure it against float64); the rest, and all of float64, are Sleef's
+// functions inside libtorch, at most 1 unit (erfc 1.5), bound once per library by mc_bind. Scalars use the C
+// library. NaN, infinities, signed zeros and denormals come out as in eager mode.
 #pragma once
 #include "vec.h"
 
 namespace mc {
 
-// ---- instructions that GCC's vector types lack ------------------------------------------------------------------------------------
+// ---- instructions that GCC's vector types lack ------------------------------------------------------------
 
 #define MC_EACH(V, expr) { V r; for (int l = 0; l < lanes_of<V>; ++l) r[l] = (expr); return r; }
 
@@ -27,7 +28,8 @@ template <class V> MC_INLINE V fma(V a, V b, V c) {
   return a * b + c;
 }
 
-template <int Mode, class V> MC_INLINE V rounded(V x) {                   // 0: to even, 1: floor, 2: ceil, 3: trunc
+// 0: to even, 1: floor, 2: ceil, 3: trunc
+template <int Mode, class V> MC_INLINE V rounded(V x) {
 #ifdef __AVX2__
   if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_roundps256(x, Mode | 8);
   else if constexpr (same<V, vec<float, 4>>) return __builtin_ia32_roundps(x, Mode | 8);
@@ -36,14 +38,17 @@ template <int Mode, class V> MC_INLINE V rounded(V x) {                   // 0: 
 #endif
 #ifdef __AVX512F__
   if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_rndscaleps_mask(x, Mode | 8, x, (u16)-1, 4);
-  else if constexpr (same<V, vec<double, 8>>) return __builtin_ia32_rndscalepd_mask(x, Mode | 8, x, (u8)-1, 4);
+  else if constexpr (same<V, vec<double, 8>>) return __builtin_ia32_rndscalepd_mask(x, Mode | 8, x, (u8)-1,
+      4);
   else
 #endif
   if constexpr (is_vec<V>) MC_EACH(V, (rounded<Mode>(x[l])))
   else if constexpr (same<V, float>)
-    return Mode == 0 ? __builtin_rintf(x) : Mode == 1 ? __builtin_floorf(x) : Mode == 2 ? __builtin_ceilf(x) : __builtin_truncf(x);
+    return Mode == 0 ? __builtin_rintf(x) : Mode == 1 ? __builtin_floorf(x)
+        : Mode == 2 ? __builtin_ceilf(x) : __builtin_truncf(x);
   else if constexpr (same<V, double>)
-    return Mode == 0 ? __builtin_rint(x) : Mode == 1 ? __builtin_floor(x) : Mode == 2 ? __builtin_ceil(x) : __builtin_trunc(x);
+    return Mode == 0 ? __builtin_rint(x) : Mode == 1 ? __builtin_floor(x) : Mode == 2 ? __builtin_ceil(x)
+        : __builtin_trunc(x);
   else return x;                                                           // integers are whole already
 }
 template <class V> MC_INLINE V round(V x) { return rounded<0>(x); }
@@ -70,10 +75,13 @@ template <class V> MC_INLINE V sqrt(V x) {
 template <class V> MC_INLINE V rsqrt(V x) { return lane<V>(1) / sqrt(x); }
 template <class V> MC_INLINE V reciprocal(V x) { return lane<V>(1) / x; }
 
-// ---- signs, comparisons, selection ---------------------------------------------------------------------------------------------------
+// ---- signs, comparisons, selection ------------------------------------------------------------------------
 
-template <class V> using ints_of = typename Pick<is_vec<V>, vec<int_of<lane<V>>, LaneOf<V>::n>, int_of<lane<V>>>::type;
-template <class V> constexpr int_of<lane<V>> sign_bit() { return int_of<lane<V>>(1) << (sizeof(lane<V>) * 8 - 1); }
+template <class V> using ints_of = typename Pick<is_vec<V>, vec<int_of<lane<V>>, LaneOf<V>::n>,
+    int_of<lane<V>>>::type;
+template <class V> constexpr int_of<lane<V>> sign_bit() {
+  return int_of<lane<V>>(1) << (sizeof(lane<V>) * 8 - 1);
+}
 
 template <class V> MC_INLINE V abs(V x) {
   if constexpr (is_float<lane<V>>) return bits_as<V>(bits_as<ints_of<V>>(x) & ~sign_bit<V>());
@@ -86,14 +94,16 @@ MC_OPERATOR(add, +) MC_OPERATOR(sub, -) MC_OPERATOR(mul, *) MC_OPERATOR(div, /)
 MC_OPERATOR(and_, &) MC_OPERATOR(or_, |) MC_OPERATOR(xor_, ^)
 template <class V> MC_INLINE V not_(V a) { return ~a; }
 #define MC_COMPARE(NAME, OP) template <class V> MC_INLINE auto NAME(V a, V b) { return a OP b; }
-MC_COMPARE(eq, ==) MC_COMPARE(ne, !=) MC_COMPARE(lt, <) MC_COMPARE(le, <=) MC_COMPARE(gt, >) MC_COMPARE(ge, >=)
+MC_COMPARE(eq, ==) MC_COMPARE(ne, !=) MC_COMPARE(lt, <)
+MC_COMPARE(le, <=) MC_COMPARE(gt, >) MC_COMPARE(ge, >=)
 template <class V> MC_INLINE auto signbit(V x) {
   if constexpr (is_float<lane<V>>) return bits_as<ints_of<V>>(x) < 0; else return x < 0;
 }
 template <class V> MC_INLINE V copysign(V x, V s) {
   return bits_as<V>((bits_as<ints_of<V>>(x) & ~sign_bit<V>()) | (bits_as<ints_of<V>>(s) & sign_bit<V>()));
 }
-template <class V> MC_INLINE V sign(V x) {                                 // eager: NaN gives 0, as both comparisons fail
+// eager: NaN gives 0, as both comparisons fail
+template <class V> MC_INLINE V sign(V x) {
   const V one = V{} + lane<V>(1), zero = V{};
   return where(x > zero, one, where(x < zero, V(zero - one), zero));
 }
@@ -112,9 +122,10 @@ template <class V> MC_INLINE V minimum(V a, V b) {
   } else return a < b ? a : b;
 }
 
-// ---- integers ------------------------------------------------------------------------------------------------------------------------
+// ---- integers ---------------------------------------------------------------------------------------------
 
-// Division by zero: eager raises for scalars' sake on some paths and traps on others; here it gives 0 and never traps.
+// Division by zero: eager raises for scalars' sake on some paths and traps on others; here it gives 0 and
+// never traps.
 template <class T> MC_INLINE T safe_div(T a, T b) { return b == 0 ? T(0) : b == T(-1) ? T(-a) : T(a / b); }
 template <class T> MC_INLINE T safe_mod(T a, T b) { return b == 0 || b == T(-1) ? T(0) : T(a % b); }
 template <class V> MC_INLINE V truncdiv(V a, V b) {
@@ -142,19 +153,21 @@ template <class V> MC_INLINE V shr(V a, V b) {
   if constexpr (is_vec<V>) MC_EACH(V, (shr<lane<V>>(a[l], b[l])))
   else {
     constexpr int last = sizeof(V) * 8 - 1;
-    if (b < 0 || b >= V(sizeof(V) * 8)) return V(-1) > V(0) ? V(V(a >> last) >> (V(-1) > V(0))) : V(a >> last);
+    if (b < 0 || b >= V(sizeof(V) * 8)) return V(-1) > V(0) ? V(V(a >> last) >> (V(-1) > V(0)))
+        : V(a >> last);
     return a >> b;
   }
 }
 
-// ---- Sleef and the C library -----------------------------------------------------------------------------------------------------------
+// ---- Sleef and the C library ------------------------------------------------------------------------------
 
-// MC_FN(name, args, Sleef suffix): the scalar overloads call the C library, vectors call Sleef where libtorch has the width, wider or
-// narrower vectors go through the nearest width, and lane by lane through the C library where Sleef is absent.
-typedef vec<float, 8> f32x8; typedef vec<double, 4> f64x4; typedef vec<float, 16> f32x16; typedef vec<double, 8> f64x8;
+// MC_FN(name, args, Sleef suffix): the scalar overloads call the C library, vectors call Sleef where libtorch
+// has the width, wider or narrower vectors go through the nearest width, and lane by lane through the C
+// library where Sleef is absent.
 typedef void* (*Lookup)(const char*);
 
-template <int N, class V> MC_INLINE auto widen(V x) {                      // N lanes, the new ones repeat the first
+// N lanes, the new ones repeat the first
+template <int N, class V> MC_INLINE auto widen(V x) {
   vec<lane<V>, N> r = x[0] - vec<lane<V>, N>{};
   __builtin_memcpy(&r, &x, sizeof x);
   return r;
@@ -162,7 +175,8 @@ template <int N, class V> MC_INLINE auto widen(V x) {                      // N 
 template <class R, class V> MC_INLINE R narrow(V x) { R r; __builtin_memcpy(&r, &x, sizeof r); return r; }
 
 #if defined(__AVX512F__)
-#define MC_SLEEF_WIDTHS(X, NAME, U) X(NAME, float, 16, "f16_" U "avx512f") X(NAME, double, 8, "d8_" U "avx512f") \
+#define MC_SLEEF_WIDTHS(X, NAME, U) \
+  X(NAME, float, 16, "f16_" U "avx512f") X(NAME, double, 8, "d8_" U "avx512f") \
   X(NAME, float, 8, "f8_" U "avx2") X(NAME, double, 4, "d4_" U "avx2")
 #elif defined(__AVX2__)
 #define MC_SLEEF_WIDTHS(X, NAME, U) X(NAME, float, 8, "f8_" U "avx2") X(NAME, double, 4, "d4_" U "avx2")
@@ -177,7 +191,8 @@ template <class V, class F, class S> MC_INLINE V call1(V x, F native, S scalar) 
 }
 template <class V, class F, class S> MC_INLINE V call2(V x, V y, F native, S scalar) {
   constexpr int full = 32 / sizeof(lane<V>);
-  if constexpr (lanes_of<V> < full && is_float<lane<V>>) return narrow<V>(native(widen<full>(x), widen<full>(y)));
+  if constexpr (lanes_of<V> < full && is_float<lane<V>>) return narrow<V>(native(widen<full>(x),
+      widen<full>(y)));
   else MC_EACH(V, (scalar(x[l], y[l])))
 }
 
@@ -185,7 +200,8 @@ template <class V, class F, class S> MC_INLINE V call2(V x, V y, F native, S sca
 #define MC_VEC1(NAME, T, N, SUFFIX) MC_INLINE vec<T, N> NAME(vec<T, N> x) { typedef vec<T, N> Lanes_; \
   if (__builtin_expect(!NAME##_##T##N, 0)) MC_EACH(Lanes_, (mc::NAME(x[l]))) \
   return ((vec<T, N> (*)(vec<T, N>))NAME##_##T##N)(x); }
-#define MC_VEC2(NAME, T, N, SUFFIX) MC_INLINE vec<T, N> NAME(vec<T, N> x, vec<T, N> y) { typedef vec<T, N> Lanes_; \
+#define MC_VEC2(NAME, T, N, SUFFIX) MC_INLINE vec<T, N> NAME(vec<T, N> x, vec<T, N> y) { \
+  typedef vec<T, N> Lanes_; \
   if (__builtin_expect(!NAME##_##T##N, 0)) MC_EACH(Lanes_, (mc::NAME(x[l], y[l]))) \
   return ((vec<T, N> (*)(vec<T, N>, vec<T, N>))NAME##_##T##N)(x, y); }
 #define MC_BIND(NAME, T, N, SUFFIX) NAME##_##T##N = lookup("Sleef_" #NAME SUFFIX);
@@ -201,17 +217,21 @@ template <class V, class F, class S> MC_INLINE V call2(V x, V y, F native, S sca
   MC_INLINE double NAME(double x, double y) { return __builtin_##NAME(x, y); } \
   MC_SLEEF_WIDTHS(MC_VEC2, NAME, U) \
   template <class V> MC_INLINE V NAME(V x, V y) { \
-    return call2(x, y, [](auto v, auto w) { return NAME(v, w); }, [](auto s, auto t) { return NAME(s, t); }); }
+    return call2(x, y, [](auto v, auto w) { return NAME(v, w); }, \
+                 [](auto s, auto t) { return NAME(s, t); }); \
+  }
 
-#define MC_ALL1(X) X(expm1, "u10") X(log2, "u10") X(log10, "u10") X(log1p, "u10") X(tan, "u10") X(asin, "u10") \
-  X(acos, "u10") X(atan, "u10") X(sinh, "u10") X(cosh, "u10") X(atanh, "u10") X(erfc, "u15") \
-  X(lgamma, "u10")
-#define MC_OWN1(X) X(exp, "u10") X(exp2, "u10") X(log, "u10") X(sin, "u10") X(cos, "u10") X(tanh, "u10") X(erf, "u10")
+#define MC_ALL1(X) \
+  X(expm1, "u10") X(log2, "u10") X(log10, "u10") X(log1p, "u10") X(tan, "u10") X(asin, "u10") X(acos, "u10") \
+  X(atan, "u10") X(sinh, "u10") X(cosh, "u10") X(atanh, "u10") X(erfc, "u15") X(lgamma, "u10")
+#define MC_OWN1(X) \
+  X(exp, "u10") X(exp2, "u10") X(log, "u10") X(sin, "u10") X(cos, "u10") X(tanh, "u10") X(erf, "u10")
 #define MC_ALL2(X) X(pow, "u10") X(atan2, "u10") X(hypot, "u05")
 MC_ALL1(MC_FN1)
 MC_ALL2(MC_FN2)
 
-// Lane by lane through the C library: rare, or (asinh, acosh) infinite in Sleef for arguments near the largest.
+// Lane by lane through the C library: rare, or (asinh, acosh) infinite in Sleef for arguments near the
+// largest.
 #define MC_LIBM1(NAME) \
   MC_INLINE float NAME(float x) { return __builtin_##NAME##f(x); } \
   MC_INLINE double NAME(double x) { return __builtin_##NAME(x); } \
@@ -240,12 +260,14 @@ template <class V> MC_INLINE V remainder(V x, V y) {
   }
 }
 
-// ---- float32 polynomials -----------------------------------------------------------------------------------------------------------------
+// ---- float32 polynomials ----------------------------------------------------------------------------------
 
 namespace detail {
 
 template <class V> MC_INLINE V poly(V x, float c) { return V{} + c; }
-template <class V, class... C> MC_INLINE V poly(V x, float c0, C... c) { return fma(poly(x, c...), x, V{} + c0); }
+template <class V, class... C> MC_INLINE V poly(V x, float c0, C... c) {
+  return fma(poly(x, c...), x, V{} + c0);
+}
 
 // 2^n for whole |n| <= 252, as a product of two normal powers, so that results may be denormal or infinite.
 template <class V> MC_INLINE V times_pow2(V y, V n) {
@@ -291,7 +313,8 @@ template <class V> MC_INLINE V log(V x) {
   V m = bits_as<V>(i - (e << 23));
   V fe = __builtin_convertvector(e, V) - (tiny ? V{} + 23.0f : V{});
   V f = m - 1.0f;
-  V p = poly(f, 0.3333331f, -0.24999987f, 0.20002152f, -0.16669197f, 0.14219919f, -0.12385798f, 0.11866035f, -0.11779667f,
+  V p = poly(f, 0.3333331f, -0.24999987f, 0.20002152f, -0.16669197f, 0.14219919f, -0.12385798f, 0.11866035f,
+      -0.11779667f,
              0.06917984f);
   V f2 = f * f;
   V tail = fma(p * f, f2, fe * -2.1219444e-04f);
@@ -324,22 +347,28 @@ template <int Quarter, class V> MC_INLINE V sin_shifted(V x) {             // si
   if constexpr (Quarter == 0) return x == V{} ? x : y;
   else return y;
 }
-template <class V> V far(V x, V near, double (*f)(double)) {                 // arguments beyond the reduction's range, one by one
+// arguments beyond the reduction's range, one by one
+template <class V> V far(V x, V near, double (*f)(double)) {
   for (int l = 0; l < lanes_of<V>; ++l) if (!(abs(x[l]) < 30000.0f)) near[l] = float(f(x[l]));
   return near;
 }
 template <class V> MC_INLINE V sin(V x) {
   V y = sin_shifted<0>(x);
-  return __builtin_expect(any(~(abs(x) < 30000.0f)), 0) ? far(x, y, [](double v) { return __builtin_sin(v); }) : y;
+  if (__builtin_expect(any(~(abs(x) < 30000.0f)), 0))
+    return far(x, y, [](double v) { return __builtin_sin(v); });
+  return y;
 }
 template <class V> MC_INLINE V cos(V x) {
   V y = sin_shifted<1>(x);
-  return __builtin_expect(any(~(abs(x) < 30000.0f)), 0) ? far(x, y, [](double v) { return __builtin_cos(v); }) : y;
+  if (__builtin_expect(any(~(abs(x) < 30000.0f)), 0))
+    return far(x, y, [](double v) { return __builtin_cos(v); });
+  return y;
 }
 
 template <class V> MC_INLINE V tanh(V x) {
   V a = abs(x), z = x * x;
-  V small = fma(poly(z, -0.33333334f, 0.13333313f, -0.053961754f, 0.021789888f, -0.008415029f, 0.0023762663f) * z, x, x);
+  V small = fma(poly(z, -0.33333334f, 0.13333313f, -0.053961754f, 0.021789888f, -0.008415029f,
+      0.0023762663f) * z, x, x);
   V c = a > 9.2f ? V{} + 9.2f : a;
   V n = round(c * 2.88539008f);                                            // e^(2a), where it cannot overflow
   V r = fma(n, V{} - 0.69314575f, c + c);
@@ -353,9 +382,11 @@ template <class V> MC_INLINE V tanh(V x) {
 // |x| < 0.9: x * P(x^2); beyond: 1 - e^Q(|x|), Q a fit of log(erfc).
 template <class V> MC_INLINE V erf(V x) {
   V a = abs(x), z = x * x;
-  V small = fma(x, poly(z, 0.12837917f, -0.37612635f, 0.112837195f, -0.026860753f, 0.005204436f, -0.0008181927f, 8.538839e-05f), x);
+  V small = fma(x, poly(z, 0.12837917f, -0.37612635f, 0.112837195f, -0.026860753f, 0.005204436f,
+      -0.0008181927f, 8.538839e-05f), x);
   V c = a > 4.0f ? V{} + 4.0f : a;
-  V q = poly(c, 0.00015450311f, -1.1294156f, -0.633552f, -0.108049795f, 0.024967708f, -0.004112457f, 0.00042217915f,
+  V q = poly(c, 0.00015450311f, -1.1294156f, -0.633552f, -0.108049795f, 0.024967708f, -0.004112457f,
+      0.00042217915f,
              -2.0017851e-05f);
   V n = round(q * 1.44269504f);
   V r = fma(n, V{} - 0.69314575f, q);
@@ -380,7 +411,7 @@ template <class V> MC_INLINE V erf(V x) {
     if constexpr (same<lane<V>, float>) return detail::NAME(x); else return sleef::NAME(x); }
 MC_OWN1(MC_MIXED)
 
-// ---- functions neither the C library nor Sleef has -----------------------------------------------------------------------------------------
+// ---- functions neither the C library nor Sleef has --------------------------------------------------------
 
 // Winitzki's first guess, then Newton steps on erf(y) = x (on erfc in the tail, where 1 - x is exact).
 MC_INLINE double erfinv(double x) {
@@ -408,7 +439,8 @@ MC_INLINE double digamma(double x) {
   }
   for (; x < 10; x += 1) r -= 1 / x;
   const double z = 1 / (x * x);
-  const double s = z * (1. / 12 - z * (1. / 120 - z * (1. / 252 - z * (1. / 240 - z * (1. / 132 - z * (691. / 32760 - z / 12))))));
+  const double s = z * (1. / 12 - z * (1. / 120 - z * (1. / 252 - z * (1. / 240 - z * (1. / 132
+      - z * (691. / 32760 - z / 12))))));
   return r + __builtin_log(x) - 0.5 / x - s;
 }
 MC_INLINE float erfinv(float x) { return float(erfinv(double(x))); }

@@ -1,6 +1,7 @@
 // Reductions and scans: an accumulator per lane, combined across lanes at the end.
 //
-// Sums keep several accumulators (the emitter unrolls) and fold them as a tree; maxima and minima carry NaN, as eager's do.
+// Sums keep several accumulators (the emitter unrolls) and fold them as a tree; maxima and minima carry NaN,
+// as eager's do.
 #pragma once
 #include "math.h"
 
@@ -17,12 +18,20 @@ template <class T> constexpr T highest() {
 }
 
 // Each operation: its identity for lane type T, and step(accumulator, value).
-struct Sum { template <class T> static constexpr T identity() { return 0; } template <class V> static MC_INLINE V step(V a, V b) { return a + b; } };
-struct Prod { template <class T> static constexpr T identity() { return 1; } template <class V> static MC_INLINE V step(V a, V b) { return a * b; } };
-struct Amax { template <class T> static constexpr T identity() { return lowest<T>(); } template <class V> static MC_INLINE V step(V a, V b) { return maximum(b, a); } };
-struct Amin { template <class T> static constexpr T identity() { return highest<T>(); } template <class V> static MC_INLINE V step(V a, V b) { return minimum(b, a); } };
-struct Any { template <class T> static constexpr T identity() { return 0; } template <class A, class B> static MC_INLINE A step(A a, B b) { if constexpr (is_vec<A>) return a | mask_as<A>(b); else return a | b; } };
-struct All { template <class T> static constexpr T identity() { return T(-1); } template <class A, class B> static MC_INLINE A step(A a, B b) { if constexpr (is_vec<A>) return a & mask_as<A>(b); else return a & b; } };
+#define MC_REDUCTION(NAME, IDENTITY, STEP) struct NAME { \
+  template <class T> static constexpr T identity() { return IDENTITY; } \
+  template <class V> static MC_INLINE V step(V a, V b) { return STEP; } };
+MC_REDUCTION(Sum, 0, a + b)
+MC_REDUCTION(Prod, 1, a * b)
+MC_REDUCTION(Amax, lowest<T>(), maximum(b, a))
+MC_REDUCTION(Amin, highest<T>(), minimum(b, a))
+#define MC_LOGICAL(NAME, IDENTITY, OP) struct NAME { \
+  template <class T> static constexpr T identity() { return IDENTITY; } \
+  template <class A, class B> static MC_INLINE A step(A a, B b) { \
+    if constexpr (is_vec<A>) return a OP mask_as<A>(b); else return a OP b; \
+  } };
+MC_LOGICAL(Any, 0, |)
+MC_LOGICAL(All, T(-1), &)
 
 // v where the lane exists, `other` elsewhere.
 template <class V, class M> MC_INLINE V present(V v, lane<V> other, M m) {
@@ -33,27 +42,33 @@ template <class V, class M> MC_INLINE V present(V v, lane<V> other, M m) {
   }
 }
 
-// Long sums go through totals: accumulators are taken in every few hundred additions, so rounding errors do not pile up.
+// Long sums go through totals: accumulators are taken in every few hundred additions, so rounding errors do
+// not pile up.
 template <int U, class V> struct TotalsOf {
   V sum[U];
   MC_INLINE void take(V* acc) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) { sum[u] += acc[u]; acc[u] = V{}; }
   }
-  MC_INLINE void give(V* acc) {                                            // at the end: the accumulators hold everything
+  // at the end: the accumulators hold everything
+  MC_INLINE void give(V* acc) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) acc[u] += sum[u];
   }
 };
-template <int U> struct Totals { template <class V> static MC_INLINE TotalsOf<U, V> of(V*) { return TotalsOf<U, V>{}; } };
+template <int U> struct Totals { template <class V> static MC_INLINE TotalsOf<U, V> of(V*) {
+    return TotalsOf<U, V>{}; } };
 
 template <int... I> struct Seq {};
 template <int N, int... I> struct MakeSeq : MakeSeq<N - 1, N - 1, I...> {};
 template <int... I> struct MakeSeq<0, I...> { typedef Seq<I...> type; };
-template <class V, int... I> MC_INLINE auto low_half(V v, Seq<I...>) { return __builtin_shufflevector(v, v, I...); }
-template <class V, int... I> MC_INLINE auto high_half(V v, Seq<I...>) { return __builtin_shufflevector(v, v, (I + int(sizeof...(I)))...); }
+template <class V, int... I> MC_INLINE auto low_half(V v, Seq<I...>) { return __builtin_shufflevector(v, v,
+    I...); }
+template <class V, int... I> MC_INLINE auto high_half(V v, Seq<I...>) { return __builtin_shufflevector(v, v,
+    (I + int(sizeof...(I)))...); }
 
-template <class Op, class V> MC_INLINE lane<V> across(V v) {                // one value out of the lanes, as a tree
+// one value out of the lanes, as a tree
+template <class Op, class V> MC_INLINE lane<V> across(V v) {
   if constexpr (!is_vec<V>) return v;
   else if constexpr (lanes_of<V> == 2) return Op::step(lane<V>(v[0]), lane<V>(v[1]));
   else {
@@ -62,7 +77,7 @@ template <class Op, class V> MC_INLINE lane<V> across(V v) {                // o
   }
 }
 
-// ---- argmax and argmin ---------------------------------------------------------------------------------------------------------------
+// ---- argmax and argmin ------------------------------------------------------------------------------------
 
 // Whether (v, i) goes before the best (w, j): NaN first, then the extreme, then the lower index.
 template <bool Max, class V> MC_INLINE auto beats(V v, V w) {
@@ -77,7 +92,8 @@ template <bool Max, class V, class I> struct Best {
     return Best{V{} + (Max ? lowest<lane<V>>() : highest<lane<V>>()), I{} + highest<lane<I>>()};
   }
   template <class M> MC_INLINE void step(V v, I i, M m) {
-    auto first = index == highest<lane<I>>();                              // nothing seen yet: an extreme equal to the identity counts
+    // nothing seen yet: an extreme equal to the identity counts
+    auto first = index == highest<lane<I>>();
     if constexpr (is_vec<V>) {
       auto take = mask_as<mask_of<I>>(beats<Max>(v, value)) | first;
       if constexpr (!M::full) take &= ramp<lane<I>, lanes_of<I>>(0) < lane<I>(m.n);
@@ -92,7 +108,8 @@ template <bool Max, class V, class I> struct Best {
       for (int l = 1; l < lanes_of<V>; ++l) {
         if (index[l] == highest<lane<I>>()) continue;
         const bool tie = v == value[l] || (v != v && value[l] != value[l]);
-        if (i == highest<lane<I>>() || (tie ? index[l] < i : beats<Max>(lane<V>(value[l]), v))) { v = value[l]; i = index[l]; }
+        if (i == highest<lane<I>>() || (tie ? index[l] < i : beats<Max>(lane<V>(value[l]), v))) {
+            v = value[l]; i = index[l]; }
       }
       return i;
     }

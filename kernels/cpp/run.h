@@ -7,9 +7,8 @@ extern "C" int omp_get_num_threads(void);
 
 namespace mc {
 
-// Given to every kernel: how many threads it may use (the caller's torch.get_num_threads()), and where the number + 1 of the first failed
-// index check goes (0: none failed).
-// `found` is the value that failed.
+// Given to every kernel: how many threads it may use (the caller's torch.get_num_threads()), and where the
+// number + 1 of the first failed index check goes (0: none failed). `found` is the value that failed.
 struct Env { int threads; int error; i64 found; };
 
 // f(begin, end) over [0, n), split evenly among at most `threads` threads.
@@ -17,7 +16,8 @@ template <class F> MC_INLINE void parallel(int threads, i64 n, F f) {
   if (threads <= 1 || n <= 1) { f(i64(0), n); return; }
 #pragma omp parallel num_threads(threads)
   {
-    F mine = f;                                                            // a copy per thread stays in registers
+    // a copy per thread stays in registers
+    F mine = f;
     const i64 t = omp_get_thread_num(), k = omp_get_num_threads();
     const i64 begin = n * t / k, end = n * (t + 1) / k;
     if (begin < end) mine(begin, end);
@@ -26,10 +26,12 @@ template <class F> MC_INLINE void parallel(int threads, i64 n, F f) {
 
 __attribute__((noinline, cold)) static void report(Env* env, int number, i64 found) {
   int none = 0;
-  if (__atomic_compare_exchange_n(&env->error, &none, number + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) env->found = found;
+  if (__atomic_compare_exchange_n(&env->error, &none, number + 1, false, __ATOMIC_RELAXED,
+      __ATOMIC_RELAXED)) env->found = found;
 }
 
-// An index that must lie in [lo, hi): reported and clamped otherwise, so that the access stays inside the buffer.
+// An index that must lie in [lo, hi): reported and clamped otherwise, so that the access stays inside the
+// buffer.
 template <class V, class M> MC_INLINE V checked(Env* env, V x, lane<V> lo, lane<V> hi, int number, M m) {
   if constexpr (is_vec<V>) {
     auto bad = (x < lo) | (x >= hi);

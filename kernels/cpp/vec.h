@@ -1,9 +1,10 @@
 // Vectors, masks, loads, stores and casts: what every emitted kernel stands on.
 //
-// A value of a kernel is a scalar T or a GCC vector of N lanes, vec<T, N>; the emitter writes the same text for both and overloads pick.
-// Bool is `bool` as a scalar, and a "mask" as a vector: a vector of signed integers of any width, 0 or -1 per lane, which is what comparisons
-// give. bfloat16 and float16 exist in memory and as raw 16-bit lanes; arithmetic sees them only after cast<float, bf16>.
-// No header of the C++ library or of torch is included: a compile of a graph must take well under a second.
+// A value of a kernel is a scalar T or a GCC vector of N lanes, vec<T, N>; the emitter writes the same text
+// for both and overloads pick. Bool is `bool` as a scalar, and a "mask" as a vector: a vector of signed
+// integers of any width, 0 or -1 per lane, which is what comparisons give. bfloat16 and float16 exist in
+// memory and as raw 16-bit lanes; arithmetic sees them only after cast<float, bf16>. No header of the C++
+// library or of torch is included: a compile of a graph must take well under a second.
 #pragma once
 
 namespace mc {
@@ -51,7 +52,7 @@ template <class T> constexpr bool is_float = same<T, float> || same<T, double>;
 struct Full { static constexpr bool full = true; static constexpr int n = 1 << 30; };
 struct Tail { static constexpr bool full = false; int n; };
 
-// ---- shapes of values -------------------------------------------------------------------------------------------------------------
+// ---- shapes of values -------------------------------------------------------------------------------------
 
 template <class T, int N> MC_INLINE vec<T, N> splat(T x) { return x - vec<T, N>{}; }
 template <> MC_INLINE vec<float, 8> splat<float, 8>(float x) { return vec<float, 8>{x, x, x, x, x, x, x, x}; }
@@ -63,7 +64,8 @@ template <> MC_INLINE vec<float, 16> splat<float, 16>(float x) {
 #endif
 template <> MC_INLINE vec<double, 4> splat<double, 4>(double x) { return vec<double, 4>{x, x, x, x}; }
 template <> MC_INLINE vec<double, 2> splat<double, 2>(double x) { return vec<double, 2>{x, x}; }
-template <> MC_INLINE vec<double, 8> splat<double, 8>(double x) { return vec<double, 8>{x, x, x, x, x, x, x, x}; }
+template <> MC_INLINE vec<double, 8> splat<double, 8>(double x) { return vec<double, 8>{x, x, x, x, x, x, x,
+    x}; }
 template <int N> MC_INLINE vec<i8, N> splat_mask(bool c) { return splat<i8, N>(c ? -1 : 0); }
 
 // base, base + 1, … in the lanes.
@@ -116,7 +118,7 @@ template <class C, class V> MC_INLINE V where(C c, V a, V b) {
   else return c ? a : b;
 }
 
-// ---- bool: logical operators on masks of different widths -----------------------------------------------------------------------------
+// ---- bool: logical operators on masks of different widths -------------------------------------------------
 
 template <class A, class B> struct Wider { typedef A type; };
 template <bool First, class A, class B> struct Pick { typedef A type; };
@@ -124,13 +126,16 @@ template <class A, class B> struct Pick<false, A, B> { typedef B type; };
 template <class A, class B> using wider = typename Pick<(sizeof(A) >= sizeof(B)), A, B>::type;
 
 template <class A, class B> MC_INLINE auto mask_and(A a, B b) {
-  if constexpr (!is_vec<A>) return a && b; else { typedef wider<A, B> M; return mask_as<M>(a) & mask_as<M>(b); }
+  if constexpr (!is_vec<A>) return a && b; else { typedef wider<A, B> M;
+      return mask_as<M>(a) & mask_as<M>(b); }
 }
 template <class A, class B> MC_INLINE auto mask_or(A a, B b) {
-  if constexpr (!is_vec<A>) return a || b; else { typedef wider<A, B> M; return mask_as<M>(a) | mask_as<M>(b); }
+  if constexpr (!is_vec<A>) return a || b; else { typedef wider<A, B> M;
+      return mask_as<M>(a) | mask_as<M>(b); }
 }
 template <class A, class B> MC_INLINE auto mask_xor(A a, B b) {
-  if constexpr (!is_vec<A>) return a != b; else { typedef wider<A, B> M; return mask_as<M>(a) ^ mask_as<M>(b); }
+  if constexpr (!is_vec<A>) return a != b; else { typedef wider<A, B> M;
+      return mask_as<M>(a) ^ mask_as<M>(b); }
 }
 template <class A> MC_INLINE auto mask_not(A a) {
   if constexpr (!is_vec<A>) return !a; else return ~a;
@@ -139,7 +144,7 @@ template <class C, class A, class B> MC_INLINE auto mask_where(C c, A a, B b) {
   return mask_or(mask_and(c, a), mask_and(mask_not(c), b));
 }
 
-// ---- memory --------------------------------------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------------------
 
 // Raw lane type of an element in memory.
 template <class T> struct RawOf { typedef T type; };
@@ -169,7 +174,8 @@ template <class T, class V> MC_INLINE void store(T* p, V v) {
   __builtin_memcpy(p, &r, sizeof r);
 }
 
-template <int N, class T, class M> MC_INLINE auto load(const T* p, M m) {  // N elements in a row, absent ones 0
+// N elements in a row, absent ones 0
+template <int N, class T, class M> MC_INLINE auto load(const T* p, M m) {
   vec<raw<T>, N> r;
   if constexpr (M::full) __builtin_memcpy(&r, p, sizeof r);
   else {
@@ -210,7 +216,7 @@ template <int N, class T, class F, class V, class M> MC_INLINE void scatter(F at
   for (int l = 0; l < n; ++l) *(raw<T>*)at(l) = r[l];
 }
 
-// ---- casts ---------------------------------------------------------------------------------------------------------------------------
+// ---- casts ------------------------------------------------------------------------------------------------
 
 template <class U> MC_INLINE auto float_of_bf16(U x) {
   if constexpr (is_vec<U>) {
@@ -218,7 +224,8 @@ template <class U> MC_INLINE auto float_of_bf16(U x) {
     return bits_as<vec<float, N>>(__builtin_convertvector(x, vec<u32, N>) << 16);
   } else return bits_as<float>(u32(x) << 16);
 }
-template <class F> MC_INLINE auto bf16_of_float(F x) {                     // round to nearest even; NaN stays NaN
+// round to nearest even; NaN stays NaN
+template <class F> MC_INLINE auto bf16_of_float(F x) {
   if constexpr (is_vec<F>) {
     constexpr int N = lanes_of<F>;
     auto u = bits_as<vec<u32, N>>(x);
@@ -239,7 +246,8 @@ MC_INLINE u16 f16_of_float(float x) {
   const u32 u = bits_as<u32>(x), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff;
   if (a > 0x7f800000) return sign | 0x7e00;
   if (a >= 0x47800000) return sign | 0x7c00;
-  if (a < 0x38800000) return sign | (bits_as<u32>(bits_as<float>(a) + 0.5f) - 0x3f000000);       // the addition rounds
+  // the addition rounds
+  if (a < 0x38800000) return sign | (bits_as<u32>(bits_as<float>(a) + 0.5f) - 0x3f000000);
   return sign | ((a + 0xc8000fff + ((a >> 13) & 1)) >> 13);
 }
 #ifdef __F16C__
@@ -263,7 +271,8 @@ template <class F> MC_INLINE auto f16_of_floatv(F x) {
 }
 #endif
 
-// Numbers: as C converts, one lane at a time in meaning. float -> narrow integer goes through int32 (int64 for uint8), as eager's does.
+// Numbers: as C converts, one lane at a time in meaning. float -> narrow integer goes through int32 (int64
+// for uint8), as eager's does.
 template <class To, class V> MC_INLINE auto convert(V x) {
   typedef lane<V> From;
   if constexpr (same<To, From>) return x;
@@ -279,7 +288,8 @@ template <class To, class From, class V> MC_INLINE auto cast(V x) {
   if constexpr (same<To, From>) return x;
   else if constexpr (same<From, bf16>) return cast<To, float>(float_of_bf16(x));
   else if constexpr (same<From, f16>) {
-    if constexpr (is_vec<V>) return cast<To, float>(float_of_f16v(x)); else return cast<To, float>(float_of_f16(x));
+    if constexpr (is_vec<V>) return cast<To, float>(float_of_f16v(x)); else return cast<To,
+        float>(float_of_f16(x));
   } else if constexpr (same<From, b8>) {
     if constexpr (same<To, bf16> || same<To, f16>) return cast<To, float>(cast<float, b8>(x));
     else if constexpr (!is_vec<V>) return To(x);
@@ -290,7 +300,8 @@ template <class To, class From, class V> MC_INLINE auto cast(V x) {
   } else if constexpr (same<To, b8>) return x != 0;
   else if constexpr (same<To, bf16>) return bf16_of_float(convert<float>(x));
   else if constexpr (same<To, f16>) {
-    if constexpr (is_vec<V>) return f16_of_floatv(convert<float>(x)); else return f16_of_float(convert<float>(x));
+    if constexpr (is_vec<V>) return f16_of_floatv(convert<float>(x));
+        else return f16_of_float(convert<float>(x));
   } else return convert<To>(x);
 }
 

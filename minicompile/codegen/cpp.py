@@ -1,8 +1,9 @@
 """C++ emitter: one function per distinct kernel, explicit SIMD, OpenMP over the outer axes.
 
-Takes `schedule.plan.Plan`, gives `Source` for `codegen.driver`. The tiling is read from the plan; nothing is decided
-here but the number of lanes. A kernel's text depends on shapes and positions of buffers only, so kernels that differ
-in buffers alone (the layers of a transformer) become one function that is called many times.
+Takes `schedule.plan.Plan`, gives `Source` for `codegen.driver`. The tiling is read from the plan; nothing
+is decided here but the number of lanes. A kernel's text depends on shapes and positions of buffers only, so
+kernels that differ in buffers alone (the layers of a transformer) become one function that is called many
+times.
 
 How a kernel looks:
 
@@ -11,10 +12,11 @@ How a kernel looks:
       parallel(env->threads, 8, [=](i64 begin, i64 end) {      // par axes
         for (i64 at = begin; at < end; ++at) {
           const i64 i0 = at;
-          vec<float, 8> acc0[4] = ...;                         // one stage: accumulators, body, loop, finish
-          auto body = [&](i64 j0, auto m, int u) { ... };      // m: Full, or Tail with the number of lanes left
-          for (i64 j0 = 0; j0 < 128; j0 += 32) { body(j0, Full{}, 0); ... }
+          vec<float, 8> acc0[4] = ...;                         // one stage: accumulators, body, loop,
+          finish auto body = [&](i64 j0, auto m, int u) { ... };      // m: Full, or Tail with the number of
+          lanes left for (i64 j0 = 0; j0 < 128; j0 += 32) { body(j0, Full{}, 0); ... }
 """
+
 from __future__ import annotations
 
 from ..loops.ir import Extern
@@ -35,12 +37,13 @@ namespace mc {
 
 
 def emit(plan: Plan, isa: str | None = None) -> Source:
-    """The C++ of a plan. `isa` is "avx512", "avx2" or "scalar"; None takes config.isa, by default the machine's best.
+    """The C++ of a plan. `isa` is "avx512", "avx2" or "scalar"; None takes config.isa, by default the
+    machine's best.
 
     Raises Refusal for a dtype or prim that has no C++ form.
     """
     isa = isa or detect_isa()
-    functions: dict[str, str] = {}                      # body text -> function name
+    functions: dict[str, str] = {}  # body text -> function name
     shown: list[str] = []
     calls: list[Launch | None] = []
     for step in plan.steps:
@@ -51,8 +54,10 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
         name = functions.get(body)
         if name is None:
             functions[body] = name = _function_name(step)
-            shown.append(f'// {step.where or step.name}: {", ".join(buffers)}\n'
-                         f'MC_EXPORT void {name}(char* const* b, Env* env) {{\n{body}}}\n')
+            shown.append(
+                f"// {step.where or step.name}: {', '.join(buffers)}\n"
+                f"MC_EXPORT void {name}(char* const* b, Env* env) {{\n{body}}}\n"
+            )
         calls.append(Launch(name, buffers))
     text = HEADER + "\n" + "\n".join(shown) + "\n}  // namespace mc\n"
     return Source(text, "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan)

@@ -1,7 +1,9 @@
 """The C++ text of one kernel.
 
-Takes a `Kernel` and the plan's buffers, gives (body text, buffer names in order of the pointers it takes) for `codegen.cpp`.
+Takes a `Kernel` and the plan's buffers, gives (body text, buffer names in order of the pointers it takes)
+for `codegen.cpp`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -16,31 +18,44 @@ from .cpp_values import REGISTER, apply_text, element, literal, raw_vector
 from .walk import Scope, buffers_read, forget, index_text, lane_step, widest
 
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "scalar": 0}
-STACK_BYTES = 64 * 1024                      # rows of one thread that may lie on its stack
-OPERATION = {"sum": "Sum", "prod": "Prod", "amax": "Amax", "amin": "Amin", "any": "Any", "all": "All",
-             "scan_sum": "Sum", "scan_prod": "Prod", "scan_amax": "Amax", "scan_amin": "Amin",
-             "add": "Sum", "mul": "Prod"}
-CHUNK = 256                                  # additions per accumulator before it is taken into a total: keeps long sums exact
+STACK_BYTES = 64 * 1024  # rows of one thread that may lie on its stack
+OPERATION = {
+    "sum": "Sum",
+    "prod": "Prod",
+    "amax": "Amax",
+    "amin": "Amin",
+    "any": "Any",
+    "all": "All",
+    "scan_sum": "Sum",
+    "scan_prod": "Prod",
+    "scan_amax": "Amax",
+    "scan_amin": "Amin",
+    "add": "Sum",
+    "mul": "Prod",
+}
+# additions per accumulator before it is taken into a total: keeps long sums exact
+CHUNK = 256
 WIDE = 4
 INLINED = "__attribute__((always_inline))"
 
 
 class KernelText:
-    """Prints one kernel. State: the open scopes, and which axis currently runs over lanes (`lane_var`, with `lanes` lanes)."""
+    """Prints one kernel. State: the open scopes, and which axis currently runs over lanes (`lane_var`, with
+    `lanes` lanes)."""
 
     def __init__(self, kernel: Kernel, buffers: Mapping[str, Buffer], isa: str):
         self.kernel, self.buffers, self.bytes = kernel, buffers, VECTOR_BYTES[isa]
         self.scopes: list[Scope] = [Scope(frozenset(), 1)]
-        self.pointers: dict[str, str] = {}               # buffer -> its name in the text
+        self.pointers: dict[str, str] = {}  # buffer -> its name in the text
         self.reads: dict[Val, frozenset[str]] = {}
         self.stored = frozenset(loop.out.buffer for loop in kernel.loops)
-        self.registers: dict[str, str] = {}              # local scalar -> its variable
+        self.registers: dict[str, str] = {}  # local scalar -> its variable
         self.lane_var: Var | None = None
         self.lanes = 1
         self.count = 0
-        self.point_depth = 0                             # index of the par point's scope
+        self.point_depth = 0  # index of the par point's scope
 
-    # ---- names and scopes -------------------------------------------------------------------------------------------
+    # ---- names and scopes --------------------------------------------------------------------------
 
     def fresh(self, stem: str) -> str:
         self.count += 1
@@ -52,7 +67,8 @@ class KernelText:
 
     @contextmanager
     def block(self, opening: str, names: frozenset[Var] = frozenset(), closing: str = "}") -> Iterator[Scope]:
-        """A nested scope; its text is appended to the outer one when it closes, so that hoisted lines come before it."""
+        """A nested scope; its text is appended to the outer one when it closes, so that hoisted lines come
+        before it."""
         outer = self.here
         inner = Scope(outer.names | names, outer.depth + 1)
         self.scopes.append(inner)
@@ -67,7 +83,7 @@ class KernelText:
             self.pointers[name] = f"p{len(self.pointers)}"
         return self.pointers[name]
 
-    # ---- the whole function -------------------------------------------------------------------------------------------
+    # ---- the whole function ------------------------------------------------------------------------
 
     def emit(self) -> tuple[str, tuple[str, ...]]:
         """(text of the function's body, buffers whose addresses it takes, in order)."""
@@ -77,11 +93,11 @@ class KernelText:
             self.lane_var = k.par[-1].var
             roots = [v for loop in k.loops for v in loop.values()]
             self.lanes = self.bytes // widest(roots, k.loops, lambda v: self.lane_var in v.vars)
-            if self.lanes < 2 or int(k.par[-1].size) < 2:
+            if self.lanes < 2 or extent(k.par[-1]) < 2:
                 self.lane_var, self.lanes, flat = None, 1, False
-        if all(int(a.size) > 0 for a in k.par):
-            self.par_axes(flat)
-        top = []
+        if all(extent(a) > 0 for a in k.par):
+            self.par_axes(bool(flat))
+        top: list[str] = []
         for name, p in self.pointers.items():
             ctype = element(self.buffers[name].spec.dtype)
             top.append(f"  auto {p} = ({ctype}*)b[{len(top)}];")
@@ -90,11 +106,11 @@ class KernelText:
     def par_axes(self, flat: bool) -> None:
         par, t = self.kernel.par, self.kernel.tiling
         depth = t.parallel
-        blocks = flat and depth == len(par)              # the lane axis itself is shared out among threads
+        blocks = flat and depth == len(par)  # the lane axis itself is shared out among threads
         if blocks and depth > 1 and _size(par[:-1]) >= 64:
             depth, blocks = depth - 1, False
         shared = par[:depth]
-        counts = [self.block_count(a) if blocks and a is par[-1] else int(a.size) for a in shared]
+        counts = [self.block_count(a) if blocks and a is par[-1] else extent(a) for a in shared]
         if not shared:
             self.rows_then(lambda: self.inner_par(par, flat))
             return
@@ -121,17 +137,17 @@ class KernelText:
             if blocks:
                 self.lane_block(shared[-1])
             else:
-                self.inner_par(self.kernel.par[len(shared):], flat)
+                self.inner_par(self.kernel.par[len(shared) :], flat)
 
     def block_count(self, a: Axis) -> int:
         """Blocks of the lane axis that are shared out: wide ones, whole ones, the tail."""
         n, wide = self.lanes, self.wide()
-        many = int(a.size) // (n * wide) if wide > 1 else 0
-        return many + -(-(int(a.size) - many * n * wide) // n)
+        many = extent(a) // (n * wide) if wide > 1 else 0
+        return many + -(-(extent(a) - many * n * wide) // n)
 
     def lane_block(self, a: Axis) -> None:
         """Block number `block` of the shared lane axis."""
-        size, n, wide = int(a.size), self.lanes, self.wide()
+        size, n, wide = extent(a), self.lanes, self.wide()
         many = size // (n * wide) if wide > 1 else 0
         done = many * n * wide
         whole, tail = (size - done) // n, size % n
@@ -143,13 +159,17 @@ class KernelText:
             with self.block(f"auto point = [&](i64 {a.var}, auto m) {INLINED} {{", frozenset((a.var,)), "};"):
                 self.point()
         if whole:
-            cases.append((whole, f"point({f'{done} + (block - {many})' if many else 'block'} * {n}, Full{{}});"))
+            cases.append(
+                (whole, f"point({f'{done} + (block - {many})' if many else 'block'} * {n}, Full{{}});")
+            )
         if tail:
             cases.append((1, f"point({size - tail}, Tail{{{tail}}});"))
         until = 0
         for i, (count, text) in enumerate(cases):
             until += count
-            self.here.put(("else " if i else "") + (f"if (block < {until}) " if i < len(cases) - 1 else "") + text)
+            self.here.put(
+                ("else " if i else "") + (f"if (block < {until}) " if i < len(cases) - 1 else "") + text
+            )
 
     def inner_par(self, axes: tuple[Axis, ...], flat: bool) -> None:
         """The par axes that are not shared among threads, as nested loops."""
@@ -165,16 +185,22 @@ class KernelText:
             self.inner_par(axes[1:], flat)
 
     def lane_loop(self, function: str, a: Axis, unroll: int, numbered: bool, flush: str = "") -> None:
-        """Calls `function` for every block of lanes of an axis: whole ones first, then the tail. `flush` is a statement to
+        """Calls `function` for every block of lanes of an axis: whole ones first, then the tail. `flush` is
+        a statement to
         run now and then (see `totals`)."""
-        size, n, v = int(a.size), self.lanes, a.var
+        size, n, v = extent(a), self.lanes, a.var
         whole, step = size // n * n, n * unroll
         main = whole // step * step
         tag = (lambda u: f", {u}") if numbered else (lambda u: "")
-        calls = " ".join(f"{function}({v}{f' + {u * n}' if u else ''}, Full{{}}{tag(u)});" for u in range(unroll))
+        calls = " ".join(
+            f"{function}({v}{f' + {u * n}' if u else ''}, Full{{}}{tag(u)});" for u in range(unroll)
+        )
         if main > step * CHUNK and flush:
             self.here.put(f"for (i64 chunk = 0; chunk < {main}; chunk += {step * CHUNK}) {{")
-            self.here.put(f"  for (i64 {v} = chunk; {v} < least(chunk + {step * CHUNK}, {main}); {v} += {step}) {{ {calls} }}")
+            self.here.put(
+                f"  for (i64 {v} = chunk; {v} < least(chunk + {step * CHUNK}, {main}); {v} += {step})"
+                f" {{ {calls} }}"
+            )
             self.here.put(f"  {flush}")
             self.here.put("}")
         elif main > step:
@@ -182,7 +208,9 @@ class KernelText:
         elif main:
             self.here.put(calls.replace(f"({v}", "(0"))
         if whole > main:
-            self.here.put(f"for (i64 {v} = {main}; {v} < {whole}; {v} += {n}) {function}({v}, Full{{}}{tag(0)});")
+            self.here.put(
+                f"for (i64 {v} = {main}; {v} < {whole}; {v} += {n}) {function}({v}, Full{{}}{tag(0)});"
+            )
         if size > whole:
             self.here.put(f"{function}({whole}, Tail{{{size - whole}}}{tag(0)});")
 
@@ -204,20 +232,22 @@ class KernelText:
             self.here.put(f"auto row{n} = ({element(spec.dtype)}*)(rows + {offset});")
         rest()
 
-    # ---- column reductions ------------------------------------------------------------------------------------------
+    # ---- column reductions -------------------------------------------------------------------------
 
     def wide(self) -> int:
-        """How many blocks of lanes a column reduction takes at once: 4, so that each row is read a cache line or two at a
+        """How many blocks of lanes a column reduction takes at once: 4, so that each row is read a cache
+        line or two at a
         time. 1 for every other kernel."""
         k = self.kernel
         if self.lane_var is None or len(k.stages) != 1 or k.local or not k.stages[0].inner:
             return 1
         if any(loop.combine not in OPERATION or loop.is_scan for loop in k.loops):
             return 1
-        return WIDE if int(k.par[-1].size) >= WIDE * self.lanes else 1
+        return WIDE if extent(k.par[-1]) >= WIDE * self.lanes else 1
 
     def wide_point(self, a: Axis) -> None:
-        """`wide(i)`: the stage for WIDE blocks of lanes from i on. The lane axis exists only inside `body` and `done`."""
+        """`wide(i)`: the stage for WIDE blocks of lanes from i on. The lane axis exists only inside `body`
+        and `done`."""
         stage, n = self.kernel.stages[0], self.lanes
         with self.block(f"auto wide = [&](i64 {a.var}) {INLINED} {{", closing="};"):
             self.point_depth = len(self.scopes) - 1
@@ -226,13 +256,19 @@ class KernelText:
             self.inner_axes(stage, stage.inner, accumulators, False, WIDE, flush)
             if flush:
                 self.here.put(flush.replace(".take(", ".give("))
-            with self.block(f"auto done = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"):
+            with self.block(
+                f"auto done = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"
+            ):
                 for loop, acc in accumulators.items():
                     value = self.named(f"{acc}[u]", loop.body.dtype, True)
-                    self.store(loop.out, loop.store_dtype, self.cast(value, loop.body.dtype, loop.store_dtype), True)
-            self.here.put(" ".join(f"done({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(WIDE)))
+                    self.store(
+                        loop.out, loop.store_dtype, self.cast(value, loop.body.dtype, loop.store_dtype), True
+                    )
+            self.here.put(
+                " ".join(f"done({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(WIDE))
+            )
 
-    # ---- one par point ------------------------------------------------------------------------------------------------
+    # ---- one par point -----------------------------------------------------------------------------
 
     def point(self) -> None:
         """All stages, at one point (or, with lanes along the last par axis, one block of points)."""
@@ -243,7 +279,7 @@ class KernelText:
             forget(self.scopes, written, self.reads)
 
     def stage(self, stage: Stage) -> None:
-        if any(int(a.size) == 0 for a in stage.inner) and not any(loop.is_reduction for loop in stage.loops):
+        if any(extent(a) == 0 for a in stage.inner) and not any(loop.is_reduction for loop in stage.loops):
             return
         outer = (self.lane_var, self.lanes)
         scan = any(loop.is_scan for loop in stage.loops)
@@ -252,7 +288,7 @@ class KernelText:
             self.lane_var = stage.inner[-1].var
             roots = [v for loop in stage.loops for v in loop.values()]
             self.lanes = self.bytes // widest(roots, stage.loops, lambda v: self.lane_var in v.vars)
-            if self.lanes < 2 or int(stage.inner[-1].size) < 2:
+            if self.lanes < 2 or extent(stage.inner[-1]) < 2:
                 (self.lane_var, self.lanes), inner_lanes = outer, False
         unroll = self.unroll(stage) if inner_lanes else 1
         accumulators = {loop: self.accumulator(loop, unroll) for loop in stage.loops if loop.combine}
@@ -261,56 +297,81 @@ class KernelText:
         if flush:
             self.here.put(flush.replace(".take(", ".give("))
         inner_var = self.lane_var if inner_lanes else None
-        finished = [(loop, self.finish(loop, acc, unroll, inner_var)) for loop, acc in accumulators.items()
-                    if loop.is_reduction]
+        finished = [
+            (loop, self.finish(loop, acc, unroll, inner_var))
+            for loop, acc in accumulators.items()
+            if loop.is_reduction
+        ]
         if inner_lanes:
             self.lane_var, self.lanes = outer
         for loop, value in finished:
             self.store(loop.out, loop.store_dtype, value, self.lane_var is not None)
 
     def unroll(self, stage: Stage) -> int:
-        """How many accumulators a vector reduction keeps: hides the latency of additions, and sums more exactly."""
-        whole = int(stage.inner[-1].size) // self.lanes
+        """How many accumulators a vector reduction keeps: hides the latency of additions, and sums more
+        exactly."""
+        whole = extent(stage.inner[-1]) // self.lanes
         if not any(loop.is_reduction for loop in stage.loops):
             return 1
         return 4 if whole >= 4 else max(whole, 1)
 
     def totals(self, accumulators: dict[Loop, str], stage: Stage, unroll: int, lanes: bool) -> str:
-        """Declares totals for long floating-point sums; gives the statement that moves the accumulators into them."""
+        """Declares totals for long floating-point sums; gives the statement that moves the accumulators
+        into them."""
         per = self.lanes * unroll if lanes else 1
-        sums = [acc for loop, acc in accumulators.items() if loop.combine == "sum" and loop.body.dtype.is_floating_point]
+        sums = [
+            acc
+            for loop, acc in accumulators.items()
+            if loop.combine == "sum" and loop.body.dtype.is_floating_point
+        ]
         if not sums or _size(stage.inner) <= CHUNK * per:
             return ""
         for acc in sums:
             self.here.put(f"auto {acc}_total = Totals<{unroll}>::of({acc});")
         return " ".join(f"{acc}_total.take({acc});" for acc in sums)
 
-    def inner_axes(self, stage: Stage, axes: tuple[Axis, ...], accumulators: dict[Loop, str], lanes: bool,
-                   unroll: int, flush: str = "") -> None:
-        if not axes and unroll > 1 and not lanes:            # a wide column reduction: the body once per block of lanes
+    def inner_axes(
+        self,
+        stage: Stage,
+        axes: tuple[Axis, ...],
+        accumulators: dict[Loop, str],
+        lanes: bool,
+        unroll: int,
+        flush: str = "",
+    ) -> None:
+        # a wide column reduction: the body once per block of lanes
+        if not axes and unroll > 1 and not lanes:
             a, n = self.kernel.par[-1], self.lanes
-            with self.block(f"auto body = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"):
+            with self.block(
+                f"auto body = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"
+            ):
                 self.body(stage, accumulators, "u")
-            self.here.put(" ".join(f"body({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(unroll)))
+            self.here.put(
+                " ".join(f"body({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(unroll))
+            )
             return
         if not axes:
             self.body(stage, accumulators, "0")
             return
         a = axes[0]
-        if int(a.size) == 0:
+        if extent(a) == 0:
             return
         if lanes and len(axes) == 1:
             function = self.fresh("body")
-            with self.block(f"auto {function} = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"):
+            with self.block(
+                f"auto {function} = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"
+            ):
                 self.body(stage, accumulators, "u")
             self.lane_loop(function, a, unroll, True, flush)
             return
-        v, size = a.var, int(a.size)
+        v, size = a.var, extent(a)
         last = len(axes) == 1
-        deeper = flush if not last and (lanes or int(axes[1].size) > CHUNK) else ""
+        deeper = flush if not last and (lanes or extent(axes[1]) > CHUNK) else ""
         if flush and last and size > CHUNK:
             with self.block(f"for (i64 chunk = 0; chunk < {size}; chunk += {CHUNK}) {{"):
-                with self.block(f"for (i64 {v} = chunk; {v} < least(chunk + {CHUNK}, {size}); ++{v}) {{", frozenset((v,))):
+                with self.block(
+                    f"for (i64 {v} = chunk; {v} < least(chunk + {CHUNK}, {size}); ++{v}) {{", frozenset((v,))
+                ):
                     self.inner_axes(stage, axes[1:], accumulators, lanes, unroll)
                 self.here.put(flush)
             return
@@ -335,10 +396,13 @@ class KernelText:
             self.store(loop.out, loop.store_dtype, value, varying)
 
     def varying_loop(self, loop: Loop, stage: Stage) -> bool:
-        """Whether a loop's value is a vector at this place (it is printed as one even where all lanes are equal)."""
-        return self.lane_var is not None and any(a.var is self.lane_var for a in (*self.kernel.par, *stage.inner))
+        """Whether a loop's value is a vector at this place (it is printed as one even where all lanes are
+        equal)."""
+        return self.lane_var is not None and any(
+            a.var is self.lane_var for a in (*self.kernel.par, *stage.inner)
+        )
 
-    # ---- reductions ---------------------------------------------------------------------------------------------------
+    # ---- reductions --------------------------------------------------------------------------------
 
     def types(self, dtype: torch.dtype, vector: bool) -> str:
         if not vector:
@@ -373,7 +437,9 @@ class KernelText:
                 position = f"({position} * {a.size} + {a.var})" if position != "0" else a.var.name
             kind = REGISTER[_position_dtype(loop)]
             spread = "ramp" if inner_lanes else "splat"
-            position = f"{spread}<{kind}, {self.lanes}>({kind}({position}))" if vector else f"{kind}({position})"
+            position = (
+                f"{spread}<{kind}, {self.lanes}>({kind}({position}))" if vector else f"{kind}({position})"
+            )
             self.here.put(f"{acc}.step({value}, {position}, {'m' if inner_lanes else 'Full{}'});")
             return acc
         op = OPERATION[loop.combine or ""]
@@ -394,19 +460,25 @@ class KernelText:
         op = OPERATION[loop.combine or ""]
         parts = [f"{acc}[{u}]" for u in range(unroll)]
         while len(parts) > 1:
-            parts = [f"{op}::step({a}, {b})" for a, b in zip(parts[::2], parts[1::2])] + parts[len(parts) // 2 * 2:]
+            parts = [f"{op}::step({a}, {b})" for a, b in zip(parts[::2], parts[1::2])] + parts[
+                len(parts) // 2 * 2 :
+            ]
         text = parts[0]
         dtype = loop.body.dtype
         if inner is not None:
             text = f"across<{op}>({text})" + (" != 0" if dtype is torch.bool else "")
-        return self.cast(self.named(f"({text})", dtype, inner is None and self.lane_var is not None), dtype, loop.store_dtype)
+        return self.cast(
+            self.named(f"({text})", dtype, inner is None and self.lane_var is not None),
+            dtype,
+            loop.store_dtype,
+        )
 
     def named(self, text: str, dtype: torch.dtype, vector: bool) -> str:
         name = self.fresh("v")
         self.here.put(f"const {'auto' if vector else REGISTER[dtype]} {name} = {text};")
         return name
 
-    # ---- values ---------------------------------------------------------------------------------------------------------
+    # ---- values ------------------------------------------------------------------------------------
 
     def cast(self, text: str, source: torch.dtype, target: torch.dtype) -> str:
         return text if source is target else f"cast<{element(target)}, {element(source)}>({text})"
@@ -451,7 +523,7 @@ class KernelText:
         if isinstance(v, Load) and self.registers.get(v.buffer) and not self.buffers[v.buffer].spec.ndim:
             return self.registers[v.buffer]
         home = self.home(v)
-        open_scopes, self.scopes = self.scopes, self.scopes[:self.scopes.index(home) + 1]
+        open_scopes, self.scopes = self.scopes, self.scopes[: self.scopes.index(home) + 1]
         text = self.expression(v)
         vector = self.varies(v)
         name = self.fresh("v")
@@ -469,10 +541,13 @@ class KernelText:
             return self.index(v, vector)
         if isinstance(v, Checked):
             m = "m" if vector else "Full{}"
-            return f"checked(env, {self.value(v.args[0], vector)}, {v.lo}L, i64({index_text(v.hi)}), {v.error}, {m})"
+            value, hi = self.value(v.args[0], vector), index_text(v.hi)
+            return f"checked(env, {value}, {v.lo}L, i64({hi}), {v.error}, {m})"
         assert isinstance(v, Apply), v
-        args = [self.value(a, vector and not (i == 0 and v.prim == "where" and v.dtype is not torch.bool))
-                for i, a in enumerate(v.args)]
+        args = [
+            self.value(a, vector and not (i == 0 and v.prim == "where" and v.dtype is not torch.bool))
+            for i, a in enumerate(v.args)
+        ]
         return apply_text(v, args)
 
     def index(self, v: Index, vector: bool) -> str:
@@ -483,8 +558,10 @@ class KernelText:
         if step is not None:
             return f"ramp<{kind}, {self.lanes}>({kind}({index_text(v.sym)}), {kind}({step}))"
         var = self.lane_var
-        return (f"each<{kind}, {self.lanes}>([&, first = {var}](int l) {{ const i64 {var} = first + l; "
-                f"return {kind}({index_text(v.sym)}); }})")
+        return (
+            f"each<{kind}, {self.lanes}>([&, first = {var}](int l) {{ const i64 {var} = first + l; "
+            f"return {kind}({index_text(v.sym)}); }})"
+        )
 
     def load(self, v: Load, vector: bool) -> str:
         at, step, bound = self.place(v.buffer, v.index, v.indirect)
@@ -506,7 +583,8 @@ class KernelText:
             mask = f"splat_mask<{self.lanes}>({mask})"
         return f"gather_if<{self.lanes}, {ctype}>({mask}, {function}, m)"
 
-    def place(self, buffer: str, index, indirect) -> tuple[str, int | None, dict[str, str]]:  # type: ignore[no-untyped-def]
+    # type: ignore[no-untyped-def]
+    def place(self, buffer: str, index, indirect) -> tuple[str, int | None, dict[str, str]]:
         """(address text, lane step, variables that differ from lane to lane: name -> vector text)."""
         names: dict[str, str] = {}
         bound: dict[str, str] = {}
@@ -521,7 +599,8 @@ class KernelText:
         base = self.registers.get(buffer)
         if base is None:
             base = self.pointer(buffer)
-        elif any(a.var is self.lane_var for a in self.kernel.par):        # each lane has its own row: rows are interleaved
+        # each lane has its own row: rows are interleaved
+        elif any(a.var is self.lane_var for a in self.kernel.par):
             return f"{base} + {self.lanes} * ({at})", 1, bound
         return f"{base} + {at}", step, bound
 
@@ -529,9 +608,11 @@ class KernelText:
         """A lambda from lane number to address."""
         var = self.lane_var
         inner = "".join(f"const i64 {name} = {text}[l]; " for name, text in bound.items())
-        return f"[&, first = {var}](int l) {{ const i64 {var} = first + l; (void){var}; {inner}return {at}; }}"
+        return (
+            f"[&, first = {var}](int l) {{ const i64 {var} = first + l; (void){var}; {inner}return {at}; }}"
+        )
 
-    # ---- stores -----------------------------------------------------------------------------------------------------------
+    # ---- stores ------------------------------------------------------------------------------------
 
     def store(self, out: Store, dtype: torch.dtype, value: str, vector: bool) -> None:
         spec = self.buffers[out.buffer].spec
@@ -542,24 +623,34 @@ class KernelText:
             return
         at, step, bound = self.place(out.buffer, out.index, out.indirect)
         if out.mode != "set":
-            self.here.put(f"{{ auto at_ = {at}; store(at_, {OPERATION.get(out.mode) or out.mode.capitalize()}"
-                          f"::step(load(at_), {value})); }}")
+            self.here.put(
+                f"{{ auto at_ = {at}; store(at_, {OPERATION.get(out.mode) or out.mode.capitalize()}"
+                f"::step(load(at_), {value})); }}"
+            )
         elif not vector:
             self.here.put(f"store({at}, {value});")
         elif step == 1:
             self.here.put(f"store<{self.lanes}>({at}, {value}, m);")
         else:
-            self.here.put(f"scatter<{self.lanes}, {element(dtype)}>({self.lane_address(at, bound)}, {value}, m);")
+            self.here.put(
+                f"scatter<{self.lanes}, {element(dtype)}>({self.lane_address(at, bound)}, {value}, m);"
+            )
+
+
+def extent(a: Axis) -> int:
+    """The size of an axis; sizes are numbers until shapes are dynamic."""
+    assert isinstance(a.size, int), a
+    return a.size
 
 
 def _position_dtype(loop: Loop) -> torch.dtype:
     """The integer type an argmax counts positions in: as wide as its values where that is enough."""
-    small = loop.body.dtype.itemsize <= 4 and _size(loop.reduce_axes) < 2 ** 31
+    small = loop.body.dtype.itemsize <= 4 and _size(loop.reduce_axes) < 2**31
     return torch.int32 if small else torch.int64
 
 
 def _size(axes: tuple[Axis, ...]) -> int:
     n = 1
     for a in axes:
-        n *= int(a.size)
+        n *= extent(a)
     return n

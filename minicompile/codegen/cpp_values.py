@@ -2,6 +2,7 @@
 
 Takes Vals (loops.ir), gives text for `codegen.cpp`. Every function here is pure.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,24 +15,46 @@ from ..loops.ir import Apply, Const
 
 # element types in memory; `b8`, `bf16` and `f16` are tags of kernels/cpp/vec.h
 ELEMENT = {
-    torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16", torch.float16: "f16",
-    torch.int8: "i8", torch.uint8: "u8", torch.int16: "i16", torch.uint16: "u16", torch.int32: "i32", torch.uint32: "u32",
-    torch.int64: "i64", torch.uint64: "u64", torch.bool: "b8",
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.uint16: "u16",
+    torch.int32: "i32",
+    torch.uint32: "u32",
+    torch.int64: "i64",
+    torch.uint64: "u64",
+    torch.bool: "b8",
 }
 # a scalar in a register: bool is bool, half types are their raw bits
 REGISTER = {**ELEMENT, torch.bool: "bool", torch.bfloat16: "u16", torch.float16: "u16"}
 
-# prims whose meaning on bool is a logical operation; on vectors bools are masks, where `<` or `*` would mean something else
+# prims whose meaning on bool is a logical operation; on vectors bools are masks, where `<` or `*` would
+# mean something else
 LOGICAL = {
-    "and": "mask_and({0}, {1})", "or": "mask_or({0}, {1})", "xor": "mask_xor({0}, {1})", "not": "mask_not({0})",
-    "eq": "mask_not(mask_xor({0}, {1}))", "ne": "mask_xor({0}, {1})", "lt": "mask_and(mask_not({0}), {1})",
-    "le": "mask_or(mask_not({0}), {1})", "gt": "mask_and({0}, mask_not({1}))", "ge": "mask_or({0}, mask_not({1}))",
-    "maximum": "mask_or({0}, {1})", "minimum": "mask_and({0}, {1})", "mul": "mask_and({0}, {1})", "add": "mask_or({0}, {1})",
+    "and": "mask_and({0}, {1})",
+    "or": "mask_or({0}, {1})",
+    "xor": "mask_xor({0}, {1})",
+    "not": "mask_not({0})",
+    "eq": "mask_not(mask_xor({0}, {1}))",
+    "ne": "mask_xor({0}, {1})",
+    "lt": "mask_and(mask_not({0}), {1})",
+    "le": "mask_or(mask_not({0}), {1})",
+    "gt": "mask_and({0}, mask_not({1}))",
+    "ge": "mask_or({0}, mask_not({1}))",
+    "maximum": "mask_or({0}, {1})",
+    "minimum": "mask_and({0}, {1})",
+    "mul": "mask_and({0}, {1})",
+    "add": "mask_or({0}, {1})",
 }
 
 
 def element(dtype: torch.dtype) -> str:
-    """The C++ element type. Raises Refusal for types the emitter has no arithmetic or storage for (complex, float8)."""
+    """The C++ element type. Raises Refusal for types the emitter has no arithmetic or storage for (complex,
+    float8)."""
     if dtype not in ELEMENT:
         raise Refusal("dtype", f"no C++ element type for {dtype}")
     return ELEMENT[dtype]
@@ -50,7 +73,7 @@ def literal(v: Const) -> str:
     if dtype is torch.bool:
         return "true" if x else "false"
     if dtype in (torch.bfloat16, torch.float16):
-        return f"u16({torch.tensor(x, dtype=dtype).view(torch.int16).item() & 0xffff})"
+        return f"u16({torch.tensor(x, dtype=dtype).view(torch.int16).item() & 0xFFFF})"
     if dtype in (torch.float32, torch.float64):
         suffix = "f" if dtype is torch.float32 else ""
         if isinstance(x, float) and not math.isfinite(x):

@@ -1,8 +1,9 @@
 """Driver: from emitted text to something that runs.
 
-Takes `Source`, compiles it (or finds it in the disk cache), binds it to libtorch and builds the native `Graph`; gives
-`Executable`. The last stage before the program is called.
+Takes `Source`, compiles it (or finds it in the disk cache), binds it to libtorch and builds the native
+`Graph`; gives `Executable`. The last stage before the program is called.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -25,17 +26,18 @@ from .source import Source
 
 try:
     from .. import _launch
-except ImportError:                       # not built: `load` says so, and the caller runs the reference
-    _launch = None                        # type: ignore[assignment]
+except ImportError:  # not built: `load` says so, and the caller runs the reference
+    _launch = None  # type: ignore[assignment]
 
 INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL = range(6)
 KINDS = {"input": INPUT, "constant": CONSTANT, "temp": TEMP, "output": OUTPUT, "extern": EXTERN}
-RELEASE_NS = 5000.0                       # a call estimated shorter than this keeps the interpreter lock
+RELEASE_NS = 5000.0  # a call estimated shorter than this keeps the interpreter lock
 
 
 @dataclass(frozen=True)
 class Executable:
-    """A compiled graph. `call(*tensors)` is native and gives a tuple of tensors; inputs with write-backs are changed.
+    """A compiled graph. `call(*tensors)` is native and gives a tuple of tensors; inputs with write-backs
+    are changed.
 
     seconds   what loading took: "compile" (0 on a cache hit) and "load"
     cached    whether the library came from the disk cache
@@ -61,8 +63,15 @@ def load(source: Source) -> Executable:
     _bind()
     headers = headers_folder()
     tool = toolchain.find()
-    key = cache.key_of(source.text, " ".join(source.flags), source.isa, tool.version, " ".join(tool.command),
-                       _headers_hash(headers), torch.__version__)
+    key = cache.key_of(
+        source.text,
+        " ".join(source.flags),
+        source.isa,
+        tool.version,
+        " ".join(tool.command),
+        _headers_hash(headers),
+        torch.__version__,
+    )
 
     def make(path: Path) -> None:
         text = path.with_suffix(".cpp")
@@ -100,7 +109,9 @@ def _headers_hash(folder: Path) -> str:
 def _bind() -> None:
     """Binds the launcher to libtorch once, and checks that it reads tensors rightly."""
     if _launch is None:
-        raise ToolchainError("the native launcher is not built: install minicompile, or run setup.py build_ext --inplace")
+        raise ToolchainError(
+            "the native launcher is not built: install minicompile, or run setup.py build_ext --inplace"
+        )
     try:
         _launch.bind(torch.Tensor, torch._C.TensorBase)
     except ImportError as e:
@@ -117,7 +128,12 @@ def dtype_code(dtype: torch.dtype) -> int:
 
 
 def _geometry(spec: TensorSpec) -> tuple:
-    return (dtype_code(spec.dtype), tuple(map(int, spec.shape)), tuple(map(int, spec.stride)), int(spec.offset))
+    return (
+        dtype_code(spec.dtype),
+        tuple(map(int, spec.shape)),
+        tuple(map(int, spec.stride)),
+        int(spec.offset),
+    )
 
 
 def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, Call]]:
@@ -151,9 +167,28 @@ def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, Call]]:
     results = [_result(r, plan, number) for r in _returned(plan)]
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
-    graph = _launch.Graph(len(plan.loops.inputs), plan.arena_bytes, release, buffers, views, steps, results,
-                          functools.partial(_raise, plan.loops.errors), torch.as_strided, library)
+    graph = _launch.Graph(
+        len(plan.loops.inputs),
+        plan.arena_bytes,
+        release,
+        buffers,
+        views,
+        steps,
+        results,
+        functools.partial(_raise, plan.loops.errors),
+        torch.as_strided,
+        library,
+        _written(plan),
+        torch._C._increment_version,
+    )
     return graph, calls
+
+
+def _written(plan: Plan) -> tuple[int, ...]:
+    """Numbers of the inputs that kernels store to."""
+    kernels = (step for step in plan.steps if not isinstance(step, Extern))
+    stored = {loop.out.buffer for k in kernels for loop in k.loops}
+    return tuple(b.index for b in plan.buffers.values() if b.kind == "input" and b.name in stored)
 
 
 def _returned(plan: Plan) -> Sequence[Any]:
@@ -173,7 +208,11 @@ def _buffer(b: Buffer, plan: Plan) -> tuple[int, int, Any]:
 
 
 def _is_whole(v: View, b: Buffer) -> bool:
-    return (v.spec.shape, v.spec.stride, v.spec.dtype) == (b.spec.shape, b.spec.stride, b.spec.dtype) and v.spec.offset == 0
+    return (v.spec.shape, v.spec.stride, v.spec.dtype) == (
+        b.spec.shape,
+        b.spec.stride,
+        b.spec.dtype,
+    ) and v.spec.offset == 0
 
 
 def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | None]:
@@ -187,5 +226,9 @@ def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | No
 def _raise(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:
     """Eager's exception for a failed index check."""
     kind, message = errors[which]
-    types: dict[str, type[Exception]] = {"IndexError": IndexError, "RuntimeError": RuntimeError, "ValueError": ValueError}
+    types: dict[str, type[Exception]] = {
+        "IndexError": IndexError,
+        "RuntimeError": RuntimeError,
+        "ValueError": ValueError,
+    }
     raise types.get(kind, RuntimeError)(message.replace("{index}", str(found)))

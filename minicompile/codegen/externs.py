@@ -1,9 +1,11 @@
 """Library calls as data: argument templates for the native launcher, chosen from an operator's schema.
 
-Takes `loops.ir.Extern`, gives what `runtime/_launch` reads, for `codegen.driver`. In order of preference: a direct C
-function of libtorch (the hot ones, by the table), the boxed dispatcher call of the out overload (writing into the
-plan's memory) or of the functional one, and a call from Python where the C interface cannot pass an argument's type.
+Takes `loops.ir.Extern`, gives what `runtime/_launch` reads, for `codegen.driver`. In order of preference: a
+direct C function of libtorch (the hot ones, by the table), the boxed dispatcher call of the out overload
+(writing into the plan's memory) or of the functional one, and a call from Python where the C interface
+cannot pass an argument's type.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -24,14 +26,17 @@ DIRECT: dict[Any, tuple[str, int]] = {
     aten.addmm.default: ("aoti_torch_cpu_addmm_out", OUT_TTT_DD),
     aten.baddbmm.default: ("aoti_torch_cpu_baddbmm_out", OUT_TTT_DD),
     aten.convolution.default: ("aoti_torch_cpu_convolution", CONVOLUTION),
-    aten._scaled_dot_product_flash_attention_for_cpu.default:
-        ("aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu", ATTENTION),
+    aten._scaled_dot_product_flash_attention_for_cpu.default: (
+        "aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu",
+        ATTENTION,
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A library call for the launcher: `template` is the tuple that _externs.c reads, `function` the symbol of a direct
+    """A library call for the launcher: `template` is the tuple that _externs.c reads, `function` the symbol
+    of a direct
     call or "", `how` says it for people ("direct", "dispatcher", "python: why")."""
 
     template: tuple
@@ -65,8 +70,12 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
         if any(r.real_type.kind() != "TensorType" for r in e.op._schema.returns):
             raise Unsupported("it does not return plain tensors")
         if direct and (e.into is not None) == (direct[1] in (OUT_TT, OUT_TTT_DD)):
-            numbers_last = len(values) - 2 if direct[1] == OUT_TTT_DD else len(values)      # beta and alpha go as doubles
-            args = [_arg(a.real_type, x, view, codes, a.name) for a, x in zip(e.op._schema.arguments, values[:numbers_last])]
+            # beta and alpha go as doubles
+            numbers_last = len(values) - 2 if direct[1] == OUT_TTT_DD else len(values)
+            args = [
+                _arg(a.real_type, x, view, codes, a.name)
+                for a, x in zip(e.op._schema.arguments, values[:numbers_last])
+            ]
             args += [("float", float(x)) for x in values[numbers_last:]]
             if direct[1] in (OUT_TT, OUT_TTT_DD):
                 args.insert(0, ("tensor", outs[0]))
@@ -74,7 +83,10 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
         op = e.into or e.op
         if e.into is not None:
             values = [*values, *e.outs]
-        args = [_arg(a.real_type, x, view, codes, a.name) for a, x in zip(op._schema.arguments, values, strict=True)]
+        args = [
+            _arg(a.real_type, x, view, codes, a.name)
+            for a, x in zip(op._schema.arguments, values, strict=True)
+        ]
         return Call(template(DISPATCH, op, tuple(args)), "", "dispatcher")
     except Unsupported as why:
         return Call(template(PYTHON, e.op, ()), "", f"python: {why}")
@@ -119,8 +131,12 @@ def _arg(kind: Any, x: Any, view: Callable[[View], int], codes: Callable[[Any], 
     raise Unsupported(f"{name} is a {what.removesuffix('Type')}, which libtorch's C interface does not take")
 
 
-def from_python(e: Extern, views: Sequence[View]) -> Callable[[list, list | None], Sequence[torch.Tensor] | None]:
-    """The same call through torch's own Python: for what C cannot pass, and to raise eager's exception when C fails."""
+def from_python(
+    e: Extern, views: Sequence[View]
+) -> Callable[[list, list | None], Sequence[torch.Tensor] | None]:
+    """The same call through torch's own Python: for what C cannot pass, and to raise eager's exception when
+    C fails."""
+
     def call(tensors: list[torch.Tensor], outs: list | None) -> Sequence[torch.Tensor] | None:
         at = iter(tensors)
 
@@ -142,4 +158,5 @@ def from_python(e: Extern, views: Sequence[View]) -> Callable[[list, list | None
             if out is not None:
                 out.copy_(result)
         return None
+
     return call

@@ -2,6 +2,7 @@
 
 Takes `schedule.Plan` (through an emitter), gives what `codegen.driver.load` turns into an `Executable`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

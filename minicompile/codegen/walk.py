@@ -1,9 +1,11 @@
-"""The walk both emitters share: where a value of a kernel is computed, once, and how memory is reached along a vector axis.
+"""The walk both emitters share: where a value of a kernel is computed, once, and how memory is reached
+along a vector axis.
 
-Takes the loops of `schedule.plan.Kernel`; `codegen.cpp` prints with it. Scopes (function, thread, par point, inner
-loops) nest, and each knows which loop variables exist in it; a value is printed in the outermost scope that has all
-its variables, so hoisting out of loops needs no analysis of text.
+Takes the loops of `schedule.plan.Kernel`; `codegen.cpp` prints with it. Scopes (function, thread, par
+point, inner loops) nest, and each knows which loop variables exist in it; a value is printed in the
+outermost scope that has all its variables, so hoisting out of loops needs no analysis of text.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +20,8 @@ class Scope:
     """One level of nesting while it is being printed.
 
     names    loop variables that exist here (those of outer scopes included)
-    lines    text so far; a value hoisted into this scope is appended while inner scopes are still open, hence before them
+    lines    text so far; a value hoisted into this scope is appended while inner scopes are still open,
+             hence before them
     memo     what is already computed here: Val -> its text
     """
 
@@ -52,7 +55,8 @@ def forget(scopes: Iterable[Scope], stored: frozenset[str], memo: dict[Val, froz
 
 
 def widest(values: Iterable[Val], loops: Iterable[Loop], varying: Callable[[Val], bool]) -> int:
-    """Bytes of the widest element type among the values that differ from lane to lane: decides the number of lanes."""
+    """Bytes of the widest element type among the values that differ from lane to lane: decides the number
+    of lanes."""
     size = 1
     for loop in loops:
         size = max(size, 4 if loop.combine in ("argmax", "argmin") else loop.store_dtype.itemsize)
@@ -66,14 +70,16 @@ def widest(values: Iterable[Val], loops: Iterable[Loop], varying: Callable[[Val]
 
 
 def lane_step(index: Sym | int, var: Var | None) -> int | None:
-    """How far apart in memory neighbouring lanes are: 0 for one place, 1 for a row, k for a stride, None for anything else."""
+    """How far apart in memory neighbouring lanes are: 0 for one place, 1 for a row, k for a stride, None
+    for anything else."""
     return 0 if var is None else coefficient(index, var)
 
 
 def index_text(s: Sym | int, names: Mapping[str, str] | None = None) -> str:
-    """C++ text of a Sym in 64-bit arithmetic; `names` replaces variables (bound by a gather) by their text."""
+    """C++ text of a Sym in 64-bit arithmetic; `names` replaces variables (bound by a gather) by their
+    text."""
     if isinstance(s, int):
-        return f"{s}L" if abs(s) >= 2 ** 31 else str(s)
+        return f"{s}L" if abs(s) >= 2**31 else str(s)
     parts = []
     for atom, c in s.terms:
         text = _atom_text(atom, names or {})
@@ -90,6 +96,7 @@ def _atom_text(a: Sym, names: Mapping[str, str]) -> str:
         return "(" + " * ".join(_atom_text(f, names) for f in a.factors) + ")"
     assert isinstance(a, (Div, Mod)), a
     num, den = index_text(a.num, names), index_text(a.den, names)
-    if bounds(a.num)[0] >= 0 and bounds(a.den)[0] > 0:           # then C's operators, which cut towards 0, agree
+    # then C's operators, which cut towards 0, agree
+    if bounds(a.num)[0] >= 0 and bounds(a.den)[0] > 0:
         return f"({num} {'/' if isinstance(a, Div) else '%'} {den})"
     return f"mc::{'floordiv' if isinstance(a, Div) else 'floormod'}(i64({num}), i64({den}))"

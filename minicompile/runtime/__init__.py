@@ -1,1 +1,2 @@
-"""What runs at call time and where compiled code is kept: compiler lookup, disk cache, the native launcher."""
+"""What runs at call time and where compiled code is kept: compiler lookup, disk cache, the native
+launcher."""

@@ -1,13 +1,14 @@
-/* Library kernels inside a native call: arguments as data, called directly, through the dispatcher, or from Python.
+/* Library kernels inside a native call: arguments as data, called directly, through the dispatcher, or from
+ * Python.
  *
- * Takes argument templates from codegen.externs; part of `minicompile._launch`. Whatever fails natively is run again from
- * Python, so that the user sees eager's own exception with eager's own words.
+ * Takes argument templates from codegen.externs; part of `minicompile._launch`. Whatever fails natively is
+ * run again from Python, so that the user sees eager's own exception with eager's own words.
  */
 #include "_launch.h"
 #include <dlfcn.h>
 #include <string.h>
 
-/* ---- libtorch ---------------------------------------------------------------------------------------------------- */
+/* ---- libtorch ------------------------------------------------------------------------------------------ */
 
 static void* libtorch;
 
@@ -18,12 +19,14 @@ void* lookup_symbol(const char* name) {
 
 static const struct { const char* name; size_t at; } FUNCTIONS[] = {
 #define F(field, name) {name, offsetof(Api, field)}
-  F(data_ptr, "aoti_torch_get_data_ptr"), F(get_dtype, "aoti_torch_get_dtype"), F(get_dim, "aoti_torch_get_dim"),
+  F(data_ptr, "aoti_torch_get_data_ptr"), F(get_dtype, "aoti_torch_get_dtype"), F(get_dim,
+      "aoti_torch_get_dim"),
   F(get_sizes, "aoti_torch_get_sizes"), F(get_strides, "aoti_torch_get_strides"),
   F(storage_offset, "aoti_torch_get_storage_offset"), F(element_size, "aoti_torch_dtype_element_size"),
   F(empty_strided, "aoti_torch_empty_strided"), F(alloc_from_pool, "aoti_torch__alloc_from_pool"),
   F(reinterpret, "aoti_torch__reinterpret_tensor"), F(delete_tensor, "aoti_torch_delete_tensor_object"),
-  F(new_handle, "aoti_torch_new_tensor_handle"), F(copy, "aoti_torch_copy_"), F(num_threads, "torch_get_num_threads"),
+  F(new_handle, "aoti_torch_new_tensor_handle"), F(copy, "aoti_torch_copy_"), F(num_threads,
+      "torch_get_num_threads"),
   F(grad_enabled, "aoti_torch_grad_mode_is_enabled"), F(set_grad, "aoti_torch_grad_mode_set_enabled"),
   F(what, "torch_exception_get_what_without_backtrace"), F(dispatch, "torch_call_dispatcher"),
   F(new_list, "torch_new_list_reserve_size"), F(push_back, "torch_list_push_back"),
@@ -48,14 +51,16 @@ const char* bind_api(void) {
   return NULL;
 }
 
-/* ---- argument templates ------------------------------------------------------------------------------------------ */
+/* ---- argument templates -------------------------------------------------------------------------------- */
 
 static void free_args(Arg* a, int n) {
-  for (int i = 0; a && i < n; ++i) { free_args(a[i].items, a[i].n); PyMem_Free(a[i].ints); Py_XDECREF(a[i].text); }
+  for (int i = 0; a && i < n; ++i) { free_args(a[i].items, a[i].n); PyMem_Free(a[i].ints);
+      Py_XDECREF(a[i].text); }
   PyMem_Free(a);
 }
 
-/* ("tensor", view) ("bits", int) ("float", x) ("none",) ("optional", inner) ("list", inner...) ("string", s) */
+/* ("tensor", view) ("bits", int) ("float", x) ("none",) ("optional", inner) ("list", inner...) ("string", s)
+   */
 static int read_arg(Arg* a, PyObject* t) {
   static const char* const TAGS[] = {"tensor", "bits", "float", "none", "optional", "list", "string"};
   const char* tag = PyTuple_Check(t) && PyTuple_GET_SIZE(t) ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(t, 0)) : NULL;
@@ -92,13 +97,15 @@ int read_extern(Step* s, PyObject* t) {
   PyObject *args, *outs, *tensors;
   ExternCall* e = s->ext = PyMem_Calloc(1, sizeof *e);
   if (!e) { PyErr_NoMemory(); return -1; }
-  if (!PyArg_ParseTuple(t, "iUUpO!iO!O!O", &e->mode, &e->name, &e->overload, &e->into, &PyTuple_Type, &args, &e->n_returns,
+  if (!PyArg_ParseTuple(t, "iUUpO!iO!O!O", &e->mode, &e->name, &e->overload, &e->into, &PyTuple_Type, &args,
+      &e->n_returns,
                         &PyTuple_Type, &outs, &PyTuple_Type, &tensors, &e->python)) {
     e->name = e->overload = e->python = NULL;
     return -1;
   }
   Py_INCREF(e->name); Py_INCREF(e->overload); Py_INCREF(e->python);
-  if (read_numbers(outs, &e->outs, &e->n_outs) < 0 || read_numbers(tensors, &e->tensors, &e->n_tensors) < 0) return -1;
+  if (read_numbers(outs, &e->outs, &e->n_outs) < 0 || read_numbers(tensors, &e->tensors,
+      &e->n_tensors) < 0) return -1;
   const Py_ssize_t n = PyTuple_GET_SIZE(args);
   e->args = PyMem_Calloc(n + 1, sizeof(Arg));
   if (!e->args) { PyErr_NoMemory(); return -1; }
@@ -115,7 +122,7 @@ void free_extern(ExternCall* e) {
   PyMem_Free(e);
 }
 
-/* ---- through the dispatcher ---------------------------------------------------------------------------------------- */
+/* ---- through the dispatcher ---------------------------------------------------------------------------- */
 
 /* The boxed call consumes what it is given: tensors as new handles, lists and optionals made anew. */
 static int to_stable(Graph* g, Workspace* w, const Arg* a, Stable* out) {
@@ -157,7 +164,8 @@ static int to_stable(Graph* g, Workspace* w, const Arg* a, Stable* out) {
 
 static int same_geometry(Handle h, const Geometry* q) {
   int64_t dim, *sizes, *strides;
-  if (api.get_dim(h, &dim) || dim != q->dim || api.get_sizes(h, &sizes) || api.get_strides(h, &strides)) return 0;
+  if (api.get_dim(h, &dim) || dim != q->dim || api.get_sizes(h, &sizes) || api.get_strides(h,
+      &strides)) return 0;
   for (int64_t d = 0; d < dim; ++d) {
     if (sizes[d] != q->sizes[d]) return 0;
     if (strides[d] != q->strides[d] && sizes[d] != 1 && q->numel) return 0;
@@ -165,7 +173,8 @@ static int same_geometry(Handle h, const Geometry* q) {
   return 1;
 }
 
-/* Takes over a result of a library kernel. A layout other than the planned one is copied into the planned one. */
+/* Takes over a result of a library kernel. A layout other than the planned one is copied into the planned
+   one. */
 static int adopt(Graph* g, Workspace* w, int view, Handle h) {
   if (view < 0) { api.delete_tensor(h); return 0; }
   View* v = &g->views[view];
@@ -179,7 +188,8 @@ static int adopt(Graph* g, Workspace* w, int view, Handle h) {
   if (!same_geometry(h, &v->geometry)) {
     Handle planned;
     const Geometry* q = &v->geometry;
-    if (api.empty_strided(q->dim, q->sizes, q->strides, q->dtype, 0, 0, &planned)) { api.delete_tensor(h); return -1; }
+    if (api.empty_strided(q->dim, q->sizes, q->strides, q->dtype, 0, 0, &planned)) { api.delete_tensor(h);
+        return -1; }
     const int bad = api.copy(planned, h, 0);
     api.delete_tensor(h);
     if (bad) { api.delete_tensor(planned); return -1; }
@@ -206,7 +216,7 @@ static int by_dispatcher(Graph* g, Workspace* w, ExternCall* e) {
   return status;
 }
 
-/* ---- direct calls of hot kernels -------------------------------------------------------------------------------------- */
+/* ---- direct calls of hot kernels ----------------------------------------------------------------------- */
 
 static int by_function(Graph* g, Workspace* w, Step* s) {
   ExternCall* e = s->ext;
@@ -219,24 +229,30 @@ static int by_function(Graph* g, Workspace* w, Step* s) {
   }
   if (e->mode == OUT_TT) return ((int (*)(Handle, Handle, Handle))s->function)(t[0], t[1], t[2]) ? -1 : 0;
   if (e->mode == OUT_TTT_DD)
-    return ((int (*)(Handle, Handle, Handle, Handle, double, double))s->function)(t[0], t[1], t[2], t[3], a[4].real, a[5].real) ? -1 : 0;
-  if (e->mode == CONVOLUTION) {                           /* input weight bias? stride padding dilation transposed output_padding groups */
-    typedef int (*Conv)(Handle, Handle, Handle*, const int64_t*, int64_t, const int64_t*, int64_t, const int64_t*, int64_t,
+    return ((int (*)(Handle, Handle, Handle, Handle, double, double))s->function)(t[0], t[1], t[2], t[3],
+        a[4].real, a[5].real) ? -1 : 0;
+  /* input weight bias? stride padding dilation transposed output_padding groups */
+  if (e->mode == CONVOLUTION) {
+    typedef int (*Conv)(Handle, Handle, Handle*, const int64_t*, int64_t, const int64_t*, int64_t,
+        const int64_t*, int64_t,
                         int32_t, const int64_t*, int64_t, int64_t, Handle*);
-    if (((Conv)s->function)(t[0], t[1], a[2].tag == A_NONE ? NULL : &t[2], a[3].ints, a[3].n, a[4].ints, a[4].n, a[5].ints,
-                            a[5].n, (int32_t)a[6].bits, a[7].ints, a[7].n, (int64_t)a[8].bits, &results[0])) return -1;
+    if (((Conv)s->function)(t[0], t[1], a[2].tag == A_NONE ? NULL : &t[2], a[3].ints, a[3].n, a[4].ints,
+        a[4].n, a[5].ints,
+                            a[5].n, (int32_t)a[6].bits, a[7].ints, a[7].n, (int64_t)a[8].bits,
+                                &results[0])) return -1;
     return adopt(g, w, e->outs[0], results[0]);
   }
   /* ATTENTION: query key value dropout_p is_causal mask? scale? -> output, logsumexp */
   typedef int (*Attention)(Handle, Handle, Handle, double, int32_t, Handle*, double*, Handle*, Handle*);
   double scale = a[6].tag == A_NONE ? 0 : a[6].items[0].real;
-  if (((Attention)s->function)(t[0], t[1], t[2], a[3].real, (int32_t)a[4].bits, a[5].tag == A_NONE ? NULL : &t[3],
+  if (((Attention)s->function)(t[0], t[1], t[2], a[3].real, (int32_t)a[4].bits, a[5].tag == A_NONE ? NULL
+      : &t[3],
                                a[6].tag == A_NONE ? NULL : &scale, &results[0], &results[1])) return -1;
   const int bad = adopt(g, w, e->outs[0], results[0]);
   return adopt(g, w, e->n_outs > 1 ? e->outs[1] : -1, results[1]) < 0 || bad ? -1 : 0;
 }
 
-/* ---- from Python ------------------------------------------------------------------------------------------------------- */
+/* ---- from Python --------------------------------------------------------------------------------------- */
 
 static PyObject* wrap_views(Graph* g, Workspace* w, const int* views, int n) {
   PyObject* list = PyList_New(n);
@@ -268,7 +284,8 @@ static int by_python(Graph* g, Workspace* w, ExternCall* e) {
       Handle h;
       if (e->outs[i] < 0) continue;
       if (!PyObject_TypeCheck(x, api.tensor_base)) PyErr_Format(PyExc_TypeError, "result %d is no tensor", i);
-      else if (api.new_handle(HANDLE(x), &h) || adopt(g, w, e->outs[i], h) < 0) PyErr_Format(PyExc_RuntimeError, "%s", api.what());
+      else if (api.new_handle(HANDLE(x), &h) || adopt(g, w, e->outs[i],
+          h) < 0) PyErr_Format(PyExc_RuntimeError, "%s", api.what());
       if (PyErr_Occurred()) status = -1;
     }
     Py_XDECREF(fast);

@@ -1,12 +1,14 @@
 /* Graph: one compiled graph as a native callable. Tensors in, tensors out, and nothing of Python in between.
  *
- * Takes a program from codegen.driver (buffers, views, steps, results: see Graph_new), gives `minicompile._launch`.
- * A call collects the inputs' addresses, allocates the outputs, walks the steps (emitted kernels by function pointer,
- * library kernels through the C interface that libtorch exports) and wraps the results. Temporaries lie in an arena
- * that belongs to a workspace; concurrent calls of one graph get a workspace each.
+ * Takes a program from codegen.driver (buffers, views, steps, results: see Graph_new), gives
+ * `minicompile._launch`. A call collects the inputs' addresses, allocates the outputs, walks the steps
+ * (emitted kernels by function pointer, library kernels through the C interface that libtorch exports) and
+ * wraps the results. Temporaries lie in an arena that belongs to a workspace; concurrent calls of one graph
+ * get a workspace each.
  *
- * No torch header is used. Tensors cross as AtenTensorHandle, which points to an at::Tensor; a torch.Tensor object is
- * { PyObject_HEAD; at::Tensor; ... }, so the address behind its head is such a handle (`probe` lets the driver verify).
+ * No torch header is used. Tensors cross as AtenTensorHandle, which points to an at::Tensor; a torch.Tensor
+ * object is { PyObject_HEAD; at::Tensor; ... }, so the address behind its head is such a handle (`probe` lets
+ * the driver verify).
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,11 +20,12 @@
 
 Api api;
 
-/* ---- program structures ------------------------------------------------------------------------------------------ */
+/* ---- program structures -------------------------------------------------------------------------------- */
 
 int spec_of(PyObject* t, Geometry* g) {                   /* (dtype code, sizes, strides, offset) */
   PyObject *sizes, *strides;
-  if (!PyArg_ParseTuple(t, "iO!O!L", &g->dtype, &PyTuple_Type, &sizes, &PyTuple_Type, &strides, &g->offset)) return -1;
+  if (!PyArg_ParseTuple(t, "iO!O!L", &g->dtype, &PyTuple_Type, &sizes, &PyTuple_Type, &strides,
+      &g->offset)) return -1;
   g->dim = PyTuple_GET_SIZE(sizes);
   g->sizes = PyMem_Calloc(2 * g->dim + 1, sizeof(int64_t));
   if (!g->sizes) { PyErr_NoMemory(); return -1; }
@@ -77,12 +80,15 @@ static int read_steps(Graph* g, PyObject* list) {
   if (!g->steps) { PyErr_NoMemory(); return -1; }
   for (Py_ssize_t i = 0; i < g->n_steps; ++i) {
     Step* s = &g->steps[i];
-    PyObject* t = PyList_GET_ITEM(list, i);               /* (kind, function address, operands, frees, extern or None) */
+    /* (kind, function address, operands, frees, extern or None) */
+    PyObject* t = PyList_GET_ITEM(list, i);
     unsigned long long address;
     PyObject *operands, *frees, *ext;
-    if (!PyArg_ParseTuple(t, "iKO!O!O", &s->kind, &address, &PyTuple_Type, &operands, &PyTuple_Type, &frees, &ext)) return -1;
+    if (!PyArg_ParseTuple(t, "iKO!O!O", &s->kind, &address, &PyTuple_Type, &operands, &PyTuple_Type, &frees,
+        &ext)) return -1;
     s->function = (void*)(uintptr_t)address;
-    if (read_ints(operands, &s->operands, &s->n_operands) < 0 || read_ints(frees, &s->frees, &s->n_frees) < 0) return -1;
+    if (read_ints(operands, &s->operands, &s->n_operands) < 0 || read_ints(frees, &s->frees,
+        &s->n_frees) < 0) return -1;
     if (s->n_operands > g->max_operands) g->max_operands = s->n_operands;
     if (ext != Py_None && read_extern(s, ext) < 0) return -1;
   }
@@ -101,7 +107,7 @@ static int read_results(Graph* g, PyObject* list) {
   return 0;
 }
 
-/* ---- workspaces -------------------------------------------------------------------------------------------------- */
+/* ---- workspaces ---------------------------------------------------------------------------------------- */
 
 static void free_workspace(Graph* g, Workspace* w) {
   if (!w) return;
@@ -126,22 +132,26 @@ static int fill_workspace(Graph* g, Workspace* w) {
       if (api.data_ptr(w->handles[i], &w->pointers[i])) return -1;
     }
   }
-  for (Py_ssize_t i = 0; i < g->n_views; ++i) {           /* views of the arena and of constants never change */
+  /* views of the arena and of constants never change */
+  for (Py_ssize_t i = 0; i < g->n_views; ++i) {
     View* v = &g->views[i];
     Geometry* q = &v->geometry;
     Buffer* b = &g->buffers[v->buffer];
     if (b->kind == TEMP) {
       const int64_t item = (int64_t)api.element_size(q->dtype);
-      if (api.alloc_from_pool(w->arena, b->number + q->offset * item, q->dtype, q->dim, q->sizes, q->strides, &w->fixed[i]))
+      if (api.alloc_from_pool(w->arena, b->number + q->offset * item, q->dtype, q->dim, q->sizes, q->strides,
+          &w->fixed[i]))
         return -1;
     } else if (b->kind == CONSTANT) {
-      if (api.reinterpret(w->handles[v->buffer], q->dim, q->sizes, q->strides, q->offset, &w->fixed[i])) return -1;
+      if (api.reinterpret(w->handles[v->buffer], q->dim, q->sizes, q->strides, q->offset,
+          &w->fixed[i])) return -1;
     }
   }
   return 0;
 }
 
-static Workspace* take_workspace(Graph* g) {              /* with the GIL held, which is the lock of the list */
+/* with the GIL held, which is the lock of the list */
+static Workspace* take_workspace(Graph* g) {
   Workspace* w = g->free_list;
   if (w) { g->free_list = w->next; return w; }
   w = PyMem_Calloc(1, sizeof *w);
@@ -186,7 +196,7 @@ Handle view_handle(Graph* g, Workspace* w, int i) {
   return w->views[i];
 }
 
-/* ---- the call ------------------------------------------------------------------------------------------------------ */
+/* ---- the call ------------------------------------------------------------------------------------------ */
 
 static int run_steps(Graph* g, Workspace* w, Env* env, int* released, PyThreadState** state) {
   for (Py_ssize_t i = 0; i < g->n_steps; ++i) {
@@ -235,14 +245,26 @@ static PyObject* collect(Graph* g, Workspace* w, PyObject* const* args) {
   for (Py_ssize_t i = 0; out && i < g->n_results; ++i) {
     Result* r = &g->results[i];
     PyObject* x = buffer_object(g, w, r->buffer, args);
-    if (x && r->alias) {                                  /* an alias: the user's own as_strided, in the user's grad mode */
-      PyObject* call[4] = {x, PyTuple_GET_ITEM(r->alias, 0), PyTuple_GET_ITEM(r->alias, 1), PyTuple_GET_ITEM(r->alias, 2)};
+    /* an alias: the user's own as_strided, in the user's grad mode */
+    if (x && r->alias) {
+      PyObject* call[4] = {x, PyTuple_GET_ITEM(r->alias, 0), PyTuple_GET_ITEM(r->alias, 1),
+          PyTuple_GET_ITEM(r->alias, 2)};
       x = PyObject_Vectorcall(g->as_strided, call, 4, NULL);
     } else Py_XINCREF(x);
     if (!x) { Py_CLEAR(out); break; }
     PyTuple_SET_ITEM(out, i, x);
   }
   return out;
+}
+
+/* An input that was written to has a new version, as after eager's in-place operators. */
+static int count_writes(Graph* g, PyObject* const* args) {
+  if (!g->n_written) return 0;
+  PyObject* list = PyList_New(g->n_written);
+  for (int i = 0; list && i < g->n_written; ++i) PyList_SET_ITEM(list, i, Py_NewRef(args[g->written[i]]));
+  PyObject* done = list ? PyObject_CallOneArg(g->increment_version, list) : NULL;
+  Py_XDECREF(list); Py_XDECREF(done);
+  return done ? 0 : -1;
 }
 
 static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
@@ -252,7 +274,8 @@ static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf
     return PyErr_Format(PyExc_TypeError, "this graph takes %zd tensors, not %zd", g->n_inputs, n);
   for (Py_ssize_t i = 0; i < n; ++i)
     if (Py_TYPE(args[i]) != api.tensor_type && !PyObject_TypeCheck(args[i], api.tensor_base))
-      return PyErr_Format(PyExc_TypeError, "argument %zd is a %s, not a tensor", i, Py_TYPE(args[i])->tp_name);
+      return PyErr_Format(PyExc_TypeError, "argument %zd is a %s, not a tensor", i,
+          Py_TYPE(args[i])->tp_name);
   Workspace* w = take_workspace(g);
   if (!w) return NULL;
   PyObject* out = NULL;
@@ -270,13 +293,13 @@ static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf
     if (status == 0 && env.error) {
       PyObject* r = PyObject_CallFunction(g->on_error, "iL", env.error - 1, (long long)env.found);
       Py_XDECREF(r);                                      /* it raises */
-    } else if (status == 0) out = collect(g, w, args);
+    } else if (status == 0 && count_writes(g, args) == 0) out = collect(g, w, args);
   }
   give_workspace(g, w);
   return out;
 }
 
-/* ---- type ------------------------------------------------------------------------------------------------------------ */
+/* ---- type ---------------------------------------------------------------------------------------------- */
 
 static void Graph_dealloc(PyObject* self) {
   Graph* g = (Graph*)self;
@@ -293,7 +316,8 @@ static void Graph_dealloc(PyObject* self) {
   }
   for (Py_ssize_t i = 0; i < g->n_results && g->results; ++i) Py_XDECREF(g->results[i].alias);
   PyMem_Free(g->buffers); PyMem_Free(g->views); PyMem_Free(g->steps); PyMem_Free(g->results);
-  Py_XDECREF(g->on_error); Py_XDECREF(g->as_strided); Py_XDECREF(g->keep);
+  PyMem_Free(g->written);
+  Py_XDECREF(g->on_error); Py_XDECREF(g->as_strided); Py_XDECREF(g->keep); Py_XDECREF(g->increment_version);
   Py_TYPE(self)->tp_free(self);
 }
 
@@ -305,20 +329,26 @@ static int Graph_traverse(PyObject* self, visitproc visit, void* arg) {
   return 0;
 }
 
-/* Graph(inputs, arena_bytes, release_gil, buffers, views, steps, results, on_error, as_strided, keep) */
+/* Graph(inputs, arena_bytes, release_gil, buffers, views, steps, results, on_error, as_strided, keep, written,
+ *       increment_version) */
 static PyObject* Graph_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   (void)kwargs;
-  PyObject *buffers, *views, *steps, *results, *on_error, *as_strided, *keep;
+  PyObject *buffers, *views, *steps, *results, *on_error, *as_strided, *keep, *written, *increment;
   Py_ssize_t inputs; long long arena; int release;
   if (!api.ready) return PyErr_Format(PyExc_RuntimeError, "minicompile._launch.bind has not been called");
-  if (!PyArg_ParseTuple(args, "nLpO!O!O!O!OOO", &inputs, &arena, &release, &PyList_Type, &buffers, &PyList_Type, &views,
-                        &PyList_Type, &steps, &PyList_Type, &results, &on_error, &as_strided, &keep)) return NULL;
+  if (!PyArg_ParseTuple(args, "nLpO!O!O!O!OOOO!O", &inputs, &arena, &release, &PyList_Type, &buffers,
+      &PyList_Type, &views,
+                        &PyList_Type, &steps, &PyList_Type, &results, &on_error, &as_strided,
+                            &keep, &PyTuple_Type, &written, &increment)) return NULL;
   Graph* g = (Graph*)type->tp_alloc(type, 0);
   if (!g) return NULL;
   g->vectorcall = Graph_call;
   g->n_inputs = inputs; g->arena_bytes = arena; g->release_gil = release;
   g->on_error = Py_NewRef(on_error); g->as_strided = Py_NewRef(as_strided); g->keep = Py_NewRef(keep);
-  if (read_buffers(g, buffers) < 0 || read_views(g, views) < 0 || read_steps(g, steps) < 0 || read_results(g, results) < 0) {
+  g->increment_version = Py_NewRef(increment);
+  if (read_ints(written, &g->written, &g->n_written) < 0) { Py_DECREF(g); return NULL; }
+  if (read_buffers(g, buffers) < 0 || read_views(g, views) < 0 || read_steps(g, steps) < 0 || read_results(g,
+      results) < 0) {
     Py_DECREF(g);
     return NULL;
   }
@@ -354,7 +384,7 @@ static PyTypeObject GraphType = {
   .tp_vectorcall_offset = offsetof(Graph, vectorcall),
 };
 
-/* ---- module ------------------------------------------------------------------------------------------------------------ */
+/* ---- module -------------------------------------------------------------------------------------------- */
 
 /* bind(torch.Tensor, torch._C.TensorBase): looks up libtorch's functions; torch must have been imported. */
 static PyObject* bind(PyObject* self, PyObject* args) {
@@ -362,14 +392,16 @@ static PyObject* bind(PyObject* self, PyObject* args) {
   PyObject *tensor, *base;
   if (!PyArg_ParseTuple(args, "O!O!", &PyType_Type, &tensor, &PyType_Type, &base)) return NULL;
   const char* missing = bind_api();
-  if (missing) return PyErr_Format(PyExc_ImportError, "libtorch has no %s: minicompile needs torch 2.13", missing);
+  if (missing) return PyErr_Format(PyExc_ImportError, "libtorch has no %s: minicompile needs torch 2.13",
+      missing);
   api.tensor_type = (PyTypeObject*)Py_NewRef(tensor);
   api.tensor_base = (PyTypeObject*)Py_NewRef(base);
   api.ready = 1;
   Py_RETURN_NONE;
 }
 
-/* probe(tensor) -> (address of its data, dtype code, sizes) as the C interface sees them through our handle. */
+/* probe(tensor) -> (address of its data, dtype code, sizes) as the C interface sees them through our handle.
+   */
 static PyObject* probe(PyObject* self, PyObject* t) {
   (void)self;
   void* data; int32_t dtype; int64_t dim, *sizes;
@@ -380,7 +412,8 @@ static PyObject* probe(PyObject* self, PyObject* t) {
   return Py_BuildValue("KiN", (unsigned long long)(uintptr_t)data, dtype, shape);
 }
 
-/* lookup_address() -> address of `void* lookup(const char*)` for mc_bind; symbol(name) -> address in libtorch_cpu or 0. */
+/* lookup_address() -> address of `void* lookup(const char*)` for mc_bind; symbol(name) -> address in
+   libtorch_cpu or 0. */
 static PyObject* lookup_address(PyObject* self, PyObject* none) {
   (void)self; (void)none;
   return PyLong_FromVoidPtr((void*)(uintptr_t)lookup_symbol);
@@ -398,11 +431,13 @@ static PyMethodDef methods[] = {
   {"symbol", symbol, METH_O, "Address of a symbol of libtorch_cpu, 0 where there is none."},
   {NULL, NULL, 0, NULL},
 };
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "minicompile._launch", "Native calls of compiled graphs.", -1,
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "minicompile._launch",
+    "Native calls of compiled graphs.", -1,
                                     methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__launch(void) {
   PyObject* m = PyModule_Create(&module);
-  if (!m || PyType_Ready(&GraphType) < 0 || PyModule_AddObjectRef(m, "Graph", (PyObject*)&GraphType) < 0) return NULL;
+  if (!m || PyType_Ready(&GraphType) < 0 || PyModule_AddObjectRef(m, "Graph",
+      (PyObject*)&GraphType) < 0) return NULL;
   return m;
 }

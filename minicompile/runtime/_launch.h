@@ -1,4 +1,5 @@
-/* Shared by _launch.c (the call) and _externs.c (library kernels): libtorch's C interface, and a graph's program. */
+/* Shared by _launch.c (the call) and _externs.c (library kernels): libtorch's C interface, and a graph's
+   program. */
 #pragma once
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -9,7 +10,8 @@ typedef void* Handle;                                     /* AtenTensorHandle */
 typedef uint64_t Stable;                                  /* StableIValue */
 #define HANDLE(object) ((Handle)((char*)(object) + sizeof(PyObject)))
 
-/* Functions of libtorch_cpu and libtorch_python, found at run time. All return 0 for success unless they return a value. */
+/* Functions of libtorch_cpu and libtorch_python, found at run time. All return 0 for success unless they
+   return a value. */
 typedef struct {
   int ready;
   PyTypeObject *tensor_type, *tensor_base;
@@ -43,16 +45,19 @@ extern Api api;
 
 typedef struct { int32_t dtype; int64_t dim, numel, offset, *sizes, *strides; } Geometry;
 
-enum { INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL };    /* Buffer.kind; number: input index, or arena offset */
+/* Buffer.kind; number: input index, or arena offset */
+enum { INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL };
 typedef struct { int kind; long long number; PyObject* constant; Geometry geometry; } Buffer;
 typedef struct { int buffer, whole; Geometry geometry; } View;
 typedef struct { int buffer; PyObject* alias; } Result;
 
 /* An argument of a library kernel, as data. */
 enum { A_TENSOR, A_BITS, A_FLOAT, A_NONE, A_OPTIONAL, A_LIST, A_STRING };
-typedef struct Arg { int tag, n; Stable bits; double real; struct Arg* items; PyObject* text; int64_t* ints; } Arg;
+typedef struct Arg { int tag, n; Stable bits; double real; struct Arg* items; PyObject* text; int64_t* ints;
+    } Arg;
 
-/* How it is called: boxed through the dispatcher, by a direct C function of one of these signatures, or from Python. */
+/* How it is called: boxed through the dispatcher, by a direct C function of one of these signatures, or from
+   Python. */
 enum { DISPATCH, PYTHON, OUT_TT, OUT_TTT_DD, CONVOLUTION, ATTENTION };
 typedef struct {
   int mode, into, n_args, n_returns, n_tensors, n_outs;
@@ -63,14 +68,16 @@ typedef struct {
 } ExternCall;
 
 enum { KERNEL, LIBRARY };
-typedef struct { int kind; void* function; int *operands, n_operands, *frees, n_frees; ExternCall* ext; } Step;
+typedef struct { int kind; void* function; int *operands, n_operands, *frees, n_frees; ExternCall* ext;
+    } Step;
 
 typedef struct { int threads; int error; int64_t found; } Env;     /* as in kernels/cpp/run.h */
 
 /* Memory of one call in flight. */
 typedef struct Workspace {
   struct Workspace* next;
-  Handle arena, *fixed, *views, *handles;                 /* fixed: views of arena and constants; handles: per buffer */
+  /* fixed: views of arena and constants; handles: per buffer */
+  Handle arena, *fixed, *views, *handles;
   char* owned;                                            /* handles[i] is ours to delete */
   void **pointers, **operands;
   PyObject** objects;                                     /* wrapped results, per buffer */
@@ -83,7 +90,8 @@ typedef struct {
   int64_t arena_bytes;
   int release_gil, has_extern, max_operands;
   Buffer* buffers; View* views; Step* steps; Result* results;
-  PyObject *on_error, *as_strided, *keep;
+  PyObject *on_error, *as_strided, *keep, *increment_version;
+  int *written, n_written;                                /* inputs the graph writes to */
   Workspace* free_list;
 } Graph;
 

@@ -1,9 +1,11 @@
-"""Disk cache of compiled libraries: private to the user, checksummed, safe to share between processes, never trusted.
+"""Disk cache of compiled libraries: private to the user, checksummed, safe to share between processes,
+never trusted.
 
-Takes a key (a hash of everything that goes into a file) and a function that makes the file; gives its path. Any
-fault - wrong owner, wrong permissions, bad checksum, full disk - is a miss: the file is then made in a private
-temporary folder. Entries are `<key>.so` and `<key>.sum`; nothing is unpickled.
+Takes a key (a hash of everything that goes into a file) and a function that makes the file; gives its path.
+Any fault - wrong owner, wrong permissions, bad checksum, full disk - is a miss: the file is then made in a
+private temporary folder. Entries are `<key>.so` and `<key>.sum`; nothing is unpickled.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -22,7 +24,8 @@ from platformdirs import user_cache_dir
 from ..config import config
 
 log = logging.getLogger("minicompile.cache")
-LOCK_SECONDS = 60.0                      # another process may be making the same file; after this, we make it too
+# another process may be making the same file; after this, we make it too
+LOCK_SECONDS = 60.0
 
 
 def key_of(*parts: str | bytes) -> str:
@@ -52,7 +55,8 @@ def folder() -> Path | None:
 
 
 def get_or_make(key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
-    """(path of the file for `key`, whether it was there). `make` writes the file to the path it is given; what it
+    """(path of the file for `key`, whether it was there). `make` writes the file to the path it is given;
+    what it
     raises passes through. The file stays for the life of the process."""
     home = folder()
     if home is None:
@@ -61,7 +65,7 @@ def get_or_make(key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
     if found is not None:
         return found, True
     with _single_flight(home / f"{key}.lock"):
-        found = _read(home, key)                          # somebody else may have made it meanwhile
+        found = _read(home, key)  # somebody else may have made it meanwhile
         if found is not None:
             return found, True
         return _write(home, key, make)
@@ -77,7 +81,7 @@ def _read(home: Path, key: str) -> Path | None:
         if sums.read_text() != _checksum(path):
             log.warning("%s does not match its checksum; it is made again", path)
             return None
-        os.utime(path)                                    # for the size cap: the oldest used goes first
+        os.utime(path)  # for the size cap: the oldest used goes first
         return path
     except OSError:
         return None
@@ -130,12 +134,13 @@ def _private(key: str, make: Callable[[Path], None]) -> Path:
     return path
 
 
-_held: list[tempfile.TemporaryDirectory] = []             # keeps private folders until the process ends
+_held: list[tempfile.TemporaryDirectory] = []  # keeps private folders until the process ends
 
 
 @contextmanager
 def _single_flight(path: Path) -> Iterator[None]:
-    """Only one process makes an entry; the others wait, at most LOCK_SECONDS, and then go on without the lock."""
+    """Only one process makes an entry; the others wait, at most LOCK_SECONDS, and then go on without the
+    lock."""
     try:
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     except OSError:
@@ -163,10 +168,10 @@ def _trim(home: Path) -> None:
             info = path.stat()
             entries.append((info.st_mtime, info.st_size, path))
         except OSError:
-            continue                                      # another process removed it
+            continue  # another process removed it
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
-        if total <= config.cache_size_mb * 2 ** 20:
+        if total <= config.cache_size_mb * 2**20:
             break
         path.unlink(missing_ok=True)
         path.with_suffix(".sum").unlink(missing_ok=True)

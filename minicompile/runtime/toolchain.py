@@ -1,7 +1,9 @@
 """The C++ compiler: finding it, choosing the instruction set, running it.
 
-Takes C++ text and flags, gives a shared library file for `codegen.driver`; knows nothing of kernels or torch.
+Takes C++ text and flags, gives a shared library file for `codegen.driver`; knows nothing of kernels or
+torch.
 """
+
 from __future__ import annotations
 
 import functools
@@ -15,17 +17,35 @@ from pathlib import Path
 from ..config import config
 from ..errors import ToolchainError
 
-# -ffp-contract=off: a*b+c must round twice, as eager mode's two kernels do (fused multiply-adds in kernels/cpp are written out).
-# -fno-math-errno, -fno-trapping-math: nobody reads errno or the floating point flags; values are unaffected.
-# -fwrapv: integer arithmetic wraps, as eager's does.
-COMMON = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
-          "-fno-strict-aliasing", "-fPIC", "-shared", "-fopenmp", "-fno-exceptions", "-fno-rtti", "-Wno-psabi",
-          "-fno-plt", "-fvisibility=hidden")
+# -ffp-contract=off: a*b+c must round twice, as eager mode's two kernels do (fused multiply-adds in
+# kernels/cpp are written out). -fno-math-errno, -fno-trapping-math: nobody reads errno or the floating
+# point flags; values are unaffected. -fwrapv: integer arithmetic wraps, as eager's does.
+COMMON = (
+    "-std=c++17",
+    "-O2",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fwrapv",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-Wno-psabi",
+    "-fno-plt",
+    "-fvisibility=hidden",
+)
 MARCH = {"avx512": ("-march=x86-64-v4",), "avx2": ("-march=x86-64-v3",), "scalar": ()}
-NEEDS = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma", "bmi2"),
-         "avx2": ("avx2", "fma", "f16c", "bmi2")}
-MISSING = ("no C++ compiler was found: install g++ (Debian and Ubuntu: apt-get install g++) or clang++ with OpenMP, "
-           "or set CXX to one")
+NEEDS = {
+    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma", "bmi2"),
+    "avx2": ("avx2", "fma", "f16c", "bmi2"),
+}
+MISSING = (
+    "no C++ compiler was found: install g++ (Debian and Ubuntu: apt-get install g++) or clang++ with OpenMP, "
+    "or set CXX to one"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +54,9 @@ class Toolchain:
 
     command: tuple[str, ...]
     version: str
+
+    def __str__(self) -> str:
+        return f"{self.version} ({shlex.join(self.command)}), {detect_isa()}"
 
 
 @functools.lru_cache(maxsize=1)
@@ -99,7 +122,9 @@ def build(tool: Toolchain, source: Path, output: Path, flags: tuple[str, ...], i
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired as e:
-        raise ToolchainError(f"the C++ compiler took more than {limit:g} s (MINICOMPILE_COMPILE_TIMEOUT_S)") from e
+        raise ToolchainError(
+            f"the C++ compiler took more than {limit:g} s (MINICOMPILE_COMPILE_TIMEOUT_S)"
+        ) from e
     except OSError as e:
         raise ToolchainError(f"the C++ compiler {tool.command[0]} does not run: {e}") from e
     if done.returncode != 0:

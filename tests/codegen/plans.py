@@ -1,11 +1,25 @@
 """Hand-made plans for the tests of the C++ back end: a kernel from loops, a graph from one library call."""
+
 from __future__ import annotations
 
 import torch
 
 from minicompile.codegen import cpp, driver
 from minicompile.ir.spec import TensorSpec
-from minicompile.loops.ir import (Axis, Buffer, Extern, Loop, Loops, Result, Store, View, apply, axis, const, load)
+from minicompile.loops.ir import (
+    Axis,
+    Buffer,
+    Extern,
+    Loop,
+    Loops,
+    Result,
+    Store,
+    View,
+    apply,
+    axis,
+    const,
+    load,
+)
 from minicompile.schedule.plan import Kernel, Plan, Stage, Tiling
 
 f32 = torch.float32
@@ -32,7 +46,9 @@ def plan_of(kernels, buffers, results, inputs, local=(), **kw) -> Plan:
     return Plan(loops, tuple(kernels), table, arena, at, {})
 
 
-def pointwise(make, inputs: list[torch.Tensor], out_dtype: torch.dtype, vector: bool = True, parallel: int = 1) -> Plan:
+def pointwise(
+    make, inputs: list[torch.Tensor], out_dtype: torch.dtype, vector: bool = True, parallel: int = 1
+) -> Plan:
     """out[i] = make(x[i], y[i], …) over 1-d tensors of one length; `make` takes Vals and gives a Val."""
     n = len(inputs[0])
     i = axis("i0", n)
@@ -42,24 +58,40 @@ def pointwise(make, inputs: list[torch.Tensor], out_dtype: torch.dtype, vector: 
     buffers = [Buffer(name, "input", TensorSpec.of(t), k) for k, (name, t) in enumerate(zip(names, inputs))]
     out = Buffer("out0", "output", spec(out_dtype, n), 0)
     tiling = Tiling("i0" if vector else None, parallel, 1e6)
-    return plan_of([Kernel("k0", (i,), (Stage((), (loop,)),), (), tiling)], [*buffers, out],
-                   [Result("out0", out.spec)], names)
+    return plan_of(
+        [Kernel("k0", (i,), (Stage((), (loop,)),), (), tiling)],
+        [*buffers, out],
+        [Result("out0", out.spec)],
+        names,
+    )
 
 
-def rows(r: int, c: int, stages, locals_: list[Buffer], inputs: list[torch.Tensor], out: TensorSpec, vector="inner",
-         parallel: int = 1) -> Plan:
-    """A row kernel over i0 < r, each stage (reduces or not) over j0 < c: `stages` gives lists of loops from (i, j)."""
+def rows(
+    r: int,
+    c: int,
+    stages,
+    locals_: list[Buffer],
+    inputs: list[torch.Tensor],
+    out: TensorSpec,
+    vector="inner",
+    parallel: int = 1,
+) -> Plan:
+    """A row kernel over i0 < r, each stage (reduces or not) over j0 < c: `stages` gives lists of loops from
+    (i, j)."""
     i, j = axis("i0", r), axis("j0", c)
     made = tuple(Stage((j,) if inner else (), tuple(loops)) for inner, loops in stages(i, j))
     names = [f"in{k}" for k in range(len(inputs))]
     buffers = [Buffer(n, "input", TensorSpec.of(t), k) for k, (n, t) in enumerate(zip(names, inputs))]
     local = tuple(b.name for b in locals_)
     kernel = Kernel("k0_rows", (i,), made, local, Tiling(vector, parallel, 1e6))
-    return plan_of([kernel], [*buffers, *locals_, Buffer("out0", "output", out, 0)], [Result("out0", out)], names, local)
+    return plan_of(
+        [kernel], [*buffers, *locals_, Buffer("out0", "output", out, 0)], [Result("out0", out)], names, local
+    )
 
 
 def extern(op, args: tuple, kwargs: dict, into=None) -> tuple[Plan, list[torch.Tensor]]:
-    """(plan that calls `op` on the tensors among its arguments, those tensors). Results are laid out as eager's."""
+    """(plan that calls `op` on the tensors among its arguments, those tensors). Results are laid out as
+    eager's."""
     tensors: list[torch.Tensor] = []
 
     def view(x):
@@ -76,7 +108,9 @@ def extern(op, args: tuple, kwargs: dict, into=None) -> tuple[Plan, list[torch.T
     outs = [Buffer(f"out{k}", kind, TensorSpec.of(t).with_(offset=0), k) for k, t in enumerate(got)]
     call = Extern("e0", op, args, kwargs, tuple(View(b.name, b.spec) for b in outs), into)
     inputs = [Buffer(f"in{k}", "input", TensorSpec.of(t), k) for k, t in enumerate(tensors)]
-    return plan_of([call], [*inputs, *outs], [Result(b.name, b.spec) for b in outs], [b.name for b in inputs]), tensors
+    return plan_of(
+        [call], [*inputs, *outs], [Result(b.name, b.spec) for b in outs], [b.name for b in inputs]
+    ), tensors
 
 
 def _fill(x, tensors):
@@ -91,5 +125,26 @@ def build(plan: Plan, isa: str | None = None) -> driver.Executable:
     return driver.load(plan_source)
 
 
-__all__ = ["Axis", "Buffer", "Kernel", "Loop", "Result", "Stage", "Store", "Tiling", "View", "apply", "axis", "build", "const",
-           "extern", "f32", "load", "plan_of", "pointwise", "rows", "spec", "temp"]
+__all__ = [
+    "Axis",
+    "Buffer",
+    "Kernel",
+    "Loop",
+    "Result",
+    "Stage",
+    "Store",
+    "Tiling",
+    "View",
+    "apply",
+    "axis",
+    "build",
+    "const",
+    "extern",
+    "f32",
+    "load",
+    "plan_of",
+    "pointwise",
+    "rows",
+    "spec",
+    "temp",
+]

@@ -1,10 +1,31 @@
-"""Kernels of every shape the plan can hold, compiled and compared with torch: tails, rows, columns, strides, gathers, scans, errors."""
+"""Kernels of every shape the plan can hold, compiled and compared with torch: tails, rows, columns,
+strides, gathers, scans, errors."""
+
 from __future__ import annotations
 
 import pytest
 import torch
-from plans import (Axis, Buffer, Kernel, Loop, Result, Stage, Store, Tiling, apply, axis, build, const, f32, load, plan_of,
-                   pointwise, rows, spec, temp)
+from plans import (
+    Axis,
+    Buffer,
+    Kernel,
+    Loop,
+    Result,
+    Stage,
+    Store,
+    Tiling,
+    apply,
+    axis,
+    build,
+    const,
+    f32,
+    load,
+    plan_of,
+    pointwise,
+    rows,
+    spec,
+    temp,
+)
 
 from minicompile.ir.spec import TensorSpec
 from minicompile.ir.sym import Var
@@ -37,7 +58,8 @@ def test_tails_of_every_length(isa, parallel):
     sizes = range(41)
     plan = flat_kernels(sizes, lambda x: ap("add", ap("mul", x, x), const(1.0, f32)), parallel=parallel)
     xs = [torch.randn(n) for n in sizes]
-    guarded = [torch.cat([x, torch.full((1,), 7.0)])[:len(x)] for x in xs]            # a write past the end would show in no output
+    # a write past the end would show in no output
+    guarded = [torch.cat([x, torch.full((1,), 7.0)])[: len(x)] for x in xs]
     for got, x in zip(build(plan, isa)(*guarded), xs, strict=True):
         assert torch.equal(got, x * x + 1)
 
@@ -51,10 +73,27 @@ def test_softmax_rows(isa, c):
         v = load("in0", c * i.var + j.var, f32)
         e = ap("exp", ap("sub", v, load("m", 0, f32)))
         yield True, [Loop("a", (i,), (j,), "amax", v, Store("m", 0), f32)]
-        yield True, [Loop("b", (i, j), (), None, e, Store("e", j.var), f32),
-                     Loop("c", (i,), (j,), "sum", e, Store("s", 0), f32)]
-        yield True, [Loop("d", (i, j), (), None, ap("div", load("e", j.var, f32), load("s", 0, f32)),
-                          Store("out0", c * i.var + j.var), f32)]
+        yield (
+            True,
+            [
+                Loop("b", (i, j), (), None, e, Store("e", j.var), f32),
+                Loop("c", (i,), (j,), "sum", e, Store("s", 0), f32),
+            ],
+        )
+        yield (
+            True,
+            [
+                Loop(
+                    "d",
+                    (i, j),
+                    (),
+                    None,
+                    ap("div", load("e", j.var, f32), load("s", 0, f32)),
+                    Store("out0", c * i.var + j.var),
+                    f32,
+                )
+            ],
+        )
 
     locals_ = [temp("m", spec(f32)), temp("e", spec(f32, c)), temp("s", spec(f32))]
     ex = build(rows(7, c, stages, locals_, [x], spec(f32, 7, c)), isa)
@@ -74,22 +113,52 @@ def test_layer_norm_with_residual(isa, c):
         h = ap("add", load("in0", at, f32), load("in1", at, f32))
         mean, rstd = load("mean", 0, f32), load("rstd", 0, f32)
         d = ap("sub", load("h", j.var, f32), mean)
-        yield True, [Loop("a", (i, j), (), None, h, Store("h", j.var), f32), Loop("b", (i,), (j,), "sum", h, Store("s", 0), f32)]
-        yield False, [Loop("c", (i,), (), None, ap("div", load("s", 0, f32), const(c, f32)), Store("mean", 0), f32)]
+        yield (
+            True,
+            [
+                Loop("a", (i, j), (), None, h, Store("h", j.var), f32),
+                Loop("b", (i,), (j,), "sum", h, Store("s", 0), f32),
+            ],
+        )
+        yield (
+            False,
+            [Loop("c", (i,), (), None, ap("div", load("s", 0, f32), const(c, f32)), Store("mean", 0), f32)],
+        )
         yield True, [Loop("d", (i,), (j,), "sum", ap("mul", d, d), Store("q", 0), f32)]
         var = ap("div", load("q", 0, f32), const(c, f32))
-        yield False, [Loop("e", (i,), (), None, ap("rsqrt", ap("add", var, const(1e-5, f32))), Store("rstd", 0), f32)]
+        yield (
+            False,
+            [Loop("e", (i,), (), None, ap("rsqrt", ap("add", var, const(1e-5, f32))), Store("rstd", 0), f32)],
+        )
         out = ap("add", ap("mul", ap("mul", d, rstd), load("in2", j.var, f32)), load("in3", j.var, f32))
         yield True, [Loop("f", (i, j), (), None, out, Store("out0", at), f32)]
 
     locals_ = [temp("h", spec(f32, c)), *(temp(n, spec(f32)) for n in ("s", "mean", "q", "rstd"))]
     plan = rows(5, c, stages, locals_, [x, y, w, b], spec(f32, 5, c))
-    torch.testing.assert_close(build(plan, isa)(x, y, w, b)[0], torch.nn.functional.layer_norm(x + y, (c,), w, b), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        build(plan, isa)(x, y, w, b)[0],
+        torch.nn.functional.layer_norm(x + y, (c,), w, b),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
-REDUCTIONS = [("sum", f32), ("sum", torch.int64), ("prod", torch.float64), ("amax", f32), ("amin", f32), ("amax", torch.int32),
-              ("amin", torch.uint8), ("any", torch.bool), ("all", torch.bool), ("argmax", f32), ("argmin", f32),
-              ("argmax", torch.int64), ("amax", torch.float64), ("argmax", torch.float64)]
+REDUCTIONS = [
+    ("sum", f32),
+    ("sum", torch.int64),
+    ("prod", torch.float64),
+    ("amax", f32),
+    ("amin", f32),
+    ("amax", torch.int32),
+    ("amin", torch.uint8),
+    ("any", torch.bool),
+    ("all", torch.bool),
+    ("argmax", f32),
+    ("argmin", f32),
+    ("argmax", torch.int64),
+    ("amax", torch.float64),
+    ("argmax", torch.float64),
+]
 
 
 def sample(dtype, *shape):
@@ -101,7 +170,13 @@ def sample(dtype, *shape):
 
 
 def eager(name, x, dim):
-    return x.sum(dim, dtype=x.dtype) if name == "sum" else x.prod(dim, dtype=x.dtype) if name == "prod" else getattr(x, name)(dim)
+    return (
+        x.sum(dim, dtype=x.dtype)
+        if name == "sum"
+        else x.prod(dim, dtype=x.dtype)
+        if name == "prod"
+        else getattr(x, name)(dim)
+    )
 
 
 @isas
@@ -119,14 +194,23 @@ def test_reductions(isa, column):
             at = r * j.var + i.var if column else c * i.var + j.var
             out = torch.int64 if name.startswith("arg") else dtype
             loop = Loop(f"l{k}", (i,), (j,), name, load(f"x{k}", at, dtype), Store(f"o{k}", i.var), out)
-            buffers += [Buffer(f"x{k}", "input", TensorSpec.of(x), k), Buffer(f"o{k}", "output", spec(out, r), k)]
+            buffers += [
+                Buffer(f"x{k}", "input", TensorSpec.of(x), k),
+                Buffer(f"o{k}", "output", spec(out, r), k),
+            ]
             results.append(Result(f"o{k}", spec(out, r)))
-            kernels.append(Kernel(f"k{k}", (i,), (Stage((j,), (loop,)),), (), Tiling("i0" if column else "inner", 1, 1e6)))
+            kernels.append(
+                Kernel(
+                    f"k{k}", (i,), (Stage((j,), (loop,)),), (), Tiling("i0" if column else "inner", 1, 1e6)
+                )
+            )
             inputs.append(x)
             wants.append((name, dtype, c, eager(name, x, 0 if column else 1)))
     plan = plan_of(kernels, buffers, results, [f"x{k}" for k in range(len(inputs))])
     for got, (name, dtype, c, want) in zip(build(plan, isa)(*inputs), wants, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, equal_nan=True, msg=lambda m, w=(name, dtype, c): f"{w}: {m}")
+        torch.testing.assert_close(
+            got, want, rtol=1e-5, atol=1e-5, equal_nan=True, msg=lambda m, w=(name, dtype, c): f"{w}: {m}"
+        )
 
 
 @isas
@@ -138,8 +222,12 @@ def test_long_sums_stay_exact(isa, column):
     at = 3 * j.var + i.var if column else n * i.var + j.var
     loop = Loop("l", (i,), (j,), "sum", load("x", at, f32), Store("o", i.var), f32)
     kernel = Kernel("k", (i,), (Stage((j,), (loop,)),), (), Tiling("i0" if column else "inner", 0, 1e6))
-    plan = plan_of([kernel], [Buffer("x", "input", TensorSpec.of(x), 0), Buffer("o", "output", spec(f32, 3), 0)],
-                   [Result("o", spec(f32, 3))], ["x"])
+    plan = plan_of(
+        [kernel],
+        [Buffer("x", "input", TensorSpec.of(x), 0), Buffer("o", "output", spec(f32, 3), 0)],
+        [Result("o", spec(f32, 3))],
+        ["x"],
+    )
     want = x.double().sum(0 if column else 1)
     assert ((build(plan, isa)(x)[0] - want).abs() / want).max() < 1e-6
 
@@ -151,12 +239,25 @@ def test_wide_column_reductions(isa, n, parallel):
     x, w = torch.randn(3, 300, n), torch.randn(n)
     b, i, j = axis("i0", 3), axis("i1", n), axis("j0", 300)
     v = load("x", 300 * n * b.var + n * j.var + i.var, f32)
-    loops = (Loop("l", (b, i), (j,), "sum", ap("mul", v, load("w", i.var, f32)), Store("o", n * b.var + i.var), f32),
-             Loop("m", (b, i), (j,), "amax", v, Store("p", n * b.var + i.var), f32))
+    loops = (
+        Loop(
+            "l", (b, i), (j,), "sum", ap("mul", v, load("w", i.var, f32)), Store("o", n * b.var + i.var), f32
+        ),
+        Loop("m", (b, i), (j,), "amax", v, Store("p", n * b.var + i.var), f32),
+    )
     kernel = Kernel("k", (b, i), (Stage((j,), loops),), (), Tiling("i1", parallel, 1e6))
     out = spec(f32, 3, n)
-    plan = plan_of([kernel], [Buffer("x", "input", TensorSpec.of(x), 0), Buffer("w", "input", spec(f32, n), 1), Buffer("o", "output", out, 0),
-                              Buffer("p", "output", out, 1)], [Result("o", out), Result("p", out)], ["x", "w"])
+    plan = plan_of(
+        [kernel],
+        [
+            Buffer("x", "input", TensorSpec.of(x), 0),
+            Buffer("w", "input", spec(f32, n), 1),
+            Buffer("o", "output", out, 0),
+            Buffer("p", "output", out, 1),
+        ],
+        [Result("o", out), Result("p", out)],
+        ["x", "w"],
+    )
     o, p = build(plan, isa)(x, w)
     torch.testing.assert_close(o, (x * w).sum(1), rtol=1e-5, atol=1e-4)
     assert torch.equal(p, x.amax(1))
@@ -170,23 +271,45 @@ def test_scan(isa, vector):
     at = 11 * i.var + j.var
     loop = Loop("l", (i,), (j,), "scan_sum", load("x", at, f32), Store("o", at), f32)
     kernel = Kernel("k", (i,), (Stage((j,), (loop,)),), (), Tiling(vector, 1, 1e6))
-    plan = plan_of([kernel], [Buffer("x", "input", spec(f32, 6, 11), 0), Buffer("o", "output", spec(f32, 6, 11), 0)],
-                   [Result("o", spec(f32, 6, 11))], ["x"])
+    plan = plan_of(
+        [kernel],
+        [Buffer("x", "input", spec(f32, 6, 11), 0), Buffer("o", "output", spec(f32, 6, 11), 0)],
+        [Result("o", spec(f32, 6, 11))],
+        ["x"],
+    )
     torch.testing.assert_close(build(plan, isa)(x)[0], x.cumsum(1))
 
 
 @isas
 def test_column_softmax_has_a_row_of_scratch_per_lane(isa):
-    r, c = 13, 11                            # over dim 0 of x[c, r]: lanes run along r
+    r, c = 13, 11  # over dim 0 of x[c, r]: lanes run along r
     x = torch.randn(c, r)
 
     def stages(i, j):
         v = load("in0", r * j.var + i.var, f32)
         e = ap("exp", ap("sub", v, load("m", 0, f32)))
         yield True, [Loop("a", (i,), (j,), "amax", v, Store("m", 0), f32)]
-        yield True, [Loop("b", (i, j), (), None, e, Store("e", j.var), f32), Loop("c", (i,), (j,), "sum", e, Store("s", 0), f32)]
-        yield True, [Loop("d", (i, j), (), None, ap("div", load("e", j.var, f32), load("s", 0, f32)),
-                          Store("out0", r * j.var + i.var), f32)]
+        yield (
+            True,
+            [
+                Loop("b", (i, j), (), None, e, Store("e", j.var), f32),
+                Loop("c", (i,), (j,), "sum", e, Store("s", 0), f32),
+            ],
+        )
+        yield (
+            True,
+            [
+                Loop(
+                    "d",
+                    (i, j),
+                    (),
+                    None,
+                    ap("div", load("e", j.var, f32), load("s", 0, f32)),
+                    Store("out0", r * j.var + i.var),
+                    f32,
+                )
+            ],
+        )
 
     locals_ = [temp("m", spec(f32)), temp("e", spec(f32, c)), temp("s", spec(f32))]
     plan = rows(r, c, stages, locals_, [x], spec(f32, c, r), vector="i0")
@@ -198,13 +321,21 @@ def test_strided_and_broadcast_reads(isa):
     n, m = 9, 21
     x, row, col = torch.randn(m, n), torch.randn(m), torch.randn(n)
     i, j = axis("i0", n), axis("i1", m)
-    body = ap("add", ap("mul", load("x", n * j.var + i.var, f32), load("row", j.var, f32)), load("col", i.var, f32))
+    body = ap(
+        "add", ap("mul", load("x", n * j.var + i.var, f32), load("row", j.var, f32)), load("col", i.var, f32)
+    )
     loop = Loop("l", (i, j), (), None, body, Store("o", m * i.var + j.var), f32)
-    buffers = [Buffer("x", "input", spec(f32, m, n), 0), Buffer("row", "input", spec(f32, m), 1), Buffer("col", "input", spec(f32, n), 2),
-               Buffer("o", "output", spec(f32, n, m), 0)]
+    buffers = [
+        Buffer("x", "input", spec(f32, m, n), 0),
+        Buffer("row", "input", spec(f32, m), 1),
+        Buffer("col", "input", spec(f32, n), 2),
+        Buffer("o", "output", spec(f32, n, m), 0),
+    ]
     for parallel in (0, 1, 2):
         kernel = Kernel("k", (i, j), (Stage((), (loop,)),), (), Tiling("i1", parallel, 1e6))
-        got, = build(plan_of([kernel], buffers, [Result("o", spec(f32, n, m))], ["x", "row", "col"]), isa)(x, row, col)
+        (got,) = build(plan_of([kernel], buffers, [Result("o", spec(f32, n, m))], ["x", "row", "col"]), isa)(
+            x, row, col
+        )
         assert torch.equal(got, x.t() * row + col[:, None])
 
 
@@ -219,11 +350,20 @@ def test_gather_checks_its_index_and_masked_load(isa, vector):
     inside = apply("lt", (index(i.var), const(30, torch.int64)), torch.bool)
     body = ap("add", load("table", t, f32, ((t, v),)), load("x", i.var, f32, (), inside))
     loop = Loop("l", (i,), (), None, body, Store("o", i.var), f32)
-    buffers = [Buffer("idx", "input", spec(torch.int64, n), 0), Buffer("table", "input", spec(f32, 10), 1),
-               Buffer("x", "input", spec(f32, 30), 2), Buffer("o", "output", spec(f32, n), 0)]
+    buffers = [
+        Buffer("idx", "input", spec(torch.int64, n), 0),
+        Buffer("table", "input", spec(f32, 10), 1),
+        Buffer("x", "input", spec(f32, 30), 2),
+        Buffer("o", "output", spec(f32, n), 0),
+    ]
     kernel = Kernel("k", (i,), (Stage((), (loop,)),), (), Tiling("i0" if vector else None, 1, 1e6))
-    plan = plan_of([kernel], buffers, [Result("o", spec(f32, n))], ["idx", "table", "x"],
-                   errors=(("IndexError", "index {index} is out of range"),))
+    plan = plan_of(
+        [kernel],
+        buffers,
+        [Result("o", spec(f32, n))],
+        ["idx", "table", "x"],
+        errors=(("IndexError", "index {index} is out of range"),),
+    )
     ex = build(plan, isa)
     x = torch.randn(30)
     assert torch.equal(ex(idx, table, x)[0], table[idx] + torch.cat([x, torch.zeros(7)]))
@@ -241,19 +381,36 @@ def test_scatter_in_order(isa, mode):
     idx, src = torch.randint(0, 5, (n,)), torch.randn(n)
     i, t = axis("i0", n), Var("t0", 0, 4)
     first = Loop("z", (j := axis("i0", 5),), (), None, const(0.0, f32), Store("o", j.var), f32)
-    loop = Loop("l", (i,), (), None, load("src", i.var, f32), Store("o", t, mode, ((t, load("idx", i.var, torch.int64)),)), f32)
-    kernels = [Kernel("k0", (j,), (Stage((), (first,)),), (), Tiling("i0", 0, 1.0)),
-               Kernel("k1", (i,), (Stage((), (loop,)),), (), Tiling(None, 0, 1.0))]
-    buffers = [Buffer("idx", "input", spec(torch.int64, n), 0), Buffer("src", "input", spec(f32, n), 1), Buffer("o", "output", spec(f32, 5), 0)]
+    loop = Loop(
+        "l",
+        (i,),
+        (),
+        None,
+        load("src", i.var, f32),
+        Store("o", t, mode, ((t, load("idx", i.var, torch.int64)),)),
+        f32,
+    )
+    kernels = [
+        Kernel("k0", (j,), (Stage((), (first,)),), (), Tiling("i0", 0, 1.0)),
+        Kernel("k1", (i,), (Stage((), (loop,)),), (), Tiling(None, 0, 1.0)),
+    ]
+    buffers = [
+        Buffer("idx", "input", spec(torch.int64, n), 0),
+        Buffer("src", "input", spec(f32, n), 1),
+        Buffer("o", "output", spec(f32, 5), 0),
+    ]
     want = torch.zeros(5)
     for at, s in zip(idx, src):
         want[at] = s if mode == "set" else want[at] + s if mode == "add" else torch.maximum(want[at], s)
-    assert torch.equal(build(plan_of(kernels, buffers, [Result("o", spec(f32, 5))], ["idx", "src"]), isa)(idx, src)[0], want)
+    assert torch.equal(
+        build(plan_of(kernels, buffers, [Result("o", spec(f32, 5))], ["idx", "src"]), isa)(idx, src)[0], want
+    )
 
 
 def test_equal_kernels_become_one_function():
     plan = flat_kernels([64, 64, 64], lambda x: ap("tanh", x))
     from minicompile.codegen import cpp
+
     source = cpp.emit(plan)
     assert len(source.kernels) == 1 and len({c.buffers for c in source.calls}) == 3
 
@@ -261,9 +418,11 @@ def test_equal_kernels_become_one_function():
 def test_bfloat16_goes_through_float32():
     bf = torch.bfloat16
     x = torch.randn(100).to(bf)
+
     def make(v):
         return ap("cast", ap("exp", ap("cast", v)), dtype=bf)
-    got, = build(pointwise(make, [x], bf))(x)
+
+    (got,) = build(pointwise(make, [x], bf))(x)
     assert torch.equal(got, x.float().exp().to(bf))
 
 
@@ -272,5 +431,10 @@ def test_zero_size_and_no_axes():
     assert build(plan)(torch.empty(0))[0].shape == (0,)
     r = Loop("l", (), (Axis(Var("j0", 0, 0), 0),), "sum", load("x", Var("j0", 0, 0), f32), Store("o", 0), f32)
     kernel = Kernel("k", (), (Stage((Axis(Var("j0", 0, 0), 0),), (r,)),), (), Tiling("inner", 0, 1.0))
-    plan = plan_of([kernel], [Buffer("x", "input", spec(f32, 0), 0), Buffer("o", "output", spec(f32), 0)], [Result("o", spec(f32))], ["x"])
+    plan = plan_of(
+        [kernel],
+        [Buffer("x", "input", spec(f32, 0), 0), Buffer("o", "output", spec(f32), 0)],
+        [Result("o", spec(f32))],
+        ["x"],
+    )
     assert build(plan)(torch.empty(0))[0].item() == 0.0

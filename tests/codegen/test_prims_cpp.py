@@ -1,20 +1,26 @@
-"""Each elementwise prim's C++, as scalar and as vector code, against its reference over edge values of every dtype."""
+"""Each elementwise prim's C++, as scalar and as vector code, against its reference over edge values of
+every dtype."""
+
 from __future__ import annotations
 
 import math
 
 import pytest
 import torch
-from plans import (Buffer, Kernel, Loop, Result, Stage, Store, Tiling, apply, axis, build, load, plan_of, spec)
+from plans import Buffer, Kernel, Loop, Result, Stage, Store, Tiling, apply, axis, build, load, plan_of, spec
 
 from minicompile.ir.prims import PRIMS
 from minicompile.ir.spec import TensorSpec
 from minicompile.runtime.toolchain import machine_isas
 
 ISAS = machine_isas()
-EXACT = set("add sub mul div neg abs sign floor ceil trunc round maximum minimum copysign nextafter fmod remainder eq ne lt le gt ge "
-            "and or xor not shl shr isnan isinf signbit where floordiv truncdiv reciprocal".split())
-ULPS = 2.0                               # polynomials and Sleef, in float32 and float64 units in the last place
+EXACT = set(
+    "add sub mul div neg abs sign floor ceil trunc round maximum minimum copysign nextafter fmod remainder "
+    "eq ne lt le gt ge "
+    "and or xor not shl shr isnan isinf signbit where floordiv truncdiv reciprocal".split()
+)
+# polynomials and Sleef, in float32 and float64 units in the last place
+ULPS = 2.0
 
 
 def values(dtype: torch.dtype, n: int, seed: int) -> torch.Tensor:
@@ -23,8 +29,32 @@ def values(dtype: torch.dtype, n: int, seed: int) -> torch.Tensor:
         return torch.rand(n, generator=g) < 0.5
     if dtype.is_floating_point:
         tiny = torch.finfo(dtype).tiny
-        edge = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, tiny, -tiny / 4, 88.6, -87.5, -103.5,
-                torch.finfo(dtype).max, 1e-3, 3.0, 7.0, 1e5, 2.0, 0.999, 10.0]
+        edge = [
+            0.0,
+            -0.0,
+            math.inf,
+            -math.inf,
+            math.nan,
+            1.0,
+            -1.0,
+            0.5,
+            -0.5,
+            1.5,
+            2.5,
+            tiny,
+            -tiny / 4,
+            88.6,
+            -87.5,
+            -103.5,
+            torch.finfo(dtype).max,
+            1e-3,
+            3.0,
+            7.0,
+            1e5,
+            2.0,
+            0.999,
+            10.0,
+        ]
         rest = torch.randn(n - len(edge), generator=g, dtype=torch.float64) * 3
         t = torch.cat([torch.tensor(edge, dtype=torch.float64), rest])[torch.randperm(n, generator=g)]
         return t.to(dtype)
@@ -42,7 +72,8 @@ def operands(name: str, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
     if name in ("floordiv", "truncdiv", "remainder", "fmod") and not dtype.is_floating_point:
         ts[1][ts[1] == 0] = 3
         ts[1][ts[1] == -1] = 2
-    if name in ("remainder", "fmod") and dtype.is_floating_point:       # eager's vector code gives NaN where x / y overflows
+    # eager's vector code gives NaN where x / y overflows
+    if name in ("remainder", "fmod") and dtype.is_floating_point:
         ts[0][ts[0].abs() > 1e6] = 7.25
         ts[1][ts[1].abs() < 1e-6] = 0.75
     if name in ("shl", "shr"):
@@ -60,14 +91,18 @@ def many(dtype: torch.dtype, n: int, vector: bool):
         ts = operands(name, dtype, n)
         want = p.ref(*ts)
         names = [f"{name}_{k}" for k in range(len(ts))]
-        buffers += [Buffer(x, "input", TensorSpec.of(t), len(inputs) + k) for k, (x, t) in enumerate(zip(names, ts))]
+        buffers += [
+            Buffer(x, "input", TensorSpec.of(t), len(inputs) + k) for k, (x, t) in enumerate(zip(names, ts))
+        ]
         inputs += ts
         body = apply(name, tuple(load(x, i.var, t.dtype) for x, t in zip(names, ts)), want.dtype)
         loop = Loop(f"l_{name}", (i,), (), None, body, Store(f"out_{name}", i.var), want.dtype)
         out = Buffer(f"out_{name}", "output", spec(want.dtype, n), len(results))
         buffers.append(out)
         results.append(Result(out.name, out.spec))
-        kernels.append(Kernel(f"k_{name}", (i,), (Stage((), (loop,)),), (), Tiling("i0" if vector else None, 1, 1e6)))
+        kernels.append(
+            Kernel(f"k_{name}", (i,), (Stage((), (loop,)),), (), Tiling("i0" if vector else None, 1, 1e6))
+        )
         expected.append((name, want, ts))
     order = [b.name for b in buffers if b.kind == "input"]
     return plan_of(kernels, buffers, results, order), inputs, expected
@@ -85,8 +120,20 @@ def ulps(got: torch.Tensor, want: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("vector", [True, False], ids=["vector", "scalar"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool],
-                         ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float64,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    ],
+    ids=lambda d: str(d).removeprefix("torch."),
+)
 def test_elementwise(dtype, vector, isa):
     if isa == "scalar" and vector:
         pytest.skip("no vectors")
@@ -97,19 +144,31 @@ def test_elementwise(dtype, vector, isa):
         if name in EXACT or not want.dtype.is_floating_point:
             same = (result == want) | (result != result) & (want != want)
             assert bool(same.all()), (name, [t[~same][:4] for t in (*ts, result, want)])
-            if want.dtype.is_floating_point and name not in ("maximum", "minimum"):   # eager does not order ±0 either
-                zero = (want == 0)
+            # eager does not order ±0 either
+            if want.dtype.is_floating_point and name not in ("maximum", "minimum"):
+                zero = want == 0
                 assert torch.equal(result[zero].signbit(), want[zero].signbit()), name
         elif dtype is torch.float32:
             off = ulps(result, want, PRIMS[name].ref(*(t.double() if t.dtype is dtype else t for t in ts)))
             assert off <= (4.0 if name in ("rsqrt", "lgamma", "digamma") else ULPS), (name, off)
         else:
-            torch.testing.assert_close(result, want, rtol=1e-14, atol=1e-14, equal_nan=True,
-                                       msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                result, want, rtol=1e-14, atol=1e-14, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
-NUMBERS = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
-           torch.bool]
+NUMBERS = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -122,14 +181,20 @@ def test_casts(isa):
         x = x.to(source)
         for target in NUMBERS:
             if source.is_floating_point and not target.is_floating_point and target is not torch.bool:
-                x = values(torch.float32, n, 6).nan_to_num(0, 1, 1).clamp(0, 100).to(source)     # beyond the range C leaves it undefined
+                # beyond the range C leaves it undefined
+                x = values(torch.float32, n, 6).nan_to_num(0, 1, 1).clamp(0, 100).to(source)
             for vector in (True, False):
                 k = len(results)
                 body = apply("cast", (load(f"x{k}", i.var, source),), target)
                 loop = Loop(f"l{k}", (i,), (), None, body, Store(f"o{k}", i.var), target)
-                buffers += [Buffer(f"x{k}", "input", TensorSpec.of(x), k), Buffer(f"o{k}", "output", spec(target, n), k)]
+                buffers += [
+                    Buffer(f"x{k}", "input", TensorSpec.of(x), k),
+                    Buffer(f"o{k}", "output", spec(target, n), k),
+                ]
                 results.append(Result(f"o{k}", spec(target, n)))
-                kernels.append(Kernel(f"k{k}", (i,), (Stage((), (loop,)),), (), Tiling("i0" if vector else None, 1, 1e6)))
+                kernels.append(
+                    Kernel(f"k{k}", (i,), (Stage((), (loop,)),), (), Tiling("i0" if vector else None, 1, 1e6))
+                )
                 inputs.append(x)
                 wants.append((source, target, vector, x.to(target)))
     plan = plan_of(kernels, buffers, results, [f"x{k}" for k in range(len(inputs))])

@@ -1,4 +1,6 @@
-"""Disk cache and compiler: every fault is a miss, concurrent makers share, a missing compiler is said clearly."""
+"""Disk cache and compiler: every fault is a miss, concurrent makers share, a missing compiler is said
+clearly."""
+
 from __future__ import annotations
 
 import os
@@ -26,6 +28,7 @@ def make(text: str = "one"):
     def write(path: Path) -> None:
         made.append(path)
         path.write_text(text)
+
     return write, made
 
 
@@ -36,7 +39,7 @@ def test_hit_after_miss_and_private_folder(home):
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     again, hit = cache.get_or_make("k", write)
     assert hit and again == path and len(made) == 1
-    assert [p.name for p in home.iterdir() if not p.name.startswith("k.")] == []      # nothing left over
+    assert [p.name for p in home.iterdir() if not p.name.startswith("k.")] == []  # nothing left over
 
 
 def test_keys_differ_when_text_moves_between_parts():
@@ -84,6 +87,7 @@ def test_a_failing_maker_leaves_nothing(home):
     def fail(path: Path) -> None:
         path.write_text("half")
         raise ToolchainError("no")
+
     with pytest.raises(ToolchainError):
         cache.get_or_make("k", fail)
     assert list(home.iterdir()) == []
@@ -108,6 +112,7 @@ def test_one_maker_at_a_time(home):
 def test_size_cap_drops_the_least_recently_used(home):
     def big(path: Path) -> None:
         path.write_bytes(b"x" * 400_000)
+
     with config.patch(cache_size_mb=1):
         for k in range(4):
             cache.get_or_make(f"k{k}", big)
@@ -139,7 +144,7 @@ def test_a_failing_compile_says_why(tmp_path):
 
 def test_a_slow_compiler_is_stopped(tmp_path, monkeypatch):
     fake = tmp_path / "slow"
-    fake.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo slow 1 && exit 0\nexec sleep 30\n")
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo slow 1 && exit 0\nexec sleep 30\n')
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     with config.patch(compile_timeout_s=0.3), pytest.raises(ToolchainError, match="more than 0.3 s"):

@@ -1,4 +1,5 @@
 """The native call: threads, thread counts, memory, arguments, overhead."""
+
 from __future__ import annotations
 
 import gc
@@ -12,10 +13,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "codegen"))
-from plans import apply, build, f32, pointwise  # noqa: E402
-from test_externs import chain, expected  # noqa: E402
+from plans import apply, build, f32, pointwise
+from test_externs import chain, expected
 
-from minicompile.config import config  # noqa: E402
+from minicompile.config import config
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,7 +61,9 @@ def test_thread_count_is_read_at_every_call():
 
 def test_one_openmp_runtime():
     square(64)(torch.randn(64))
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    loaded = {
+        line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line
+    }
     assert len(loaded) == 1, loaded
 
 
@@ -79,7 +82,7 @@ def test_no_memory_is_lost():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     go(100_000)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 2000, f"{grown} KiB"                       # 20 bytes per call would show
+    assert grown < 2000, f"{grown} KiB"  # 20 bytes per call would show
     assert [sys.getrefcount(t) for t in (x, a, b)] == counts
 
 
@@ -94,7 +97,7 @@ def test_wrong_arguments():
 def test_parameters_and_graph_lifetime():
     ex = square(8)
     p = torch.nn.Parameter(torch.randn(8))
-    out, = ex(p)
+    (out,) = ex(p)
     del ex
     gc.collect()
     assert torch.equal(out, (p * p).detach()) and not out.requires_grad
