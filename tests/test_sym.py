@@ -1,4 +1,5 @@
 """Symbolic integers against Python's: every operation, with bounds, printing and substitution."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,9 +17,15 @@ DIVISORS = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 64, 100, -2, -3, -64])
 
 def trees(leaf: st.SearchStrategy, size: int = 12) -> st.SearchStrategy:
     """(operation, operand, operand) nested; divisors are numbers."""
-    return st.recursive(leaf, lambda t: st.one_of(
-        st.tuples(st.sampled_from("+-"), t, t), st.tuples(st.just("*"), t, NUMBERS),
-        st.tuples(st.sampled_from(["//", "%"]), t, DIVISORS)), max_leaves=size)
+    return st.recursive(
+        leaf,
+        lambda t: st.one_of(
+            st.tuples(st.sampled_from("+-"), t, t),
+            st.tuples(st.just("*"), t, NUMBERS),
+            st.tuples(st.sampled_from(["//", "%"]), t, DIVISORS),
+        ),
+        max_leaves=size,
+    )
 
 
 def compute(tree: Any, env: dict) -> Any:
@@ -26,11 +33,19 @@ def compute(tree: Any, env: dict) -> Any:
         return env.get(tree, tree)
     op, a, b = tree
     x, y = compute(a, env), compute(b, env)
-    return {"+": lambda: x + y, "-": lambda: x - y, "*": lambda: x * y, "//": lambda: x // y, "%": lambda: x % y}[op]()
+    return {
+        "+": lambda: x + y,
+        "-": lambda: x - y,
+        "*": lambda: x * y,
+        "//": lambda: x // y,
+        "%": lambda: x % y,
+    }[op]()
 
 
 @settings(max_examples=600, deadline=None)
-@given(trees(st.one_of(st.sampled_from(VARS), NUMBERS)), st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+@given(
+    trees(st.one_of(st.sampled_from(VARS), NUMBERS)), st.lists(st.integers(0, 1000), min_size=4, max_size=4)
+)
 def test_equals_python(tree: Any, seeds: list[int]) -> None:
     sym = compute(tree, {})
     point = {v: v.lo + s % (v.hi - v.lo + 1) for v, s in zip(VARS, seeds)}
@@ -42,8 +57,11 @@ def test_equals_python(tree: Any, seeds: list[int]) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(trees(st.one_of(st.sampled_from(VARS), NUMBERS), 6), trees(st.one_of(st.sampled_from(VARS), NUMBERS), 6),
-       st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+@given(
+    trees(st.one_of(st.sampled_from(VARS), NUMBERS), 6),
+    trees(st.one_of(st.sampled_from(VARS), NUMBERS), 6),
+    st.lists(st.integers(0, 1000), min_size=4, max_size=4),
+)
 def test_symbolic_operands(a: Any, b: Any, seeds: list[int]) -> None:
     """Products, divisions and comparisons of two symbolic values."""
     x, y = compute(a, {}), compute(b, {})
@@ -58,13 +76,23 @@ def test_symbolic_operands(a: Any, b: Any, seeds: list[int]) -> None:
     assert evaluate(mod(x, size), names) == p % (q * q + 1)
 
 
-@pytest.mark.parametrize("sym, text", [
-    (lambda i, j: (64 * i + j) // 64, "i"), (lambda i, j: (64 * i + j) % 64, "j"),
-    (lambda i, j: (12 * i + j) // 24, "(i//2)"), (lambda i, j: (12 * i + j) % 24, "(12*(i%2) + j)"),
-    (lambda i, j: i // 4 * 4 + i % 4, "i"), (lambda i, j: (i // 3) // 4, "(i//12)"),
-    (lambda i, j: (i % 12) % 4, "(i%4)"), (lambda i, j: (i + 128) // 64, "2"), (lambda i, j: i - i, "0"),
-    (lambda i, j: (i + j) - j, "i"), (lambda i, j: j // 12, "0"), (lambda i, j: (-i) // 64 + 1, "(((-1*i)//64) + 1)"),
-])
+@pytest.mark.parametrize(
+    "sym, text",
+    [
+        (lambda i, j: (64 * i + j) // 64, "i"),
+        (lambda i, j: (64 * i + j) % 64, "j"),
+        (lambda i, j: (12 * i + j) // 24, "(i//2)"),
+        (lambda i, j: (12 * i + j) % 24, "(12*(i%2) + j)"),
+        (lambda i, j: i // 4 * 4 + i % 4, "i"),
+        (lambda i, j: (i // 3) // 4, "(i//12)"),
+        (lambda i, j: (i % 12) % 4, "(i%4)"),
+        (lambda i, j: (i + 128) // 64, "2"),
+        (lambda i, j: i - i, "0"),
+        (lambda i, j: (i + j) - j, "i"),
+        (lambda i, j: j // 12, "0"),
+        (lambda i, j: (-i) // 64 + 1, "(((-1*i)//64) + 1)"),
+    ],
+)
 def test_simplifies(sym: Any, text: str) -> None:
     assert str(sym(Var("i", 0, 63), Var("j", 0, 11))) == text
 

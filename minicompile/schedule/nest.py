@@ -65,7 +65,7 @@ class Kernel:
     """for par axes (parallel): for stage in stages: for stage.inner: loops
 
     A loop's own axes are `par` + (inner, where it does not reduce); its reduce_axes are the stage's inner
-    axes. Par axes are named i0, i1, …; inner axes j0, j1, …, in every kernel, so equal kernels print equal
+    axes. Par axes are named i0, i1, …; inner axes j0, j1, …: equal kernels print equal
     text.
 
     local   temp buffers that live only inside one point of the par axes: shape () is a scalar (a register,
