@@ -65,6 +65,7 @@ class Builder:
     outputs: dict[int, tuple[str, Fake]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     built: dict[int, str] = field(default_factory=dict)
+    open: dict[int, bool] = field(default_factory=dict)  # being built: whether it contains itself
     taken: set[str] = field(default_factory=lambda: {"graph", "program", *dir(builtins)})
     keep: list[Any] = field(default_factory=list)
 
@@ -103,6 +104,8 @@ class Builder:
             return self.fetch(source)
         known = self.built.get(id(value))
         if known is not None:
+            if id(value) in self.open:
+                self.open[id(value)] = True
             return known
         if issubclass(type(value), MethodType):
             parts = self.sequence((value.__func__, value.__self__))
@@ -134,44 +137,37 @@ class Builder:
         if kind is tuple:
             items = [self.expression(v) for v in value]
             return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
-        if issubclass(type(value), tuple):
-            return f"tuple.__new__({self.constant(kind)}, {self.made(tuple(value), tuple)})"
+        if issubclass(kind, tuple):
+            cls, items = self.constant(kind), self.made(tuple(value), tuple)
+            return f"tuple.__new__({cls}, {items})" if maker_of(kind) is tuple else f"{cls}({items})"
         if kind is frozenset:
             return f"frozenset({self.made(tuple(value), tuple)})"
         builder = next((b for k, b in _BUILDERS if kind is k), None)
         if builder is None:
             return self.instance(value, kind)
         name = self.built[id(value)] = self.name(kind.__name__ + "0")
-        at = len(self.lines)
+        self.open[id(value)] = False
+        start = len(self.lines)
         text = builder(self, value)
-        self.lines.insert(at if self.lines[at:] == [] else len(self.lines), f"{name} = {text}")
+        if not self.open.pop(id(value)):
+            self.lines.append(f"{name} = {text}")
+            return name
+        if kind not in _FILLERS:
+            raise Refusal("escapes", f"a {kind.__name__} that contains itself outlives the call")
+        self.lines.insert(start, f"{name} = {kind.__name__}()")
+        self.lines.append(f"{name}.{_FILLERS[kind]}({text})")
         return name
 
     def instance(self, value: Any, kind: type) -> str:
         """An instance of a user's class: made bare, then given its state, so that no __init__ or
         __setattr__ runs again."""
-        base = next(
-            (b for b in (OrderedDict, dict, list, set, deque, BaseException) if issubclass(type(value), b)),
-            object,
-        )
-        if (
-            base is object
-            and kind.__new__ is not object.__new__
-            and kind.__flags__ & 1 << 9 == 0
-            or issubclass(type(value), _UNBUILDABLE)
-        ):
+        maker = maker_of(kind)
+        if maker not in _MAKERS and not issubclass(kind, BaseException) or issubclass(kind, _UNBUILDABLE):
             raise Refusal("escapes", f"a {kind.__name__} made while capturing outlives the call")
         name = self.built[id(value)] = self.name(kind.__name__.lower())
-        args = (
-            "".join(f", {self.expression(a)}" for a in value.args)
-            if issubclass(type(value), BaseException)
-            else ""
-        )
-        maker = base if base is not object and kind.__new__ is base.__new__ else object
-        self.lines.append(
-            f"{name} = {self.constant(maker) if maker is OrderedDict or maker is deque else maker.__name__}"
-            f".__new__({self.constant(kind)}{args})"
-        )
+        args = "".join(f", {self.expression(a)}" for a in value.args) if issubclass(kind, BaseException) else ""
+        self.lines.append(f"{name} = {self.constant(maker)}.__new__({self.constant(kind)}{args})")
+        base = next((b for b in (OrderedDict, dict, list, set, deque) if issubclass(kind, b)), object)
         self.content(name, value, base)
         state = getattr(value, "__dict__", None)
         if state:
@@ -283,6 +279,14 @@ class Builder:
             self.lines += [f"{cls}.clear({target})", f"{cls}.{method}({target}, [{self.sequence(copy)}])"]
 
 
+def maker_of(kind: type) -> type:
+    """The built-in class whose `__new__` makes instances of `kind`, Python's own `__new__` left aside."""
+    return next(c for c in kind.__mro__ if not isinstance(c.__dict__.get("__new__", _NO_NEW), staticmethod))
+
+
+_NO_NEW = staticmethod(object)
+_MAKERS = (object, dict, OrderedDict, list, set, deque, defaultdict)
+_FILLERS = {list: "extend", dict: "update"}
 _UNBUILDABLE = (CellType, torch.nn.Module)
 
 

@@ -29,6 +29,15 @@ def put(d: dict, key: Any, value: Any) -> None:
         base.__setitem__(d, key, value)
 
 
+def items(d: dict) -> Any:
+    """d.items() as the built-in class has them."""
+    return OrderedDict.items(d) if issubclass(type(d), OrderedDict) else dict.items(d)
+
+
+def ordered_keys(d: OrderedDict) -> tuple:
+    return tuple(OrderedDict.keys(d))
+
+
 @dataclass(slots=True)
 class Shadow:
     """A container of the world, the copy that the captured program works on, and the copy's first state."""
@@ -188,9 +197,9 @@ class Writes(Reads):
 
     def fill(self, base: type, real: Any, copy: Any, source: Source) -> None:
         if base is dict:
-            self.guard(source, "keys", tuple(dict.keys(real)))
+            self.guard_keys(source, real)
             changes = self.changed.pop(id(real), {})
-            for key, value in dict.items(real):
+            for key, value in items(real):
                 put(copy, key, self.inside(self.read(self.item_source(real, key), value)))
             self.pending_before(copy, changes)
             return
@@ -205,6 +214,14 @@ class Writes(Reads):
         self.guard(source, "len", len(real))
         for i, value in enumerate(base.__iter__(real)):
             base.append(copy, self.inside(self.read(source.index(i), value)))
+
+    def guard_keys(self, source: Source, real: dict) -> None:
+        if not real:
+            self.guard(source, "len", 0)
+        elif issubclass(type(real), OrderedDict):  # its order is its own, apart from the dict's
+            self.guard(source.call(ordered_keys), "equals", ordered_keys(real))
+        else:
+            self.guard(source, "keys", tuple(dict.keys(real)))
 
     def pending_before(self, copy: dict, changes: dict[Any, Any]) -> None:
         """Single keys changed before the dict got its shadow: the shadow's first state has them already,
@@ -237,7 +254,7 @@ class Writes(Reads):
     @staticmethod
     def state(copy: Any) -> list[Any]:
         if issubclass(type(copy), dict):
-            return [list(dict.items(copy))]
+            return [list(items(copy))]
         return [set(copy)] if issubclass(type(copy), set) else [list(copy)]
 
     # What changed
