@@ -191,7 +191,8 @@ class Capturer:
         effects = self.world.effects()
         program = build_program(
             self.world, result, effects,
-            [(s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)])
+            [(s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)],
+            any(n.op != "placeholder" for n in self.recorder.graph.nodes))
         self.guard_aliasing()
         return self.assemble(effects, program)
 

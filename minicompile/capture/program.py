@@ -314,21 +314,21 @@ _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
 
 
 def build_program(
-    world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]]
+    world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]], calls: bool
 ) -> Program:
-    """The program that calls the graph on `inputs`, commits `effects` and returns `result`."""
+    """The program that calls the graph (if it has `calls`) on `inputs`, commits `effects` and returns `result`."""
     b = Builder(world)
-    for source, hint in inputs:
+    for source, hint in inputs if calls else ():
         b.fetches[source] = b.name(hint)
     for effect in effects:
         b.effect(effect)
     returned = b.expression(result)
     b.lines.append(f"return {returned}")
     outs = [name for name, _ in b.outputs.values()]
-    call = f"graph({', '.join(b.fetches[s] for s, _ in inputs)})"
-    first = (
-        [f"{', '.join(outs)}{',' if len(outs) == 1 else ''} = {call}"] if outs else [call] if inputs else []
-    )
+    call = f"graph({', '.join(b.fetches[s] for s, _ in inputs)})" if calls else ""
+    first = [f"{', '.join(outs)}{',' if len(outs) == 1 else ''} = {call}"] if outs else [call]
+    if not calls:
+        first = []
     body = "".join(f"    {line}\n" for line in [*first, *b.lines])
     text = f"def program({', '.join(b.fetches.values())}):\n{body}"
     return Program(

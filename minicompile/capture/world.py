@@ -391,16 +391,16 @@ class CaptureWorld(Attributes):
         source = self.origin.get(id(obj))
         if source is None:
             return len(obj)
-        if issubclass(type(obj), CONTAINERS):
-            if id(obj) not in self.shadows and id(obj) not in self.changed:
-                self.guard(source, "len", len(obj))
-                return len(obj)
-            return len(self.shadow(obj))
         method = python_method(type(obj), "__len__")
-        if method is None:
+        if method is not None:
+            self.read_method(obj, "__len__")
+            return self.call(self.current, method, (obj,))
+        if not issubclass(type(obj), CONTAINERS):
             return len(obj)
-        self.read_method(obj, "__len__")
-        return self.call(self.current, method, (obj,))
+        if id(obj) in self.shadows or id(obj) in self.changed or not issubclass(type(obj), list | dict):
+            return len(self.shadow(obj))
+        self.guard(source, "len", len(obj))
+        return len(obj)
 
     def truth(self, obj: Any) -> bool:  # type: ignore[override]
         if obj is True or obj is False or obj is None:

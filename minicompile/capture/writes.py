@@ -211,6 +211,8 @@ class Writes(Reads):
             )
             set.update(copy, real)
             return
+        if base is deque:
+            source = source.call(tuple)
         self.guard(source, "len", len(real))
         for i, value in enumerate(base.__iter__(real)):
             base.append(copy, self.inside(self.read(source.index(i), value)))
