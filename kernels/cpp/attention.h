@@ -12,17 +12,6 @@
 
 namespace mc {
 
-struct Attention {
-  i64 batch, heads, kv_heads, queries, keys, dim, value_dim;
-  const float *q, *k, *v, *mask;  // mask: nullptr for none
-  i64 qs[3], ks[3], vs[3],
-      ms[4];         // strides over (batch, head, position); mask: (batch, head, query, key)
-  float *out, *lse;  // lse: nullptr where nobody reads it
-  i64 os[3], ls[3];
-  float scale;
-  bool causal;  // query i sees keys 0 … i
-};
-
 constexpr i64 ATTN_KEYS = 512;          // keys per block; K and V of a block take 256 KiB at dim 64
 constexpr i64 ATTN_ROWS = 8 * GEMM_MR;  // query rows per task: a block's packing is shared by this many
 

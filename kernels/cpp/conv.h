@@ -13,15 +13,6 @@
 
 namespace mc {
 
-struct Conv2d {
-  i64 batch, channels, height, width, out_channels, out_height, out_width, kh, kw;
-  i64 stride[2], pad[2], dilation[2];
-  const float *x, *w;
-  i64 xs[4];  // strides of x over (image, channel, row, column)
-  Epilogue epilogue;
-  void* context;
-};
-
 // The padded copy of the rows of one image that some of its pixels need.
 struct ConvRows {
   float* data;

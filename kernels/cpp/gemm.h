@@ -12,6 +12,7 @@
 // & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008); a panel streams from L2 at a
 // few bytes per cycle, so K needs no blocking.
 #pragma once
+#include "abi.h"
 #include "math.h"
 
 namespace mc {
@@ -27,12 +28,6 @@ constexpr int GEMM_NV = 2, GEMM_NR = GEMM_LANES * GEMM_NV;
 constexpr int GEMM_TILE = 8;  // panels per epilogue call: a tile of MR rows stays in L1
 typedef vec<float, GEMM_LANES> gemm_vec;
 typedef float gemm_uvec __attribute__((vector_size(GEMM_LANES * 4), aligned(4), may_alias));
-
-// Called for each finished tile, in no particular order, from several threads: rows [row, row + rows) and
-// columns [col, col + cols) of product number `batch` are tile[r * ld + c]. The tile's memory may be
-// overwritten; reading up to a vector past its columns is allowed.
-typedef void (*Epilogue)(void* context, i64 batch, i64 row, i64 col, i64 rows, i64 cols, float* tile,
-                         i64 ld);
 
 // Per-thread memory that grows to the largest request and is released when its thread ends.
 struct GemmScratch {
@@ -183,15 +178,6 @@ static __attribute__((noinline)) void gemm_dots(const float* A, i64 ra, const fl
       }
   }
 }
-
-struct Gemm {
-  i64 batch, M, N, K;
-  const float *A, *B;
-  i64 sab, sa, sak;   // A's strides over batch, M, K
-  i64 sbb, sbk, sbn;  // B's strides over batch, K, N
-  Epilogue epilogue;
-  void* context;
-};
 
 static bool gemm_few_rows(const Gemm& g) {
   return g.M <= 4 && g.sbk == 1 && g.sak == 1 && g.K >= 4 * GEMM_LANES;

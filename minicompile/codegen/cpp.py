@@ -22,15 +22,21 @@ from __future__ import annotations
 from ..loops.ir import Extern
 from ..runtime.toolchain import detect_isa, flags_for
 from ..schedule.plan import Kernel, Plan
+from .cpp_core import CoreText
 from .cpp_kernel import KernelText
 from .source import Launch, Source
 
 HEADER = """\
 #include "run.h"
 #include "reduce.h"
+#include "abi.h"
 
 #define MC_EXPORT extern "C" __attribute__((visibility("default")))
-MC_EXPORT void mc_bind(mc::Lookup lookup) { mc::bind_math(lookup); }
+static mc::Library library;
+MC_EXPORT void mc_bind(mc::Lookup lookup, const mc::Library* kernels) {
+  mc::bind_math(lookup);
+  library = *kernels;
+}
 
 namespace mc {
 """
@@ -50,7 +56,8 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
         if isinstance(step, Extern):
             calls.append(None)
             continue
-        body, buffers = KernelText(step, plan.buffers, isa).emit()
+        printer = CoreText if step.core is not None else KernelText
+        body, buffers = printer(step, plan.buffers, isa).emit()
         name = functions.get(body)
         if name is None:
             functions[body] = name = _function_name(step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ try:
     from .. import _launch
 except ImportError:  # not built: `load` says so, and the caller runs the reference
     _launch = None  # type: ignore[assignment]
+
+log = logging.getLogger("minicompile.code")
 
 INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL = range(6)
 KINDS = {"input": INPUT, "constant": CONSTANT, "temp": TEMP, "output": OUTPUT, "extern": EXTERN}
@@ -84,10 +87,46 @@ def load(source: Source) -> Executable:
         library = ctypes.CDLL(str(path))
     except OSError as e:
         raise ToolchainError(f"the compiled library does not load: {e}") from e
-    library.mc_bind(ctypes.c_void_p(_launch.lookup_address()))
+    library.mc_bind(ctypes.c_void_p(_launch.lookup_address()), ctypes.byref(_kernels_of(source)))
     graph, calls = _graph(source, library)
     seconds = {"compile": 0.0 if cached else built - start, "load": time.perf_counter() - built}
     return Executable(source, graph, path, cached, seconds, {name: c.how for name, c in calls.items()})
+
+
+class Library(ctypes.Structure):
+    """The functions of the kernel library, as in kernels/cpp/abi.h."""
+
+    _fields_ = [("gemm", ctypes.c_void_p), ("conv2d", ctypes.c_void_p), ("attention", ctypes.c_void_p)]
+
+
+@functools.lru_cache(maxsize=4)
+def kernel_library(isa: str) -> Library | None:
+    """The prebuilt kernels (matrix product, convolution, attention) for an instruction set; None where they were not
+    built, and plans must then be scheduled without cores."""
+    for path in sorted(Path(__file__).resolve().parent.parent.glob(f"_kernels_{isa}.*")):
+        try:
+            loaded = ctypes.CDLL(str(path))
+            names = ("mc_gemm", "mc_conv2d", "mc_attention")
+            found = Library(*(ctypes.cast(getattr(loaded, n), ctypes.c_void_p).value for n in names))
+        except (OSError, AttributeError) as e:
+            log.warning("the kernel library %s is not usable: %s", path, e)
+            continue
+        _loaded.append(loaded)
+        return found
+    return None
+
+
+_loaded: list[ctypes.CDLL] = []  # keeps the libraries that graphs point into
+
+
+def _kernels_of(source: Source) -> Library:
+    found = kernel_library(source.isa)
+    cores = [s for s in source.plan.steps if not isinstance(s, Extern) and s.core is not None]
+    if found is None and cores:
+        raise ToolchainError(
+            f"the kernel library for {source.isa} is not built, but {cores[0].name} needs it"
+        )
+    return found or Library()
 
 
 @functools.lru_cache(maxsize=1)

@@ -137,9 +137,18 @@ def test_inputs_with_an_offset(into):
     q, k, _ = base.unbind()
     transposed = View("k", TensorSpec(f32, (5, 4), (1, 5)))
     out = Buffer("o", "output" if into else "extern", spec(f32, 4, 4), 0)
-    mm = Extern("mm", a.mm.default, (View("q", spec(f32, 4, 5)), transposed), {}, (View("o", out.spec),), a.mm.out if into else None)
+    mm = Extern(
+        "mm",
+        a.mm.default,
+        (View("q", spec(f32, 4, 5)), transposed),
+        {},
+        (View("o", out.spec),),
+        a.mm.out if into else None,
+    )
     buffers = [Buffer("q", "input", TensorSpec.of(q), 0), Buffer("k", "input", TensorSpec.of(k), 1), out]
-    torch.testing.assert_close(build(plan_of([mm], buffers, [Result("o", out.spec)], ["q", "k"]))(q, k)[0], q @ k.t())
+    torch.testing.assert_close(
+        build(plan_of([mm], buffers, [Result("o", out.spec)], ["q", "k"]))(q, k)[0], q @ k.t()
+    )
 
 
 def test_nothing_is_recorded_for_autograd():

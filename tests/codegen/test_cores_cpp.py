@@ -1,0 +1,51 @@
+"""Kernels with a core: products and convolutions of the kernel library, with an emitted epilogue on their tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plans import build
+
+from minicompile.codegen.driver import kernel_library
+from minicompile.loops.build import build_loops
+from minicompile.lower.decompose import decompose
+from minicompile.lower.trace import trace_callable
+from minicompile.runtime.toolchain import machine_isas
+from minicompile.schedule.fuse import schedule
+
+R = torch.randn
+F = torch.nn.functional
+CASES = {
+    "mm": (lambda x, w: x @ w, (R(33, 40), R(40, 70))),
+    "linear": (lambda x, w, b: F.linear(x, w, b), (R(65, 48), R(100, 48), R(100))),
+    "linear gelu residual": (
+        lambda x, w, b, r: F.gelu(F.linear(x, w, b)) + r,
+        (R(5, 7, 32), R(64, 32), R(64), R(5, 7, 64)),
+    ),
+    "bmm scaled": (lambda x, y: torch.bmm(x, y.transpose(1, 2)) * 0.125, (R(6, 20, 16), R(6, 24, 16))),
+    "one row": (lambda x, w, b: F.relu(F.linear(x, w, b)), (R(1, 64), R(40, 64), R(40))),
+    "one column": (lambda x, w: torch.tanh(x @ w), (R(40, 64), R(64, 1))),
+    "conv bias relu": (
+        lambda x, w, b: F.relu(F.conv2d(x, w, b, padding=1)),
+        (R(2, 3, 17, 19), R(8, 3, 3, 3), R(8)),
+    ),
+    "conv strided residual": (
+        lambda x, w, r: F.conv2d(x, w, stride=2, padding=1) + r,
+        (R(2, 4, 16, 16), R(6, 4, 3, 3), R(2, 6, 8, 8)),
+    ),
+    "conv dilated": (lambda x, w: F.conv2d(x, w, dilation=2).sigmoid(), (R(1, 4, 20, 20), R(5, 4, 3, 3))),
+}
+
+
+@pytest.mark.parametrize("isa", machine_isas())
+@pytest.mark.parametrize("name", CASES)
+def test_core(name, isa):
+    if kernel_library(isa) is None:
+        pytest.skip("the kernel library is not built")
+    fn, args = CASES[name]
+    with torch.no_grad():
+        plan = schedule(build_loops(decompose(trace_callable(fn, *args))), cores=True)
+        assert any(getattr(step, "core", None) for step in plan.steps), str(plan)
+        got, want = build(plan, isa)(*args)[0], fn(*args)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert got.stride() == want.stride()
