@@ -1,4 +1,4 @@
-"""Types of the C extension; its sources are minicompile/capture/_*.c, what each name does is in their docstrings."""
+"""Types of the C extension; the sources are minicompile/capture/_*.c, docstrings tell what each name does."""
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any, Final

@@ -297,7 +297,9 @@ static PyObject *call_on_miss(CompiledFunction *self, PyObject *args, PyObject *
     PyObject *list = locals_list(locals, count), *result = NULL;
     if (list != NULL && args != NULL && kwargs != NULL) {
         PyObject *on_miss = Py_NewRef(self->on_miss);
+        void *foreign = mc_foreign_hook_off();
         result = PyObject_CallFunctionObjArgs(on_miss, (PyObject *)self, args, kwargs, list, NULL);
+        mc_foreign_hook_on(foreign);
         Py_DECREF(on_miss);
     }
     Py_XDECREF(list);

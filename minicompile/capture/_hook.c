@@ -225,6 +225,24 @@ static void hook_install(bool on) {
     }
 }
 
+/* Takes away another tool's eval-frame function, which would treat our compiler as the user's program; the
+ * result goes to mc_foreign_hook_on. */
+void *mc_foreign_hook_off(void) {
+    PyInterpreterState *interpreter = PyInterpreterState_Get();
+    _PyFrameEvalFunction current = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+    if (current == eval_frame || current == _PyEval_EvalFrameDefault) {
+        return NULL;
+    }
+    _PyInterpreterState_SetEvalFrameFunc(interpreter, _PyEval_EvalFrameDefault);
+    return (void *)current;
+}
+
+void mc_foreign_hook_on(void *taken) {
+    if (taken != NULL) {
+        _PyInterpreterState_SetEvalFrameFunc(PyInterpreterState_Get(), (_PyFrameEvalFunction)taken);
+    }
+}
+
 /* Call args[0](*args[1:], **kw) in `mode`, and put the thread's state back whatever happens. */
 static PyObject *call_in_mode(Mode mode, PyObject *handler, PyObject *const *args, Py_ssize_t nargs,
                               PyObject *kwnames) {

@@ -35,7 +35,8 @@ typedef struct {
 extern _Thread_local ThreadHook mc_thread;
 extern PyObject *mc_null; /* `_native.NULL`: stands for an unset slot of a frame */
 
-int mc_hook_init(PyObject *module);
+void *mc_foreign_hook_off(void);
+void mc_foreign_hook_on(void *taken);
 
 /* --- _tensor.c -------------------------------------------------------------------------------- */
 

@@ -277,3 +277,39 @@ def test_through_python():
     environment = {**os.environ, "PYTHONPATH": str(here)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+BESIDE_DYNAMO = """
+import torch
+from minicompile import _native as native
+x = torch.ones(3)
+def triple(x):
+    return x * 3
+def handler(code, function, localsplus, namespace, resumed):
+    names.append(code.co_name)
+    return NotImplemented
+names = []
+def miss(compiled, args, kwargs, slots):
+    out = native.capture(handler, triple, *args)
+    guards = native.GuardProgram([("LOCAL", 0), ("TENSOR", 0, args[0])], [0])
+    compiled.entries.append(native.Entry(guards, triple))
+    return out
+compiled = native.CompiledFunction(triple, miss)
+around = torch.compile(lambda x: compiled(x + 1) * 2, backend="eager")
+for _ in range(3):
+    assert around(x).tolist() == [12.0] * 3
+assert compiled.entries[0].hits == 2 and len(compiled.entries) == 1 and names == ["triple"]
+assert torch.compile(lambda x: x + 1, backend="eager")(x).tolist() == [2.0] * 3
+assert not native.installed() and native.mode() == 0
+print("fine")
+"""
+
+
+def test_beside_dynamo():
+    """Another tool with an eval-frame function goes on working, and does not get our own code to compile."""
+    pytest.importorskip("torch._dynamo")
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{root}"}
+    command = [sys.executable, "-c", "import conftest\n" + BESIDE_DYNAMO]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.stdout.strip() == "fine", done.stderr
