@@ -1,0 +1,152 @@
+"""The kernel library (gemm.h, conv.h, attention.h) against float64, for every instruction set this machine runs."""
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minicompile
+from minicompile.runtime import toolchain
+
+I, P = ctypes.c_int64, ctypes.c_void_p
+HERE = Path(__file__).parent
+KERNELS = Path(minicompile.__file__).parent.parent / "kernels" / "cpp"
+
+
+class Gemm(ctypes.Structure):
+    _fields_ = [(n, I) for n in ("batch", "M", "N", "K")] + [("A", P), ("B", P)] + [
+        (n, I) for n in ("sab", "sa", "sak", "sbb", "sbk", "sbn")] + [("epilogue", P), ("context", P)]
+
+
+class Conv2d(ctypes.Structure):
+    _fields_ = [(n, I) for n in ("batch", "channels", "height", "width", "out_channels", "out_height", "out_width", "kh",
+                                 "kw")] + [("stride", I * 2), ("pad", I * 2), ("dilation", I * 2), ("x", P), ("w", P),
+                                           ("xs", I * 4), ("epilogue", P), ("context", P)]
+
+
+class Attention(ctypes.Structure):
+    _fields_ = [(n, I) for n in ("batch", "heads", "kv_heads", "queries", "keys", "dim", "value_dim")] + [
+        (n, P) for n in ("q", "k", "v", "mask")] + [("qs", I * 3), ("ks", I * 3), ("vs", I * 3), ("ms", I * 4), ("out", P),
+                                                    ("lse", P), ("os", I * 3), ("ls", I * 3), ("scale", ctypes.c_float),
+                                                    ("causal", ctypes.c_bool)]
+
+
+def library_file(isa: str) -> Path:
+    folder = Path(minicompile.__file__).parent
+    found = [folder / f"_kernels_{isa}{s}" for s in importlib.machinery.EXTENSION_SUFFIXES]
+    return next(f for f in found if f.exists())
+
+
+@pytest.fixture(scope="module", params=toolchain.machine_isas())
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    out = tmp_path_factory.mktemp("matrix") / "calls.so"
+    toolchain.build(toolchain.find(), HERE / "matrix_calls.cpp", out, toolchain.flags_for(request.param), KERNELS)
+    return ctypes.CDLL(str(out)), ctypes.CDLL(str(library_file(request.param)))
+
+
+def close(got: torch.Tensor, exact: torch.Tensor, terms: int) -> None:
+    """Within what float32 sums of `terms` products of unit normals may lose."""
+    assert got.shape == exact.shape
+    error = (got.double() - exact).abs().max().item() if got.numel() else 0.0
+    assert error <= 2e-5 + 3e-7 * terms, error
+
+
+def layout(t: torch.Tensor, kind: int) -> torch.Tensor:
+    """The same values with rows dense, columns dense, or neither."""
+    if kind == 1:
+        return t.mT.contiguous().mT
+    if kind == 2:
+        wide = torch.zeros(*t.shape[:-1], 2 * t.shape[-1] + 1)
+        wide[..., 1::2] = t
+        return wide[..., 1::2]
+    return t.contiguous()
+
+
+sizes = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 130, 257]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 3), sizes, sizes, st.one_of(st.integers(0, 70), st.sampled_from([256, 1024])), st.integers(0, 2),
+       st.integers(0, 2), st.integers(1, 3))
+def test_products(library: tuple, batch: int, m: int, n: int, k: int, la: int, lb: int, threads: int) -> None:
+    calls, lib = library
+    g = torch.Generator().manual_seed(m * n + k)
+    a = layout(torch.randn(batch, m, k, generator=g), la)
+    b = layout(torch.randn(batch, k, n, generator=g), lb)
+    bias, out = torch.randn(n, generator=g), torch.full((batch, m, n), math.nan)
+    args = Gemm(batch, m, n, k, a.data_ptr(), b.data_ptr(), *a.stride(), *b.stride())
+    calls.gemm_call(lib.mc_gemm, ctypes.byref(args), P(out.data_ptr()), P(bias.data_ptr()), threads)
+    close(out, a.double() @ b.double() + bias.double(), k)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 20), st.integers(1, 40), st.sampled_from([1, 3, 8, 17, 33]),
+       st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3), st.booleans(),
+       st.integers(1, 2))
+def test_convolutions(library: tuple, batch: int, channels: int, height: int, width: int, out_channels: int, kh: int,
+                      kw: int, stride: int, pad: int, dilation: int, channels_last: bool, threads: int) -> None:
+    if height + 2 * pad < (kh - 1) * dilation + 1 or width + 2 * pad < (kw - 1) * dilation + 1:
+        return
+    calls, lib = library
+    g = torch.Generator().manual_seed(height * width + channels)
+    x = torch.randn(batch, channels, height, width, generator=g)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    w, bias = torch.randn(out_channels, channels, kh, kw, generator=g), torch.randn(out_channels, generator=g)
+    exact = F.conv2d(x.double(), w.double(), bias.double(), (stride, 1), pad, dilation)
+    out = torch.full(exact.shape, math.nan)
+    args = Conv2d(batch, channels, height, width, out_channels, *exact.shape[2:], kh, kw, (I * 2)(stride, 1),
+                  (I * 2)(pad, pad), (I * 2)(dilation, dilation), x.data_ptr(), w.data_ptr(), (I * 4)(*x.stride()))
+    calls.conv_call(lib.mc_conv2d, ctypes.byref(args), P(out.data_ptr()), P(bias.data_ptr()), threads)
+    close(out, exact, channels * kh * kw)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.sampled_from([1, 2, 5, 17, 60, 130]),
+       st.sampled_from([1, 3, 16, 33, 513, 700]), st.sampled_from([1, 7, 16, 33, 64]), st.sampled_from([1, 16, 24, 65]),
+       st.booleans(), st.booleans(), st.integers(1, 2))
+def test_attention(library: tuple, batch: int, kv_heads: int, groups: int, queries: int, keys: int, dim: int,
+                   value_dim: int, causal: bool, masked: bool, threads: int) -> None:
+    _, lib = library
+    g = torch.Generator().manual_seed(queries * keys + dim)
+    heads = kv_heads * groups
+    q = torch.randn(batch, queries, heads, dim, generator=g).transpose(1, 2)
+    k = torch.randn(batch, keys, kv_heads, dim, generator=g).transpose(1, 2)
+    v = torch.randn(batch, keys, kv_heads, value_dim, generator=g).transpose(1, 2)
+    mask = torch.randn(batch, 1, queries, keys, generator=g)
+    mask[..., 1:][torch.rand(batch, 1, queries, keys - 1, generator=g) < 0.3] = -math.inf
+    mask = mask.expand(batch, heads, queries, keys)
+    out = torch.full((batch, queries, heads, value_dim), math.nan).transpose(1, 2)
+    lse = torch.full((batch, heads, queries), math.nan)
+    scale = 1 / math.sqrt(dim)
+    args = Attention(batch, heads, kv_heads, queries, keys, dim, value_dim, q.data_ptr(), k.data_ptr(), v.data_ptr(),
+                     mask.data_ptr() if masked else None, q.stride()[:3], k.stride()[:3], v.stride()[:3], mask.stride(),
+                     out.data_ptr(), lse.data_ptr(), out.stride()[:3], lse.stride(), scale, causal)
+    lib.mc_attention(ctypes.byref(args), threads)
+    scores = q.double() @ k.double().repeat_interleave(groups, 1).mT * scale
+    scores = scores + mask.double() if masked else scores
+    if causal:
+        scores = scores.masked_fill(torch.ones(queries, keys).tril() == 0, -math.inf)
+    exact = torch.softmax(scores, -1) @ v.double().repeat_interleave(groups, 1)
+    close(out, exact, keys)
+    assert torch.allclose(lse.double(), scores.logsumexp(-1), atol=1e-5)
+
+
+def test_a_row_without_keys_gives_zeros(library: tuple) -> None:
+    """Every key masked: eager's kernel gives 0, not NaN."""
+    _, lib = library
+    q = k = v = torch.randn(1, 1, 4, 8)
+    mask = torch.full((1, 1, 4, 4), -math.inf)
+    out, lse = torch.full((1, 1, 4, 8), math.nan), torch.empty(1, 1, 4)
+    args = Attention(1, 1, 1, 4, 4, 8, 8, q.data_ptr(), k.data_ptr(), v.data_ptr(), mask.data_ptr(), q.stride()[:3],
+                     k.stride()[:3], v.stride()[:3], mask.stride(), out.data_ptr(), lse.data_ptr(), out.stride()[:3],
+                     lse.stride(), 1.0, False)
+    lib.mc_attention(ctypes.byref(args), 1)
+    eager = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    assert torch.equal(torch.nan_to_num(eager), torch.nan_to_num(out)), (eager, out)
