@@ -67,8 +67,8 @@ class _Function(torch.autograd.Function):
         rest = iter(results[split.outputs:])
         saved = [primals[i] if i is not None else next(rest) for i in split.from_input]
         ctx.save_for_backward(*saved)
-        # For a second derivative only. Not saved tensors: those must not change until the backward has run, and eager
-        # mode asks that of no input that its own formulas do not need.
+        # For a second derivative only. Not saved tensors: those must not change until the backward has run,
+        # and eager mode asks that of no input that its own formulas do not need.
         ctx.halves, ctx.primals, ctx.versions = halves, primals, versions(primals)
         ctx.set_materialize_grads(False)
         outputs = [None if o.alias is not None and o.alias[0] == "input" else r
@@ -86,12 +86,15 @@ class _Function(torch.autograd.Function):
         tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
         if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
             if versions(ctx.primals) != ctx.versions:
-                raise RuntimeError("a second derivative is needed, but an input of the compiled graph has been modified "
-                                   "in place since")
+                raise RuntimeError("a second derivative is needed, but an input of the compiled graph has been "
+                                   "modified in place since")
             gradients = differentiable_gradients(halves, ctx.primals, tangents)
         else:
             gradients = halves.backward(*saved, *tangents)
-        given = dict(zip(halves.gradients, gradients))
+        # As in eager mode, a gradient that nothing flowed into is None, not zeros: optimizers tell the two
+        # apart.
+        arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
+        given = {i: g for i, g, flow in zip(halves.gradients, gradients, split.flows) if flow & arrived}
         return (None, *[given.get(i) for i in range(len(ctx.primals))])
 
 
@@ -107,8 +110,8 @@ def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],
     Raises RuntimeError where running it again would draw other random numbers or write to inputs twice.
     """
     if not halves.repeatable:
-        raise RuntimeError("a second derivative is needed of a compiled graph that draws random numbers or writes "
-                           "to its inputs, which cannot be run again; leave it out: minicompile.disable(fn)")
+        raise RuntimeError("a second derivative is needed of a compiled graph that draws random numbers or "
+                           "writes to its inputs, which cannot be run again; leave it out: minicompile.disable(fn)")
     outputs = halves.eager(*primals)
     results, wanted = [outputs[i] for i in halves.split.tangents], [primals[i] for i in halves.gradients]
     return torch.autograd.grad(results, wanted, tangents, create_graph=True, allow_unused=True)

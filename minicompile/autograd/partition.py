@@ -58,6 +58,7 @@ class Split:
                 output
     tangents    which of the user's outputs have an incoming gradient; `backward` takes them after the saved
                 values
+    flows       for each gradient, the tangents (by position) that it is computed from
     """
 
     forward: Graph
@@ -66,6 +67,7 @@ class Split:
     saved: tuple[Saved, ...]
     from_input: tuple[int | None, ...]
     tangents: tuple[int, ...]
+    flows: tuple[frozenset[int], ...]
 
     @property
     def saved_bytes(self) -> int:
@@ -126,7 +128,7 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...]) -
     forward = _forward(joint, primals, results, kept, writes)
     backward = _backward(joint, primals, gradients, saved)
     reasons = tuple(Saved(n, n.tensor.nbytes, BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
-    return Split(forward, backward, outputs, reasons, tuple(at), tangents)
+    return Split(forward, backward, outputs, reasons, tuple(at), tangents, _flows(joint, primals, gradients))
 
 
 def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
@@ -136,6 +138,15 @@ def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
         if any(a in seen for a in arg_nodes((n.args, n.kwargs))):
             seen.add(n)
     return seen
+
+
+def _flows(joint: Graph, primals: int, gradients: tuple[Output, ...]) -> tuple[frozenset[int], ...]:
+    """For each gradient, which tangents it is computed from."""
+    sources = {n: frozenset((i,)) for i, n in enumerate(joint.inputs[primals:])}
+    none: frozenset[int] = frozenset()
+    for n in joint.nodes:
+        sources[n] = none.union(*[sources.get(a, none) for a in arg_nodes((n.args, n.kwargs))])
+    return tuple(sources.get(o.node, none) for o in gradients)
 
 
 def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
