@@ -301,19 +301,31 @@ class _Fusion:
         return steps, buffers
 
     def _order(self) -> Iterable[int]:
-        def place_of(i: int) -> int:
-            g = self.groups[i]
-            return g.parts[-1].order if isinstance(g, Group) else i
-
+        """Dependencies first, else program order; what reads only inputs waits for its first reader, so that values
+        computed again for a backward pass don't all live from its start."""
+        place = {i: float(self._place(i)) for i in self.groups}
+        for i in self.groups:
+            if self.after[i] and self._from_inputs(i):
+                place[i] = max(place[i], min(self._place(j) for j in self.after[i]) - 0.5)
         waiting = {i: len(self.before[i]) for i in self.groups}
-        ready: list[tuple[int, int]] = []
+        ready: list[tuple[float, int]] = []
         for i, n in waiting.items():
             if not n:
-                heappush(ready, (place_of(i), i))
+                heappush(ready, (place[i], i))
         while ready:
             _, i = heappop(ready)
             yield i
             for j in self.after[i]:
                 waiting[j] -= 1
                 if not waiting[j]:
-                    heappush(ready, (place_of(j), j))
+                    heappush(ready, (place[j], j))
+
+    def _place(self, i: int) -> int:
+        """A group's place in the program: its last loop's."""
+        g = self.groups[i]
+        return g.parts[-1].order if isinstance(g, Group) else i
+
+    def _from_inputs(self, i: int) -> bool:
+        """Whether a group of loops reads nothing that it would keep alive by running later."""
+        g = self.groups[i]
+        return isinstance(g, Group) and all(self.buffers[n].kind in ("input", "constant") for n in g.reads())

@@ -1,4 +1,4 @@
-"""Loops from prims: hand-made cases where the shape of the result matters, and random graphs where only values do."""
+"""Loops from prims: hand-made cases where the result's shape matters, random graphs where only values do."""
 
 from __future__ import annotations
 

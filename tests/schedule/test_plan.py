@@ -1,4 +1,4 @@
-"""Memory, order and the plan's verifier: planted faults are found, by `check` or by running in the plan's own arena."""
+"""Memory, order and the verifier of plans: planted faults are found by `check`, or by running in the arena."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 def chain() -> Make:
-    """Products with a softmax each, then a kernel that allocates: temps that live one after another, and one longer."""
+    """Products with a softmax each, then a kernel that allocates: temps one after another, one lives longer."""
     m = Make()
     x, first = m.input(48, 64), None
     for _ in range(3):
@@ -239,3 +239,16 @@ def test_overlap_shows_in_numbers_too() -> None:
 def test_plan_prints_memory() -> None:
     text = str(right())
     assert "arena of" in text and " at 0" in text and "free " in text and "kernel k0" in text
+
+
+def test_recomputed_values_are_made_when_needed() -> None:
+    """Values of inputs alone, all written down first and read by products one after another: one lives at a time."""
+    m = Make()
+    made = [m.exp(m.input(32, 32)) for _ in range(6)]
+    y = m.input(32, 32)
+    for v in made:
+        y = m.call(aten.mm.default, y, v)
+    m.output(y)
+    plan = schedule(build_loops(m.graph()))
+    plan.check()
+    assert plan.arena_bytes == 3 * 4096
