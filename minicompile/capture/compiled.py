@@ -8,6 +8,7 @@ a callable with the function's behaviour. The last part of capture; the API wrap
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import linecache
 import logging
@@ -95,7 +96,13 @@ class Compiled:
         if native.entries:
             reasons = [e.why_missed(self.function, slots) for e in self.entries]
             self.on_event("recompile", reasons)
-        program, fetched = self.add(slots)
+        collects = gc.isenabled()
+        gc.disable()  # compiling makes many objects that stay, and few cycles
+        try:
+            program, fetched = self.add(slots)
+        finally:
+            if collects:
+                gc.enable()
         return program(*fetched)
 
     def add(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:

@@ -44,7 +44,6 @@ class World:
 
     def __init__(self) -> None:
         self.current: Frame | None = None
-        self.codes: dict[CodeType, Code] = {}
         self.special: dict[int, Callable[..., Any]] = {id(f): h for f, h in SPECIAL.items()}
 
     def interprets(self, code: CodeType) -> bool:
@@ -115,10 +114,7 @@ class World:
         return self.run_slots(code, f, bind(self, code, f, args, kwargs))
 
     def code_of(self, raw: CodeType) -> Code:
-        code = self.codes.get(raw)
-        if code is None or code.code is not raw:  # equal code objects may differ in file and line
-            code = self.codes[raw] = normalised(raw)
-        return code
+        return normalised(raw)
 
     def run_slots(
         self, code: Code, f: FunctionType, slots: list, names: dict[str, Any] | None = None

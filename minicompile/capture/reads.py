@@ -73,6 +73,7 @@ class Reads(World):
         self.inputs: list[tuple[Source, torch.Tensor, Fake]] = []
         self.input_of: dict[int, int] = {}  # id of an input's fake -> its index
         self.new_input: Callable[[Source, torch.Tensor, Fake], None] = lambda source, t, fake: None
+        self.places: dict[tuple[int, int], Where] = {}
         self.root: Where | None = None  # the captured function itself
         self.constants: dict[int, Source] = {}
         self.globals_read: dict[tuple[int, str], Any] = {}
@@ -94,7 +95,13 @@ class Reads(World):
 
     def where(self) -> Where | None:
         frame = self.user_frame()
-        return frame.where if frame is not None else self.root
+        if frame is None:
+            return self.root
+        key = (id(frame.code), frame.pc)
+        place = self.places.get(key)
+        if place is None:
+            place = self.places[key] = frame.where
+        return place
 
     def refuse(self, code: str, reason: str) -> Refusal:
         return Refusal(code, reason, self.where())

@@ -76,20 +76,21 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = torch.fx.Graph()
         self.nodes: dict[int, torch.fx.Node] = {}  # id of a fake -> its node
+        self.last_input: torch.fx.Node | None = None
         self.keep: list[Any] = []
         self.places: dict[torch.fx.Node, Where] = {}
         self.where = where
 
     def add_input(self, name: str, fake: Fake) -> torch.fx.Node:
         """A placeholder, put behind the other placeholders."""
-        last = next((n for n in reversed(self.graph.nodes) if n.op == "placeholder"), None)
+        last = self.last_input
         with (
             self.graph.inserting_after(last)
             if last is not None
             else self.graph.inserting_before(next(iter(self.graph.nodes), None))
         ):
             node = self.graph.placeholder(name)
-        self.nodes[id(fake)] = node
+        self.nodes[id(fake)] = self.last_input = node
         self.keep.append(fake)
         return node
 

@@ -59,7 +59,7 @@ class CaptureWorld(Attributes):
         super().__init__()
         self.lookups = {}
         self.record_state: Callable[..., None] = lambda f, args, kwargs: None
-        self.policies: dict[CodeType, Policy] = {}
+        self.policies: dict[int, Policy] = {}  # by id of the code object
         self.special |= {id(f): h for f, h in SPECIAL.items()}
 
     # Calls
@@ -114,9 +114,10 @@ class CaptureWorld(Attributes):
         return self.call_native(f, args, kwargs)
 
     def policy_of(self, code: CodeType) -> Policy:
-        known = self.policies.get(code)
+        known = self.policies.get(id(code))
         if known is None:
-            known = self.policies[code] = _native.suspend(policy.of_code, code)
+            known = self.policies[id(code)] = _native.suspend(policy.of_code, code)
+            self.keep.append(code)
         return known
 
     def interprets(self, code: CodeType) -> bool:
