@@ -25,6 +25,7 @@ from .loops.build import build_loops
 from .lower.decompose import decompose
 from .lower.graphs import Prims
 from .lower.trace import trace
+from .runtime.toolchain import detect_isa
 from .schedule.fuse import schedule
 
 Call = Callable[..., Sequence[torch.Tensor]]
@@ -33,7 +34,7 @@ Call = Callable[..., Sequence[torch.Tensor]]
 STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prims": ("aten", decompose),
     "loops": ("prims", build_loops),
-    "plan": ("loops", schedule),
+    "plan": ("loops", lambda loops: schedule(loops, cores=driver.kernel_library(detect_isa()) is not None)),
     "source": ("plan", cpp.emit),
     "executable": ("source", driver.load),
 }
