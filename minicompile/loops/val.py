@@ -6,7 +6,7 @@ dependencies, cost, reference execution, C++ and Triton.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
@@ -27,10 +27,11 @@ class Val:
     vars    every loop variable it depends on (variables that a Load binds itself are not free)
     """
 
-    __slots__ = ("dtype", "args", "vars", "__weakref__")
+    __slots__ = ("dtype", "args", "vars", "loaded", "__weakref__")
     dtype: torch.dtype
     args: tuple[Val, ...]
     vars: frozenset[Var]
+    loaded: tuple[Load, ...]  # set by `loads`
 
     def __str__(self) -> str:
         return show(self)
@@ -188,9 +189,14 @@ def walk(v: Val) -> list[Val]:
     return order
 
 
-def loads(v: Val) -> Iterator[Load]:
-    """Every distinct Load inside v."""
-    return (x for x in walk(v) if isinstance(x, Load))
+def loads(v: Val) -> tuple[Load, ...]:
+    """Every distinct Load inside v; remembered, as every stage asks (but not by a Load: it would hold itself)."""
+    if isinstance(v, Load):
+        return tuple(x for x in walk(v) if isinstance(x, Load))
+    found: tuple[Load, ...] | None = getattr(v, "loaded", None)
+    if found is None:
+        found = v.loaded = tuple(x for x in walk(v) if isinstance(x, Load))
+    return found
 
 
 def rebuild(v: Val, args: tuple[Val, ...], env: Mapping[Var, Sym | int]) -> Val:

@@ -301,8 +301,8 @@ class _Fusion:
         return steps, buffers
 
     def _order(self) -> Iterable[int]:
-        """Dependencies first, else program order; what reads only inputs waits for its first reader, so that values
-        computed again for a backward pass don't all live from its start."""
+        """Dependencies first, else program order; what reads only inputs waits for its first reader, so that
+        values computed again for a backward pass don't all live from its start."""
         place = {i: float(self._place(i)) for i in self.groups}
         for i in self.groups:
             if self.after[i] and self._from_inputs(i):
