@@ -1,5 +1,5 @@
-// What emitted code and the kernel library (library.cpp) say to each other: plain structs, and three functions
-// that a loaded graph gets as pointers, because the library is built once and bound at run time.
+// What emitted code and the kernel library (library.cpp) say to each other: plain structs, and three
+// functions that a loaded graph gets as pointers, because the library is built once and bound at run time.
 #pragma once
 #include "vec.h"
 

@@ -1,5 +1,5 @@
-"""C++ text of kernels with a core: a matrix product or convolution by the kernel library, and the epilogue that is
-applied to each of its finished tiles.
+"""C++ text of kernels with a core: a matrix product or convolution by the kernel library, and the epilogue
+that is applied to each of its finished tiles.
 
 Takes a `Kernel` whose `core` is set, gives the same as `cpp_kernel.KernelText`. How it looks:
 
@@ -36,7 +36,8 @@ class CoreText(KernelText):
         assert core is not None and core.outs[0] is not None
         self.stored |= {core.outs[0].buffer}
         operands = [self.view(v) for v in core.views()]
-        batch, row, column = k.par if len(k.par) == 3 else (None, *k.par)
+        batch = k.par[0] if len(k.par) == 3 else None
+        row, column = k.par[-2:]
         self.here.depth = 2
         if batch is not None:
             self.here.names = frozenset((batch.var,))
@@ -113,7 +114,7 @@ class CoreText(KernelText):
 
 
 def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Sequence[int]) -> str:
-    """The Conv2d struct of a convolution's arguments (see schedule.cores for which convolutions come here)."""
+    """The Conv2d struct of a convolution's arguments (schedule.cores says which come here)."""
 
     def pair(value: int | Sequence[int]) -> str:
         both = [value, value] if isinstance(value, int) else [*value] * (2 if len(value) == 1 else 1)
@@ -130,6 +131,7 @@ def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Se
     assert oh * ow == par[2], (oh, ow, par)
     sizes = (*xs.shape, ws.shape[0], oh, ow, *ws.shape[2:])
     return (
-        f"Conv2d task{{{', '.join(map(str, sizes))}, {pair(stride)}, {pair(padding)}, {pair(dilation)}, {x}, {w}, "
+        f"Conv2d task{{{', '.join(map(str, sizes))}, "
+        f"{pair(stride)}, {pair(padding)}, {pair(dilation)}, {x}, {w}, "
         f"{{{', '.join(map(str, xs.stride))}}}, epilogue, &context}}"
     )

@@ -6,12 +6,12 @@ for `codegen.cpp`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from ..ir.sym import Var
+from ..ir.sym import Sym, Var
 from ..loops.ir import Apply, Axis, Buffer, Checked, Const, Index, Load, Loop, Store, Val
 from ..schedule.plan import Kernel, Stage
 from .cpp_values import REGISTER, apply_text, element, literal, raw_vector
@@ -214,7 +214,7 @@ class KernelText:
         if size > whole:
             self.here.put(f"{function}({whole}, Tail{{{size - whole}}}{tag(0)});")
 
-    def rows_then(self, rest) -> None:  # type: ignore[no-untyped-def]
+    def rows_then(self, rest: Callable[[], None]) -> None:
         """Scratch rows of one thread, then `rest`."""
         at = 0
         rows = [(name, self.buffers[name].spec) for name in self.kernel.local if self.buffers[name].spec.ndim]
@@ -583,8 +583,9 @@ class KernelText:
             mask = f"splat_mask<{self.lanes}>({mask})"
         return f"gather_if<{self.lanes}, {ctype}>({mask}, {function}, m)"
 
-    # type: ignore[no-untyped-def]
-    def place(self, buffer: str, index, indirect) -> tuple[str, int | None, dict[str, str]]:
+    def place(
+        self, buffer: str, index: Sym | int, indirect: tuple[tuple[Var, Val], ...]
+    ) -> tuple[str, int | None, dict[str, str]]:
         """(address text, lane step, variables that differ from lane to lane: name -> vector text)."""
         names: dict[str, str] = {}
         bound: dict[str, str] = {}

@@ -73,14 +73,14 @@ def literal(v: Const) -> str:
     if dtype is torch.bool:
         return "true" if x else "false"
     if dtype in (torch.bfloat16, torch.float16):
-        return f"u16({torch.tensor(x, dtype=dtype).view(torch.int16).item() & 0xFFFF})"
+        return f"u16({int(torch.tensor(x, dtype=dtype).view(torch.int16).item()) & 0xFFFF})"
     if dtype in (torch.float32, torch.float64):
         suffix = "f" if dtype is torch.float32 else ""
-        if isinstance(x, float) and not math.isfinite(x):
-            name = f'__builtin_nan{suffix}("")' if math.isnan(x) else f"__builtin_inf{suffix}()"
-            return f"-{name}" if x < 0 else name
-        text = repr(torch.tensor(x, dtype=dtype).item())
-        return f"{text}{suffix}"
+        real = float(torch.tensor(x, dtype=dtype).item())  # rounded; what is too large becomes infinite
+        if not math.isfinite(real):
+            name = f'__builtin_nan{suffix}("")' if math.isnan(real) else f"__builtin_inf{suffix}()"
+            return f"-{name}" if real < 0 else name
+        return f"{real!r}{suffix}"
     assert isinstance(x, int)
     bits = 8 * dtype.itemsize
     unsigned = not dtype.is_signed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +27,9 @@ from .externs import Call, call_of
 from .source import Source
 
 try:
-    from .. import _launch
+    _launch: Any = importlib.import_module("minicompile._launch")
 except ImportError:  # not built: `load` says so, and the caller runs the reference
-    _launch = None  # type: ignore[assignment]
+    _launch = None
 
 log = logging.getLogger("minicompile.code")
 
@@ -101,8 +102,8 @@ class Library(ctypes.Structure):
 
 @functools.lru_cache(maxsize=4)
 def kernel_library(isa: str) -> Library | None:
-    """The prebuilt kernels (matrix product, convolution, attention) for an instruction set; None where they were not
-    built, and plans must then be scheduled without cores."""
+    """The prebuilt kernels (matrix product, convolution, attention) for an instruction set; None where they
+    were not built, and plans must then be scheduled without cores."""
     for path in sorted(Path(__file__).resolve().parent.parent.glob(f"_kernels_{isa}.*")):
         try:
             loaded = ctypes.CDLL(str(path))

@@ -1,4 +1,4 @@
-"""Kernels with a core: products and convolutions of the kernel library, with an emitted epilogue on their tiles."""
+"""Kernels with a core: products and convolutions of the kernel library, with an emitted epilogue on tiles."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_a_slow_compiler_is_stopped(tmp_path, monkeypatch):
     fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo slow 1 && exit 0\nexec sleep 30\n')
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
-    with config.patch(compile_timeout_s=0.3), pytest.raises(ToolchainError, match="more than 0.3 s"):
+    with config.patch(compile_timeout_s=0.3), pytest.raises(ToolchainError, match=r"more than 0\.3 s"):
         toolchain.build(toolchain.find(), tmp_path / "a.cpp", tmp_path / "a.so", (), tmp_path)
 
 
