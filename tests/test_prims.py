@@ -11,7 +11,16 @@ from minicompile.ir.prims import PRIMS, Prim, prims
 from minicompile.ir.spec import TensorSpec
 
 F32, I64, BOOL = torch.float32, torch.int64, torch.bool
-EVERY = (torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
+EVERY = (
+    torch.float32,
+    torch.float64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+)
 
 
 def tensor(dtype: torch.dtype, shape: tuple[int, ...] = (2, 3)) -> torch.Tensor:
@@ -42,7 +51,9 @@ def test_at_most_a_hundred_documented_rows() -> None:
             assert all(f"{{{i}}}" in row.cpp for i in range(row.arity))
 
 
-@pytest.mark.parametrize("name", [n for n, r in PRIMS.items() if r.kind == "elementwise" and n not in ("where", "cast", "bitcast")])
+@pytest.mark.parametrize(
+    "name", [n for n, r in PRIMS.items() if r.kind == "elementwise" and n not in ("where", "cast", "bitcast")]
+)
 def test_elementwise(name: str) -> None:
     row = PRIMS[name]
     for dtype in row.dtypes:
@@ -57,7 +68,9 @@ def test_elementwise(name: str) -> None:
         with pytest.raises(ValueError):
             row.meta(spec(tensor(row.dtypes[0])), spec(tensor(row.dtypes[0], (3,))))
     if row.dtypes[0] is F32:
-        values = torch.tensor([*row.edges, math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-42], dtype=torch.float64)
+        values = torch.tensor(
+            [*row.edges, math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-42], dtype=torch.float64
+        )
         row.ref(*[values] * row.arity)
 
 
@@ -75,9 +88,18 @@ def test_where_cast_bitcast() -> None:
         PRIMS["where"].meta(spec(tensor(F32)), spec(tensor(F32)), spec(tensor(F32)))
 
 
-VIEWS = [("expand", (3,), ((2, 3),)), ("expand", (2, 1), ((4, 2, 5),)), ("permute", (2, 3, 4), ((2, 0, 1),)), ("reshape", (2, 6), ((3, 4),)),
-         ("slice", (5, 2), (0, 1, 5, 2)), ("slice", (5, 2), (1, 0, 0, 1)), ("flip", (2, 3), ((0, 1),)), ("pad", (2, 3), ((1, 0), (0, 2), 7)),
-         ("reshape", (0, 3), ((3, 0),)), ("reshape", (), ((1, 1),))]
+VIEWS = [
+    ("expand", (3,), ((2, 3),)),
+    ("expand", (2, 1), ((4, 2, 5),)),
+    ("permute", (2, 3, 4), ((2, 0, 1),)),
+    ("reshape", (2, 6), ((3, 4),)),
+    ("slice", (5, 2), (0, 1, 5, 2)),
+    ("slice", (5, 2), (1, 0, 0, 1)),
+    ("flip", (2, 3), ((0, 1),)),
+    ("pad", (2, 3), ((1, 0), (0, 2), 7)),
+    ("reshape", (0, 3), ((3, 0),)),
+    ("reshape", (), ((1, 1),)),
+]
 
 
 @pytest.mark.parametrize(("name", "shape", "args"), VIEWS)
@@ -88,8 +110,15 @@ def test_views(name: str, shape: tuple, args: tuple) -> None:
 
 def test_bad_views_are_noticed() -> None:
     x = spec(tensor(F32, (2, 3)))
-    for name, args in [("expand", ((2, 4),)), ("permute", ((0, 0),)), ("reshape", ((5,),)), ("slice", (0, 1, 3, 1)), ("slice", (0, 0, 2, 0)),
-                       ("flip", ((2,),)), ("pad", ((-1, 0), (0, 0), 0))]:
+    for name, args in [
+        ("expand", ((2, 4),)),
+        ("permute", ((0, 0),)),
+        ("reshape", ((5,),)),
+        ("slice", (0, 1, 3, 1)),
+        ("slice", (0, 0, 2, 0)),
+        ("flip", ((2,),)),
+        ("pad", ((-1, 0), (0, 0), 0)),
+    ]:
         with pytest.raises(ValueError):
             PRIMS[name].meta(x, *args)
 
@@ -115,7 +144,9 @@ def test_reductions_of_nothing() -> None:
     assert PRIMS["sum"].ref(empty, (0,)).tolist() == [0, 0, 0]
     with pytest.raises(ValueError):
         PRIMS["amax"].meta(spec(empty), (0,))
-    assert PRIMS["argmax"].ref(torch.tensor([[1.0, math.nan], [3.0, math.nan]]), (0, 1)) == 1          # the first NaN wins
+    assert (
+        PRIMS["argmax"].ref(torch.tensor([[1.0, math.nan], [3.0, math.nan]]), (0, 1)) == 1
+    )  # the first NaN wins
 
 
 def test_gather_and_scatter() -> None:

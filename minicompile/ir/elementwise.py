@@ -1,8 +1,10 @@
-"""Shape rules of ATen's elementwise operators: type promotion, broadcasting, and the strides eager mode gives the result.
+"""Shape rules of ATen's elementwise operators: type promotion, broadcasting, and the strides eager mode
+gives the result.
 
-Takes tensors (or specs: anything with dtype, shape, stride) and numbers, gives a dtype and a geometry. `ir.fake` uses it in place of torch's
-own Python rules, which import sympy and take 0.2 ms a call; `lower.decompose` uses the promotion. Operators or dtypes this table does not
-know go to torch's rules, errors included.
+Takes tensors (or specs: anything with dtype, shape, stride) and numbers, gives a dtype and a geometry.
+`ir.fake` uses it in place of torch's own Python rules, which import sympy and take 0.2 ms a call;
+`lower.decompose` uses the promotion. Operators or dtypes this table does not know go to torch's rules,
+errors included.
 """
 from __future__ import annotations
 
@@ -18,11 +20,16 @@ NUMBER = {bool: torch.bool, int: torch.int64}
 
 
 def promote(*operands: Any) -> torch.dtype:
-    """The dtype eager arithmetic gives for these tensors and numbers (tensors of >= 1 dimension outrank 0-d ones, which outrank numbers)."""
+    """The dtype eager arithmetic gives for these tensors and numbers (tensors of >= 1 dimension outrank 0-d
+    ones, which outrank numbers)."""
     ranks: list[torch.dtype | None] = [None, None, None]
     for o in operands:
         if isinstance(o, (bool, int, float, complex)):
-            rank, dtype = 2, NUMBER.get(type(o)) or (torch.get_default_dtype() if isinstance(o, float) else torch.complex64)
+            rank, dtype = (
+                2,
+                NUMBER.get(type(o))
+                or (torch.get_default_dtype() if isinstance(o, float) else torch.complex64),
+            )
         else:
             rank, dtype = (0 if len(o.shape) else 1), o.dtype
         best = ranks[rank]
@@ -56,26 +63,27 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 
 def result_stride(shape: tuple[int, ...], operands: Sequence[torch.Tensor]) -> tuple[int, ...]:
-    """The strides eager mode gives a fresh elementwise result: contiguous operands make it contiguous, like strides are kept, and otherwise
-    dimensions are ordered by the operands' strides, earlier operands first."""
+    """The strides eager mode gives a fresh elementwise result: contiguous operands make it contiguous, like
+    strides are kept, and otherwise dimensions are ordered by the operands' strides, earlier operands
+    first."""
     plain = contiguous_stride(shape)
     if all(o.shape == shape for o in operands):
         strides = [o.stride() for o in operands]
         if all(s == plain for s in strides) or all(o.is_contiguous() for o in operands):
             return plain
         if len(shape) == 4 and all(o.is_contiguous(memory_format=torch.channels_last) for o in operands):
-            n, c, h, w = shape
+            _, c, h, w = shape
             return (c * h * w, 1, c * w, c)
         if all(s == strides[0] for s in strides) and _dense(shape, strides[0]):
             return strides[0]
     if len(shape) < 2:
         return plain
-    return _permuted(shape, [_spread(o, shape) for o in operands])
+    return ordered_stride(shape, [_spread(o, shape) for o in operands])
 
 
 def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     expect = 1
-    for s, n in sorted((s, n) for n, s in zip(shape, stride) if n != 1):
+    for s, n in sorted((s, n) for n, s in zip(shape, stride, strict=True) if n != 1):
         if s != expect:
             return False
         expect *= n
@@ -86,11 +94,14 @@ def _spread(o: torch.Tensor, shape: tuple[int, ...]) -> list[int]:
     """The operand's strides in bytes over the common shape, 0 where it is broadcast."""
     lead = len(shape) - o.dim()
     size = o.element_size()
-    own = [0 if n == 1 and shape[lead + i] != 1 else s * size for i, (n, s) in enumerate(zip(o.shape, o.stride()))]
+    own = [
+        0 if n == 1 and shape[lead + i] != 1 else s * size
+        for i, (n, s) in enumerate(zip(o.shape, o.stride()))
+    ]
     return [0] * lead + own
 
 
-def _permuted(shape: tuple[int, ...], strides: list[list[int]]) -> tuple[int, ...]:
+def ordered_stride(shape: tuple[int, ...], strides: list[list[int]]) -> tuple[int, ...]:
     """Insertion sort of the dimensions, fastest first; pairs no operand can decide keep their order."""
     order = list(range(len(shape)))[::-1]
     for i in range(1, len(order)):
@@ -120,33 +131,64 @@ def _compare(a: int, b: int, shape: tuple[int, ...], strides: list[list[int]]) -
     return 0
 
 
-# Which overloads the rule below serves, by kind of result dtype: "same" promotes, "float" promotes to a floating dtype, "bool" is bool.
-# `masks`: bool operands are fine. `ints`: integer operands are fine. All others, and complex, go to torch's own rule.
+# Which overloads the rule below serves: (kind of result, takes bools, takes integers, names). Kinds: "same"
+# promotes, "float" promotes to a floating dtype, "bool" is bool. All else, and complex, goes to torch's rule.
+KINDS = [
+    (
+        "same",
+        True,
+        True,
+        """mul.Tensor add.Tensor maximum minimum bitwise_not bitwise_and.Tensor bitwise_or.Tensor
+        bitwise_xor.Tensor bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Scalar where.self
+        where.ScalarOther where.ScalarSelf where.Scalar pow.Tensor_Scalar""",
+    ),
+    (
+        "same",
+        False,
+        True,
+        """sub.Tensor rsub.Scalar rsub.Tensor neg abs sign sgn floor ceil trunc round relu clamp clamp_min
+        clamp_max clamp.Tensor clamp_min.Tensor clamp_max.Tensor pow.Tensor_Scalar
+        pow.Tensor_Tensor remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar
+        sub.Scalar mul.Scalar floor_divide square threshold fmax fmin heaviside frac""",
+    ),
+    (
+        "same",
+        False,
+        False,
+        """gelu silu mish hardswish hardsigmoid leaky_relu elu softplus hardtanh addcmul addcdiv lerp.Scalar
+        lerp.Tensor celu hardshrink softshrink _prelu_kernel logaddexp logaddexp2 hypot nextafter
+        gelu_backward silu_backward threshold_backward sigmoid_backward tanh_backward
+        leaky_relu_backward elu_backward hardtanh_backward hardswish_backward hardsigmoid_backward
+        softplus_backward""",
+    ),
+    (
+        "float",
+        True,
+        True,
+        """div.Tensor div.Scalar exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh
+        tanh asinh acosh atanh erf erfc erfinv sqrt rsqrt reciprocal sigmoid atan2 lgamma digamma
+        sinc logit xlogy.Tensor copysign.Tensor deg2rad rad2deg""",
+    ),
+    (
+        "bool",
+        True,
+        True,
+        """eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor eq.Scalar ne.Scalar lt.Scalar
+        le.Scalar gt.Scalar ge.Scalar logical_and logical_or logical_xor logical_not isnan isinf
+        isposinf isneginf signbit""",
+    ),
+]
+
+
 def _rows() -> dict[Any, tuple[str, bool, bool]]:
-    kinds = {
-        ("same", True, True): "mul.Tensor maximum minimum bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor bitwise_not "
-                              "add.Tensor bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Scalar where.self where.ScalarOther "
-                              "where.ScalarSelf where.Scalar",
-        ("same", False, True): "sub.Tensor rsub.Scalar rsub.Tensor neg abs sign floor ceil trunc round relu clamp clamp_min clamp_max clamp.Tensor "
-                               "clamp_min.Tensor clamp_max.Tensor pow.Tensor_Scalar pow.Tensor_Tensor remainder.Scalar "
-                               "remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar sub.Scalar mul.Scalar floor_divide square "
-                               "threshold fmax fmin",
-        ("same", False, False): "gelu silu mish hardswish hardsigmoid leaky_relu elu softplus hardtanh addcmul addcdiv lerp.Scalar "
-                                "lerp.Tensor gelu_backward silu_backward threshold_backward sigmoid_backward tanh_backward "
-                                "leaky_relu_backward elu_backward hardtanh_backward hardswish_backward hardsigmoid_backward "
-                                "softplus_backward",
-        ("float", True, True): "div.Tensor div.Scalar exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh "
-                               "atanh erf erfc sqrt rsqrt reciprocal sigmoid atan2 lgamma digamma",
-        ("bool", True, True): "eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor eq.Scalar ne.Scalar lt.Scalar le.Scalar "
-                              "gt.Scalar ge.Scalar logical_and logical_or logical_xor logical_not isnan isinf",
-    }
     rows: dict[Any, tuple[str, bool, bool]] = {}
-    for kind, names in kinds.items():
+    for kind, masks, ints, names in KINDS:
         for name in names.split():
             packet, _, overload = name.partition(".")
-            for p, in_place in ((packet, False), (packet + "_", True)):
-                if hasattr(aten, p) and (overload or "default") in getattr(aten, p).overloads():
-                    rows[getattr(getattr(aten, p), overload or "default")] = (kind[0], kind[1], kind[2])
+            overload = overload or "default"
+            for p in (packet, packet + "_"):          # in place too
+                if hasattr(aten, p) and overload in getattr(aten, p).overloads():
+                    rows[getattr(getattr(aten, p), overload)] = (kind, masks, ints)
     return rows
 
 
@@ -155,17 +197,29 @@ ALPHA = (aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar)
 
 
 def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
-    """The meta result of an elementwise operator on meta tensors and numbers; None if this table does not decide it."""
+    """The meta result of an elementwise operator on meta tensors and numbers; None if this table does not
+    decide it."""
     row = ROWS.get(func)
     if row is None:
         return None
     kind, masks, ints = row
-    tensors = [a for a in args if isinstance(a, torch.Tensor)] + [a for a in kwargs.values() if isinstance(a, torch.Tensor)]
+    tensors = [a for a in args if isinstance(a, torch.Tensor)] + [
+        a for a in kwargs.values() if isinstance(a, torch.Tensor)
+    ]
     numbers = [a for a in args if isinstance(a, (int, float, complex))]
-    numbers += [kwargs[k] for k in ("min", "max", "other", "exponent") if isinstance(kwargs.get(k), (int, float, complex))]
+    numbers += [
+        kwargs[k]
+        for k in ("min", "max", "other", "exponent")
+        if isinstance(kwargs.get(k), (int, float, complex))
+    ]
     for t in tensors:
         d = t.dtype
-        if d.is_complex or (d is torch.bool and not masks) or (not ints and not d.is_floating_point) or d.itemsize < 1:
+        if (
+            d.is_complex
+            or (d is torch.bool and not masks)
+            or (not ints and not d.is_floating_point)
+            or d.itemsize < 1
+        ):
             return None
     if len(tensors) == 1:
         shape: tuple[int, ...] | None = tuple(tensors[0].shape)
@@ -176,7 +230,9 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     return _result(func, kind, shape, tensors, numbers, args)
 
 
-def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers: list, args: tuple) -> torch.Tensor | None:
+def _result(
+    func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers: list, args: tuple
+) -> torch.Tensor | None:
     name = func._overloadpacket.__name__
     if name.startswith("where"):
         dtype = promote(*args[1:])
@@ -188,9 +244,16 @@ def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers
             return None
     else:
         dtype = promote(*tensors, *numbers)
-    if name.startswith("pow") and not dtype.is_floating_point:
+    if name.startswith("pow") and not dtype.is_floating_point and any(n < 0 for n in numbers):
         return None
-    if name.startswith("bitwise") and dtype.is_floating_point or dtype.is_complex or dtype is torch.bool and numbers and kind == "same":
+    if (
+        name.startswith("bitwise")
+        and dtype.is_floating_point
+        or dtype.is_complex
+        or dtype is torch.bool
+        and numbers
+        and kind == "same"
+    ):
         return None
     if kind == "float" and not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
@@ -203,7 +266,10 @@ def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers
 
 
 # numbers are parameters, not operands: they take no part in promotion
-FIRST_DECIDES = frozenset("gelu silu mish hardswish hardsigmoid leaky_relu elu softplus hardtanh addcmul addcdiv lerp threshold relu "
-                          "gelu_backward silu_backward threshold_backward sigmoid_backward tanh_backward leaky_relu_backward "
-                          "elu_backward hardtanh_backward hardswish_backward hardsigmoid_backward softplus_backward".split())
+FIRST_DECIDES = frozenset(
+    """gelu silu mish hardswish hardsigmoid leaky_relu elu softplus hardtanh addcmul addcdiv lerp
+        threshold relu celu hardshrink softshrink _prelu_kernel logit gelu_backward silu_backward
+        threshold_backward sigmoid_backward tanh_backward leaky_relu_backward elu_backward
+        hardtanh_backward hardswish_backward hardsigmoid_backward softplus_backward""".split()
+)
 FIRST_DECIDES |= frozenset(name + "_" for name in FIRST_DECIDES)

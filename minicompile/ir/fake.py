@@ -1,9 +1,10 @@
 """Fake tensors: shape, dtype, stride, device and autograd state without data.
 
-Takes ATen calls from the dispatcher, gives fakes. `capture` computes torch calls on them, `lower.trace` records ATen calls on them; nothing
-before this module knows them. A `Fake` is a wrapper subclass that says it lives on its real device (so that composite operators choose as
-they do in eager mode) and holds a tensor on the `meta` device, whose kernels compute geometry. Views of a fake share the storage of its
-meta tensor, so aliasing is torch's own.
+Takes ATen calls from the dispatcher, gives fakes. `capture` computes torch calls on them, `lower.trace`
+records ATen calls on them; nothing before this module knows them. A `Fake` is a wrapper subclass that says
+it lives on its real device (so that composite operators choose as they do in eager mode) and holds a tensor
+on the `meta` device, whose kernels compute geometry. Views of a fake share the storage of its meta tensor,
+so aliasing is torch's own.
 """
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ from .spec import TensorSpec
 
 assert shapes_nn          # imported for the rules it adds to shapes
 EMPTY_CELL = CellType()
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
 MASKS = (torch.bool, torch.uint8)
-KNOWN_LIMIT = 1          # values are followed for tensors of at most this many elements: enough for .item() on a constant
+KNOWN_LIMIT = (
+    1  # values are followed for tensors of at most this many elements: enough for .item() on a constant
+)
 
 
 class Known:
@@ -37,18 +40,30 @@ class Known:
 
 
 class Fake(torch.Tensor):
-    """A tensor without data. `meta` computes its geometry; `known` is its value where that is a compile-time constant."""
+    """A tensor without data. `meta` computes its geometry; `known` is its value where that is a
+    compile-time constant."""
 
     meta: torch.Tensor
     known: Known | None
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, meta: torch.Tensor, device: torch.device = torch.device("cpu"), requires_grad: bool = False,
-                known: Known | None = None) -> Fake:
+    def __new__(
+        cls,
+        meta: torch.Tensor,
+        device: torch.device = CPU,
+        requires_grad: bool = False,
+        known: Known | None = None,
+    ) -> Fake:
         fake = torch.Tensor._make_wrapper_subclass(
-            cls, meta.shape, strides=meta.stride(), storage_offset=meta.storage_offset(), dtype=meta.dtype, device=device,
-            requires_grad=requires_grad)
+            cls,
+            meta.shape,
+            strides=meta.stride(),
+            storage_offset=meta.storage_offset(),
+            dtype=meta.dtype,
+            device=device,
+            requires_grad=requires_grad,
+        )
         fake.meta = meta
         fake.known = known
         return fake
@@ -69,7 +84,9 @@ class Fake(torch.Tensor):
     @property
     def spec(self) -> TensorSpec:
         meta = self.meta
-        return TensorSpec(meta.dtype, tuple(meta.shape), meta.stride(), str(self.device), meta.storage_offset())
+        return TensorSpec(
+            meta.dtype, tuple(meta.shape), meta.stride(), str(self.device), meta.storage_offset()
+        )
 
     def __repr__(self, *_: Any, **__: Any) -> str:
         return f"Fake({self.spec})"
@@ -99,10 +116,16 @@ class Facts:
 
     def __init__(self, func: Any):
         schema, tags = func._schema, func.tags
-        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), "CompositeImplicitAutograd"
+        )
         self.refuse = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
         self.device_arg = any(a.name == "device" for a in schema.arguments)
-        self.writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        self.writes = [
+            (i, a.name)
+            for i, a in enumerate(schema.arguments)
+            if a.alias_info is not None and a.alias_info.is_write
+        ]
         self.inplace_view = torch.Tag.inplace_view in tags
         self.follow = torch.Tag.nondeterministic_seeded not in tags
 
@@ -122,13 +145,18 @@ def facts_of(func: Any) -> Facts:
 def _unshield() -> None:
     """Let torch's Python shape rules run without torch._dynamo.
 
-    Those behind torch._disable_dynamo import it at their first call (0.7 s and sympy) only to say that it should keep away from them.
-    They look for an answer kept from an earlier call; the answer "the function itself" is right as long as nothing is compiling them.
+    Those behind torch._disable_dynamo import it at their first call (0.7 s and sympy) only to say that it
+    should keep away from them. They look for an answer kept from an earlier call; the answer "the function
+    itself" is right as long as nothing is compiling them.
     """
     shield = torch._disable_dynamo(_unshield).__code__
     packets = [p for p in vars(torch.ops.aten).values() if isinstance(p, torch._ops.OpOverloadPacket)]
     overloads = [o for p in packets for o in vars(p).values() if isinstance(o, torch._ops.OpOverload)]
-    todo = [o.py_kernels[torch._C.DispatchKey.Meta] for o in overloads if torch._C.DispatchKey.Meta in o.py_kernels]
+    todo = [
+        o.py_kernels[torch._C.DispatchKey.Meta]
+        for o in overloads
+        if torch._C.DispatchKey.Meta in o.py_kernels
+    ]
     seen: set[int] = set()
     while todo:
         rule = todo.pop()
@@ -144,9 +172,10 @@ def _unshield() -> None:
 def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.Tensor, Fake]]) -> Any:
     """The result of an ATen operator on fakes: fakes that alias what the real result would alias.
 
-    `real` remembers the fakes of real tensors met in calls (by id, keeping the tensor alive). Raises Refusal "data-dependent" where the
-    result's shape or Python value depends on data, "no-meta" where torch has no shape rule for the operator, and what the meta kernel
-    raises for bad arguments (as eager mode would).
+    `real` remembers the fakes of real tensors met in calls (by id, keeping the tensor alive). Raises
+    Refusal "data-dependent" where the result's shape or Python value depends on data, "no-meta" where torch
+    has no shape rule for the operator, and what the meta kernel raises for bad arguments (as eager mode
+    would).
     """
     facts = facts_of(func)
     fakes: list[Fake] = []
@@ -160,7 +189,7 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
         unwrapped_kwargs["device"] = META
     if device is None:
         device = fakes[0].device if fakes else torch.device("cpu")
-        if len(fakes) > 1 and device.type == "cpu":          # 0-d CPU tensors may meet tensors of another device
+        if len(fakes) > 1 and device.type == "cpu":  # 0-d CPU tensors may meet tensors of another device
             device = next((f.device for f in fakes if f.device.type != "cpu"), device)
     stride_rule = STRIDES.get(func)
     try:
@@ -168,7 +197,9 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
         if out is None:
             out = func(*unwrapped, **unwrapped_kwargs)
     except NotImplementedError as error:
-        raise Refusal("no-meta", f"torch has no shape rule for {func}: {str(error).splitlines()[0]}") from error
+        raise Refusal(
+            "no-meta", f"torch has no shape rule for {func}: {str(error).splitlines()[0]}"
+        ) from error
     if stride_rule is not None:
         out = stride_rule(out, *unwrapped, **unwrapped_kwargs)
     if facts.inplace_view:
@@ -188,7 +219,8 @@ def _unwrap(x: Any, fakes: list[Fake], real: dict) -> Any:
 
 
 def fake_of_real(t: torch.Tensor, real: dict[int, tuple[torch.Tensor, Fake]]) -> Fake:
-    """The fake that stands for a real tensor met in a call: a constant, whose value is followed if it is small."""
+    """The fake that stands for a real tensor met in a call: a constant, whose value is followed if it is
+    small."""
     entry = real.get(id(t))
     if entry is None:
         with torch._C._DisableTorchDispatch():
@@ -200,7 +232,8 @@ def fake_of_real(t: torch.Tensor, real: dict[int, tuple[torch.Tensor, Fake]]) ->
 
 
 def _follow(func: Any, facts: Facts, args: tuple, kwargs: dict, fakes: list[Fake], real: dict) -> Any:
-    """The result on known values, None where an operand is unknown; writes of unknown values make what they write to unknown."""
+    """The result on known values, None where an operand is unknown; writes of unknown values make what they
+    write to unknown."""
     if not any(f.known for f in fakes):
         return None
     if facts.follow and all(f.known and f.known.valid[0] for f in fakes):
@@ -225,7 +258,8 @@ def _scalar(func: Any, value: Any) -> Any:
 
 
 def _regeometry(fake: Fake, device: torch.device) -> Fake:
-    """An operator changed its argument's geometry in place (t_, squeeze_, …): give the wrapper what its meta tensor has now."""
+    """An operator changed its argument's geometry in place (t_, squeeze_, …): give the wrapper what its
+    meta tensor has now."""
     fake.data = Fake(fake.meta, torch.device(device))
     return fake
 
@@ -248,7 +282,8 @@ def _wrap(out: Any, inputs: dict[int, Fake], device: torch.device, values: Any) 
 
 
 class FakeMode(TorchDispatchMode):
-    """While entered, ATen calls compute on fakes: factories make fakes, real tensors met in calls are constants.
+    """While entered, ATen calls compute on fakes: factories make fakes, real tensors met in calls are
+    constants.
 
     `record` is called after each ATen call with what it was called with and gave; subclasses override it.
     """
@@ -258,7 +293,9 @@ class FakeMode(TorchDispatchMode):
         self.real: dict[int, tuple[torch.Tensor, Fake]] = {}
 
     @classmethod
-    def _should_skip_dynamo(cls) -> bool:          # True would wrap __torch_dispatch__ so that its first call imports torch._dynamo
+    def _should_skip_dynamo(
+        cls,
+    ) -> bool:  # True would wrap __torch_dispatch__ so that its first call imports torch._dynamo
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -274,13 +311,25 @@ class FakeMode(TorchDispatchMode):
         """Nothing here; see `lower.trace`."""
 
 
-# Operators whose meta kernel's strides differ from the CPU kernel's: op -> function of (meta result, *args, **kwargs).
+# Operators whose meta kernel's strides differ from the CPU kernel's: op -> function of (meta result, *args,
+# **kwargs).
 STRIDES: dict[Any, Callable[..., Any]] = {}
 
 
-def engine_gradients(outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake]) -> list[Fake | None]:
-    """torch.autograd.grad(outputs, inputs, seeds, allow_unused=True), by the engine itself: the public function imports
-    sympy for its check of the seeds' shapes."""
+def engine_gradients(
+    outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake]
+) -> list[Fake | None]:
+    """torch.autograd.grad(outputs, inputs, seeds, allow_unused=True), by the engine itself: the public
+    function imports sympy for its check of the seeds' shapes."""
     engine = torch.autograd.Variable._execution_engine
-    return list(engine.run_backward(tuple(outputs), tuple(seeds), False, False, tuple(inputs), allow_unreachable=True,
-                                    accumulate_grad=False))
+    return list(
+        engine.run_backward(
+            tuple(outputs),
+            tuple(seeds),
+            False,
+            False,
+            tuple(inputs),
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
+    )

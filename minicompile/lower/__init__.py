@@ -1,4 +1,5 @@
-"""Lowering: from torch-level graphs to prims (`trace`, `functionalise`, `decompose`, `rewrite`; border objects in `graphs`).
+"""Lowering: from torch-level graphs to prims (`trace`, `functionalise`, `decompose`, `rewrite`; border
+objects in `graphs`).
 
 Takes what `capture` recorded, gives what `loops` builds from.
 """

@@ -1,7 +1,8 @@
-"""Builder: what decompositions write prims with; every node it gives is typed, simplified and shared on the way in.
+"""Builder: what decompositions write prims with; every node it gives is typed, simplified and shared on the
+way in.
 
-Takes prim names and arguments (`b.mul(x, 0.5)`), gives nodes. `decompose` drives one builder over an ATen graph; the
-rules of `rewrite` are tried on every new node, and an equal node is never made twice.
+Takes prim names and arguments (`b.mul(x, 0.5)`), gives nodes. `decompose` drives one builder over an ATen
+graph; the rules of `rewrite` are tried on every new node, and an equal node is never made twice.
 """
 from __future__ import annotations
 
@@ -19,12 +20,26 @@ from .graphs import infer, same_strides
 from .rewrite import REWRITES
 
 NARROW = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
-SUPPORTED = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.bool, torch.int8, torch.int16,
-                       torch.int32, torch.int64, torch.uint8))
+SUPPORTED = frozenset(
+    (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+        torch.bool,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint8,
+    )
+)
 Number = bool | int | float
 Operand = Node | bool | int | float
 Rule = Callable[..., Any]
-RULES: dict[Any, Rule] = {}          # ATen overload -> decomposition (builder, *args, **kwargs) -> node(s) or NotImplemented
+RULES: dict[
+    Any, Rule
+] = {}  # ATen overload -> decomposition (builder, *args, **kwargs) -> node(s) or NotImplemented
 
 
 def rule(*overloads: Any) -> Callable[[Rule], Rule]:
@@ -82,7 +97,9 @@ class Builder:
         node = self.shared.get(key)
         if node is None:
             dtype, shape = row.meta(*_specs(args))
-            node = self.shared[key] = self._append(row, args, TensorSpec(dtype, shape, self._stride(row, args, shape)))
+            node = self.shared[key] = self._append(
+                row, args, TensorSpec(dtype, shape, self._stride(row, args, shape))
+            )
         return node
 
     def _append(self, op: Any, args: tuple, spec: Any, kwargs: dict | None = None) -> Node:
@@ -91,14 +108,18 @@ class Builder:
         return node
 
     def _stride(self, row: Prim, args: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The layout a new value gets if it is realised: that of the call's result, of an operand, or of the view it is."""
+        """The layout a new value gets if it is realised: that of the call's result, of an operand, or of
+        the view it is."""
         x = args[0] if args else None
         if row.kind == "view" and isinstance(x, Node):
             stride, lead = x.tensor.stride, len(shape) - x.tensor.ndim
             if row.name == "permute":
                 return tuple(stride[d] for d in args[1])
             if row.name == "expand":
-                own = [0 if n == 1 and shape[lead + i] != 1 else s for i, (n, s) in enumerate(zip(x.tensor.shape, stride))]
+                own = [
+                    0 if n == 1 and shape[lead + i] != 1 else s
+                    for i, (n, s) in enumerate(zip(x.tensor.shape, stride))
+                ]
                 return (0,) * lead + tuple(own)
             if row.name == "slice":
                 return tuple(s * args[4] if d == args[1] else s for d, s in enumerate(stride))
@@ -136,7 +157,9 @@ class Builder:
         if key not in self.shared:
             assert isinstance(node.spec, tuple)
             spec = node.spec[i]
-            self.shared[key] = self._append("getitem", (node, i), spec.with_(offset=0) if spec is not None else None)
+            self.shared[key] = self._append(
+                "getitem", (node, i), spec.with_(offset=0) if spec is not None else None
+            )
         return self.shared[key]
 
     def constant(self, tensor: torch.Tensor) -> Node:
@@ -179,7 +202,8 @@ class Builder:
         return self.where(self.lt(i, 0), self.add(i, size), i)
 
     def laid_out(self, x: Node, spec: TensorSpec) -> Node:
-        """x as a value whose layout, if realised, is spec's. The newest node is changed, any other one gets a reshape."""
+        """x as a value whose layout, if realised, is spec's. The newest node is changed, any other one gets
+        a reshape."""
         if same_strides(x.tensor, spec):
             return x
         spec = TensorSpec(spec.dtype, spec.shape, spec.stride)

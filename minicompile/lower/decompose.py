@@ -1,8 +1,9 @@
 """Decompose: ATen graph to prims and externs.
 
-Takes an `AtenGraph` from `trace`, gives `Prims` for `loops.build`. One pass: each call goes to its decomposition
-(`pointwise`, `reduction`, `views`, `indexing`), or stays whole as an extern where there is none, where it declines
-(NotImplemented), or where a dtype is not for prims. Then what no result needs is dropped.
+Takes an `AtenGraph` from `trace`, gives `Prims` for `loops.build`. One pass: each call goes to its
+decomposition (`pointwise`, `reduction`, `views`, `indexing`), or stays whole as an extern where there is
+none, where it declines (NotImplemented), or where a dtype is not for prims. Then what no result needs is
+dropped.
 """
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ from . import indexing, pointwise, products, reduction, views
 from .builder import RULES, SUPPORTED, Builder
 from .graphs import AtenGraph, Prims, infer
 
-assert all((indexing, pointwise, products, reduction, views))          # imported for the decompositions they register
+assert all((indexing, pointwise, products, reduction, views))  # imported for the decompositions they register
 
 
 def decompose(aten_graph: AtenGraph) -> Prims:
-    """The prims of an ATen graph: same inputs, outputs and writes, same values up to reassociation of sums."""
+    """The prims of an ATen graph: same inputs, outputs and writes, same values up to reassociation of
+    sums."""
     g, b = aten_graph.graph, Builder()
     values: dict[Node, Any] = {}
     for n in g.inputs:

@@ -1,9 +1,10 @@
 """Functionalisation: a straight line of ATen calls that may write to tensors becomes one without writes.
 
-Takes the calls `lower.trace` recorded on fakes, gives nodes. One generic pass, by storage and by schema: every tensor
-is a chain of views over the base that owns its storage; a write makes a new value of the base, by undoing the views
-one after another; a later read of another view of that base replays its views on the new value. What an operator
-writes, its schema says (`alias_info`); what shares memory, the fakes' storage says.
+Takes the calls `lower.trace` recorded on fakes, gives nodes. One generic pass, by storage and by schema:
+every tensor is a chain of views over the base that owns its storage; a write makes a new value of the base,
+by undoing the views one after another; a later read of another view of that base replays its views on the
+new value. What an operator writes, its schema says (`alias_info`); what shares memory, the fakes' storage
+says.
 """
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ aten = torch.ops.aten
 
 @dataclass(slots=True, eq=False)
 class Base:
-    """What owns a storage. `value` is the node that holds the whole of it now, `version` counts the writes."""
+    """What owns a storage. `value` is the node that holds the whole of it now, `version` counts the
+    writes."""
 
     fake: Fake
     spec: TensorSpec
@@ -36,7 +38,8 @@ class Base:
 
 @dataclass(slots=True, eq=False)
 class Alias:
-    """One tensor: `base` seen through the views from `parent` (None: it is the base). `node` is its value at `version`."""
+    """One tensor: `base` seen through the views from `parent` (None: it is the base). `node` is its value
+    at `version`."""
 
     base: Base
     spec: TensorSpec
@@ -97,8 +100,12 @@ class Functionaliser:
                 alias.node = self.emit(alias.op, args, alias.kwargs or {}, alias.spec)
             else:
                 specs = infer(alias.op, args, alias.kwargs or {})
-                alias.node = self.emit("getitem", (self.emit(alias.op, args, alias.kwargs or {}, specs), alias.item), {},
-                                       alias.spec)
+                alias.node = self.emit(
+                    "getitem",
+                    (self.emit(alias.op, args, alias.kwargs or {}, specs), alias.item),
+                    {},
+                    alias.spec,
+                )
             alias.version = alias.base.version
         return alias.node
 
@@ -121,8 +128,12 @@ class Functionaliser:
             return self._restride(op, args, kwargs)
         if facts.writes or op in HIDDEN_WRITES:
             return self._write_call(op, args, kwargs, out)
-        node = self.emit(op, tuple([self.lowered(a) for a in args]), {k: self.lowered(v) for k, v in kwargs.items()},
-                         spec_of(out))
+        node = self.emit(
+            op,
+            tuple([self.lowered(a) for a in args]),
+            {k: self.lowered(v) for k, v in kwargs.items()},
+            spec_of(out),
+        )
         return self._results(op, args, kwargs, out, node)
 
     def _results(self, op: Any, args: tuple, kwargs: dict, out: Any, node: Node) -> None:
@@ -143,8 +154,9 @@ class Functionaliser:
         first = args[0]
         if not isinstance(first, Fake) or self.aliases[id(first)].base is not base:
             raise Refusal("aliasing", f"{op} gives a view of an argument that is not its first", self.where)
-        self.aliases[id(out)] = Alias(base, out.spec, self.aliases[id(first)], op, args[1:], kwargs, item, node,
-                                      base.version)
+        self.aliases[id(out)] = Alias(
+            base, out.spec, self.aliases[id(first)], op, args[1:], kwargs, item, node, base.version
+        )
         self.keep.append(out)
 
     def _restride(self, op: Any, args: tuple, kwargs: dict) -> None:
@@ -176,8 +188,12 @@ class Functionaliser:
         node = self.emit(pure, call_args, call_kwargs, spec)
         parts = [node] if isinstance(spec, TensorSpec) else [self.emit("getitem", (node, i), {}, s)
                                                              for i, s in enumerate(spec or ())]
-        returns = op._schema.returns          # of the functional form: fresh results first, then what was written
-        fresh = [o for o, r in zip(out if isinstance(out, (tuple, list)) else (out,), returns) if r.alias_info is None]
+        returns = op._schema.returns  # of the functional form: fresh results first, then what was written
+        fresh = [
+            o
+            for o, r in zip(out if isinstance(out, (tuple, list)) else (out,), returns)
+            if r.alias_info is None
+        ]
         for o, part in zip(fresh, parts):
             if isinstance(o, Fake):
                 self._result(op, args, kwargs, o, part, None)
@@ -187,7 +203,9 @@ class Functionaliser:
     def write(self, alias: Alias, new: Node) -> None:
         """alias's elements get new's values: gives its base a new value."""
         if alias.base.constant:
-            raise Refusal("constant-write", "a tensor the graph holds as a constant is written to", self.where)
+            raise Refusal(
+                "constant-write", "a tensor the graph holds as a constant is written to", self.where
+            )
         while True:
             old = alias.spec
             if not fits(new.tensor, old):
@@ -210,8 +228,14 @@ class Functionaliser:
             if any(s == 0 and n > 1 for n, s in zip(spec.shape, spec.stride)):
                 raise Refusal("overlap", "a write to an expanded tensor", self.where)
             for o in others:
-                if o is not w and storage_key(o) == storage_key(w) and partly_overlaps(spec, self.aliases[id(o)].spec):
-                    raise Refusal("overlap", "a write to memory that the same operator reads elsewhere", self.where)
+                if (
+                    o is not w
+                    and storage_key(o) == storage_key(w)
+                    and partly_overlaps(spec, self.aliases[id(o)].spec)
+                ):
+                    raise Refusal(
+                        "overlap", "a write to memory that the same operator reads elsewhere", self.where
+                    )
 
     def inferred(self, op: Any, *args: Any) -> Node:
         return self.emit(op, args, {}, infer(op, args, {}))
@@ -219,7 +243,8 @@ class Functionaliser:
     # -- the end
 
     def finish(self, outputs: list[Fake]) -> Graph:
-        """The graph that returns these tensors; raises Refusal where an output's aliasing cannot be expressed."""
+        """The graph that returns these tensors; raises Refusal where an output's aliasing cannot be
+        expressed."""
         self.where = None
         results: list[Output | None] = [None] * len(outputs)
         hidden: list[Output] = []
@@ -232,7 +257,9 @@ class Functionaliser:
         done = tuple(r for r in results if r is not None)
         return Graph(tuple(self.inputs), tuple(self.nodes), (*done, *hidden), writes, len(outputs))
 
-    def _group(self, base: Base, members: list[int], outputs: list[Fake], results: list, hidden: list[Output]) -> None:
+    def _group(
+        self, base: Base, members: list[int], outputs: list[Fake], results: list, hidden: list[Output]
+    ) -> None:
         """The outputs that share one storage."""
         aliases = [self.aliases[id(outputs[i])] for i in members]
         if base.constant:
@@ -263,7 +290,9 @@ class Functionaliser:
 
     def _same_dtype(self, alias: Alias, spec: TensorSpec) -> None:
         if alias.spec.dtype != spec.dtype:
-            raise Refusal("alias-dtype", f"an output is a {alias.spec.dtype} view of a {spec.dtype} tensor", self.where)
+            raise Refusal(
+                "alias-dtype", f"an output is a {alias.spec.dtype} view of a {spec.dtype} tensor", self.where
+            )
 
 
 def fits(new: TensorSpec, old: TensorSpec) -> bool:
@@ -271,7 +300,8 @@ def fits(new: TensorSpec, old: TensorSpec) -> bool:
 
 
 def partly_overlaps(a: TensorSpec, b: TensorSpec) -> bool:
-    """Two views of one storage, both dense, that share some memory but are not the same (others are not judged)."""
+    """Two views of one storage, both dense, that share some memory but are not the same (others are not
+    judged)."""
     if not (a.numel and b.numel and a.is_dense and b.is_dense):
         return False
     one, two = (a.offset, a.offset + a.numel), (b.offset, b.offset + b.numel)
@@ -280,7 +310,7 @@ def partly_overlaps(a: TensorSpec, b: TensorSpec) -> bool:
     return one[0] < two[1] and two[0] < one[1]
 
 
-# ---- functional forms, read off the schemas ------------------------------------------------------------------------
+# ---- functional forms, read off the schemas -------------------------------------------------------
 
 @dataclass(frozen=True)
 class Hidden:
@@ -312,13 +342,17 @@ def _find_functional(op: Any) -> Any:
         packet = getattr(getattr(torch.ops, op.namespace), packet_name, None)
         for overload in packet.overloads() if packet is not None else ():
             found = getattr(packet, overload)
-            if not found._schema.is_mutable and [(a.name, _type(a)) for a in found._schema.arguments] == wanted:
+            if (
+                not found._schema.is_mutable
+                and [(a.name, _type(a)) for a in found._schema.arguments] == wanted
+            ):
                 return found
     return None
 
 
 def with_defaults(op: Any, args: tuple, kwargs: dict) -> tuple:
-    """args, with op's defaults for positional arguments that were left out (its functional form may have none)."""
+    """args, with op's defaults for positional arguments that were left out (its functional form may have
+    none)."""
     missing = [a for a in op._schema.arguments[len(args):] if not a.kwarg_only and a.name not in kwargs]
     return (*args, *(a.default_value for a in missing)) if not kwargs or not missing else args
 
@@ -336,14 +370,19 @@ def written_args(op: Any, args: tuple, kwargs: dict) -> list[Fake]:
     return written
 
 
-# ---- undoing views: new value of the parent, where the view's elements have been replaced ----------------------------
-# op name -> function (functionaliser, parent's old value, new value of the view, the view)
+# ---- undoing views: new value of the parent, where the view's elements have been replaced
+# ---------------------------- op name -> function (functionaliser, parent's old value, new value of the
+# view, the view)
 
 Undo = Callable[[Functionaliser, Node, Node, Alias], Node]
 
 
 def _back(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
-    return f.inferred(aten.reshape.default, new, parent.tensor.shape) if new.tensor.shape != parent.tensor.shape else new
+    return (
+        f.inferred(aten.reshape.default, new, parent.tensor.shape)
+        if new.tensor.shape != parent.tensor.shape
+        else new
+    )
 
 
 def _undo_expand(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
@@ -379,18 +418,37 @@ def _undo_chunks(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> No
 
 def _scatter(op: Any) -> Undo:
     return lambda f, parent, new, alias: f.emit(
-        op, (parent, new, *alias.args), alias.kwargs or {}, infer(op, (parent, new, *alias.args), alias.kwargs or {}))
+        op,
+        (parent, new, *alias.args),
+        alias.kwargs or {},
+        infer(op, (parent, new, *alias.args), alias.kwargs or {}),
+    )
 
 
 UNDO: dict[str, Undo] = {
-    **dict.fromkeys(("_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "alias", "detach", "lift_fresh",
-                     "flatten", "view_as"), _back),
+    **dict.fromkeys(
+        (
+            "_unsafe_view",
+            "reshape",
+            "_reshape_alias",
+            "unsqueeze",
+            "squeeze",
+            "alias",
+            "detach",
+            "lift_fresh",
+            "flatten",
+            "view_as",
+        ),
+        _back,
+    ),
     "view": _undo_bits,
     "expand": _undo_expand,
     "permute": _undo_permute,
     "t": lambda f, parent, new, alias: f.inferred(aten.t.default, new),
     "transpose": lambda f, parent, new, alias: f.inferred(aten.transpose.int, new, *alias.args),
-    "split": _undo_chunks, "split_with_sizes": _undo_chunks, "unbind": _undo_chunks,
+    "split": _undo_chunks,
+    "split_with_sizes": _undo_chunks,
+    "unbind": _undo_chunks,
     "slice": _scatter(aten.slice_scatter.default),
     "select": _scatter(aten.select_scatter.default),
     "diagonal": _scatter(aten.diagonal_scatter.default),

@@ -1,8 +1,8 @@
 """AtenGraph and Prims: the border objects of the lowering.
 
-`trace` gives an AtenGraph (ATen calls, functional), `decompose` turns it into Prims (rows of the prim table and
-externs), `loops.build` reads those. Both wrap an `ir.Graph` and share printing, checking and running: a node's op is
-called on the values of its arguments, and its result must have the geometry its spec promises.
+`trace` gives an AtenGraph (ATen calls, functional), `decompose` turns it into Prims (rows of the prim table
+and externs), `loops.build` reads those. Both wrap an `ir.Graph` and share printing, checking and running: a
+node's op is called on the values of its arguments, and its result must have the geometry its spec promises.
 """
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Program:
         return to_python(self.graph)
 
     def check(self) -> None:
-        """Raises CheckError naming the node whose spec its operator would not give, or whose use is not legal."""
+        """Raises CheckError naming the node whose spec its operator would not give, or whose use is not
+        legal."""
         self.graph.check(self.stage)
         for n in self.graph.nodes:
             self.check_node(n)
@@ -41,14 +42,16 @@ class Program:
         raise NotImplementedError
 
     def run(self, *inputs: Any) -> list[Tensor]:
-        """Runs every node, one ATen call or prim reference at a time. Inputs that are written to are changed in place;
-        outputs that alias do so. Arguments that are not tensors are left out, as they are constants of the graph."""
+        """Runs every node, one ATen call or prim reference at a time. Inputs that are written to are
+        changed in place; outputs that alias do so. Arguments that are not tensors are left out, as they are
+        constants of the graph."""
         return run_graph(self.graph, [x for x in inputs if isinstance(x, Tensor)], self.stage)
 
 
 @dataclass(frozen=True, slots=True)
 class AtenGraph(Program):
-    """What `trace` gives: nodes are ATen calls without side effects (but on the random generator), "constant", "getitem"."""
+    """What `trace` gives: nodes are ATen calls without side effects (but on the random generator),
+    "constant", "getitem"."""
 
     stage = "aten"
 
@@ -77,11 +80,14 @@ class Prims(Program):
         if (dtype, tuple(shape)) != (spec.dtype, spec.shape):
             raise CheckError(self.stage, n.name, f"says {spec}, but {n.op} gives {dtype}{tuple(shape)}")
         if len(spec.stride) != len(spec.shape):
-            raise CheckError(self.stage, n.name, f"has {len(spec.stride)} strides for {len(spec.shape)} dimensions")
+            raise CheckError(
+                self.stage, n.name, f"has {len(spec.stride)} strides for {len(spec.shape)} dimensions"
+            )
         return None
 
     def check(self) -> None:
-        """Besides what every graph checks: the strides of what is returned fresh are those promised to the caller."""
+        """Besides what every graph checks: the strides of what is returned fresh are those promised to the
+        caller."""
         Program.check(self)
         for o in self.graph.outputs:
             mine, promised = o.node.tensor, o.spec
@@ -90,8 +96,11 @@ class Prims(Program):
 
 
 def same_strides(a: TensorSpec, b: TensorSpec) -> bool:
-    """Whether two specs of one shape lay elements out alike (strides of dimensions of size 1 mean nothing)."""
-    return a.numel == 0 or all(n <= 1 or s == t for n, s, t in zip(a.shape, a.stride, b.stride))
+    """Whether two specs of one shape lay elements out alike (strides of dimensions of size 1 mean
+    nothing)."""
+    return len(a.stride) == len(b.stride) and (
+        a.numel == 0 or all(n <= 1 or s == t for n, s, t in zip(a.shape, a.stride, b.stride))
+    )
 
 
 def infer(op: Any, args: tuple, kwargs: dict) -> Any:
@@ -147,10 +156,11 @@ def _agree(a: Any, b: Any) -> bool:
     return a is None and b is None
 
 
-# ---- running -------------------------------------------------------------------------------------------------------
+# ---- running --------------------------------------------------------------------------------------
 
 def run_graph(graph: Graph, inputs: Sequence[Tensor], stage: str) -> list[Tensor]:
-    """See Program.run. Raises CheckError where inputs do not fit, or a value turns out different from its spec."""
+    """See Program.run. Raises CheckError where inputs do not fit, or a value turns out different from its
+    spec."""
     if len(inputs) != len(graph.inputs):
         raise CheckError(stage, "inputs", f"expects {len(graph.inputs)} tensors, got {len(inputs)}")
     values: dict[Node, Any] = {}
@@ -198,7 +208,11 @@ def _results(graph: Graph, values: dict[Node, Any], inputs: Sequence[Tensor]) ->
 def _alias(o: Output, bases: Any) -> Tensor:
     assert o.alias is not None
     base, spec = bases[o.alias[1]], o.spec
-    if (tuple(base.shape), tuple(base.stride()), base.storage_offset()) == (spec.shape, spec.stride, spec.offset):
+    if (tuple(base.shape), tuple(base.stride()), base.storage_offset()) == (
+        spec.shape,
+        spec.stride,
+        spec.offset,
+    ):
         return base
     return base.detach().as_strided(spec.shape, spec.stride, spec.offset)
 
@@ -209,14 +223,23 @@ def lay_out(value: Tensor, spec: TensorSpec) -> Tensor:
     return out.copy_(value)
 
 
-# ---- printing ------------------------------------------------------------------------------------------------------
+# ---- printing -------------------------------------------------------------------------------------
 
 def to_python(graph: Graph) -> str:
-    """A Python program: `graph(*inputs)` gives the outputs. Large constants are parameters with the name of their node."""
+    """A Python program: `graph(*inputs)` gives the outputs. Large constants are parameters with the name of
+    their node."""
     constants = [n for n in graph.nodes if n.op == "constant" and n.args[0].numel() > 64]
     names = [n.name for n in (*graph.inputs, *constants)]
-    lines = ["import torch", "from torch import device, inf, nan", "from minicompile.ir.prims import prims", "",
-             "aten = torch.ops.aten", "", "", f"def graph({', '.join(names)}):"]
+    lines = [
+        "import torch",
+        "from torch import device, inf, nan",
+        "from minicompile.ir.prims import prims",
+        "",
+        "aten = torch.ops.aten",
+        "",
+        "",
+        f"def graph({', '.join(names)}):",
+    ]
     lines += [f"    # {n.name}: {n.spec}" for n in graph.inputs]
     where = None
     for n in graph.nodes:
@@ -236,7 +259,8 @@ def _call_text(n: Node) -> str:
     if n.op == "getitem":
         return f"{n.args[0].name}[{n.args[1]}]"
     name = f"prims.{n.op.text_name}" if isinstance(n.op, Prim) else str(n.op)
-    return f"{name}({', '.join([*map(_arg_text, n.args), *(f'{k}={_arg_text(v)}' for k, v in n.kwargs.items())])})"
+    arguments = [*map(_arg_text, n.args), *(f"{k}={_arg_text(v)}" for k, v in n.kwargs.items())]
+    return f"{name}({', '.join(arguments)})"
 
 
 def _arg_text(a: Any) -> str:

@@ -1,7 +1,8 @@
-"""Decompositions of indexing by tensors: gathers and scatters, with eager's checks and messages; and foreach operators.
+"""Decompositions of indexing by tensors: gathers and scatters, with eager's checks and messages; and
+foreach operators.
 
-Takes a builder and operands, gives nodes. Each is one `gather` or `scatter` prim with an index per dimension;
-dimensions that are not indexed get an iota, which the loop builder folds away.
+Takes a builder and operands, gives nodes. Each is one `gather` or `scatter` prim with an index per
+dimension; dimensions that are not indexed get an iota, which the loop builder folds away.
 """
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def _along(b: Builder, shape: tuple[int, ...], dim: int, index: Node) -> tuple[N
     return tuple(b.cast(index, torch.int64) if d == dim else b.index(shape, d) for d in range(len(shape)))
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------
+# ---- reading --------------------------------------------------------------------------------------
 
 @rule(aten.embedding.default)
 def _embedding(b: Builder, weight: Node, indices: Node, *_: Any, **__: Any) -> Node:
@@ -71,8 +72,8 @@ def _take(b: Builder, x: Node, index: Node) -> Node:
 
 
 def plan_index(b: Builder, x: Node, indices: Any) -> Any:
-    """(shape of x[indices], an index of that shape per dimension, error); None for masks. Indexed dimensions that are not
-    neighbours move to the front, as in numpy."""
+    """(shape of x[indices], an index of that shape per dimension, error); None for masks. Indexed
+    dimensions that are not neighbours move to the front, as in numpy."""
     given = {d: i for d, i in enumerate(indices) if i is not None}
     if not given or any(i.tensor.dtype not in NO_MASKS for i in given.values()):
         return None
@@ -104,9 +105,11 @@ def _index(b: Builder, x: Node, indices: Any) -> Any:
     return b.gather(x, plan[1], True, plan[2])
 
 
-# ---- writing -------------------------------------------------------------------------------------------------------
+# ---- writing --------------------------------------------------------------------------------------
 
-def scatter(b: Builder, x: Node, indices: tuple[Node, ...], source: Node, mode: str, error: tuple[str, str]) -> Any:
+def scatter(
+    b: Builder, x: Node, indices: tuple[Node, ...], source: Node, mode: str, error: tuple[str, str]
+) -> Any:
     """One scatter prim; what accumulates in narrow floats or bools goes to the ATen kernel."""
     dtype = x.tensor.dtype
     if mode != "set" and (dtype is torch.bool or dtype.is_floating_point and dtype.itemsize < 4):
@@ -142,7 +145,9 @@ MODES = {"sum": "add", "add": "add", "prod": "mul", "multiply": "mul", "amin": "
 
 
 @rule(aten.scatter_reduce.two)
-def _scatter_reduce(b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *, include_self: bool = True) -> Any:
+def _scatter_reduce(
+    b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *, include_self: bool = True
+) -> Any:
     if not include_self or reduction not in MODES:
         return NotImplemented
     return _scatter_along(b, x, dim, index, source, MODES[reduction])
@@ -160,13 +165,22 @@ def _index_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: 
     dim %= x.tensor.ndim
     shape = tuple(index.tensor.shape[0] if d == dim else n for d, n in enumerate(x.tensor.shape))
     error = ("IndexError", "index out of range in self")
-    return scatter(b, x, _along(b, shape, dim, _lead(b, index, dim, shape)), b.to(source, x.tensor.dtype, shape), mode, error)
+    return scatter(
+        b,
+        x,
+        _along(b, shape, dim, _lead(b, index, dim, shape)),
+        b.to(source, x.tensor.dtype, shape),
+        mode,
+        error,
+    )
 
 
 @rule(aten.index_add.default)
 def _index_add(b: Builder, x: Node, dim: int, index: Node, source: Node, *, alpha: Any = 1) -> Any:
     if alpha != 1:
-        source = b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize > 2 else None
+        source = (
+            b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize > 2 else None
+        )
     return NotImplemented if source is None else _index_along(b, x, dim, index, source, "add")
 
 
@@ -203,7 +217,7 @@ def _masked_put(b: Builder, x: Node, indices: Any, values: Node, accumulate: boo
     return b.where(b.expand(mask, x.tensor.shape), value, x)
 
 
-# ---- foreach: the same decomposition for each tensor ---------------------------------------------------------------
+# ---- foreach: the same decomposition for each tensor ----------------------------------------------
 
 def _each(op: Any) -> Any:
     """The decomposition of a foreach operator, made of that of `op` on each tensor of the list(s)."""

@@ -1,8 +1,8 @@
 """Decompositions of elementwise ATen operators.
 
-Takes a builder and operands, gives nodes. `point` does what they share: operands are promoted, broadcast, computed in
-float32 if they are narrower, and the result is rounded to its dtype once, as eager mode does; what remains of most
-operators is one line, most of them rows of `FORMULAS`.
+Takes a builder and operands, gives nodes. `point` does what they share: operands are promoted, broadcast,
+computed in float32 if they are narrower, and the result is rounded to its dtype once, as eager mode does;
+what remains of most operators is one line, most of them rows of `FORMULAS`.
 """
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ Formula = Callable[..., Any]
 
 
 def point(*overloads: Any, operands: int = 1, kind: str = "value") -> Callable[[Formula], Formula]:
-    """Registers a formula over `operands` promoted tensors (the ATen call's first arguments; further ones are passed on).
+    """Registers a formula over `operands` promoted tensors (the ATen call's first arguments; further ones
+    are passed on).
 
     kind "value"     operands are computed in the result's dtype
-         "promoted"  operands are computed in their common dtype; the formula's result is cast to the result's dtype
+         "promoted"  operands are computed in their common dtype; the formula's result is cast to the
+                     result's dtype
     """
     def register(f: Formula) -> Formula:
         def decompose(b: Builder, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +42,8 @@ def point(*overloads: Any, operands: int = 1, kind: str = "value") -> Callable[[
 
 
 def operand(b: Builder, x: Operand, dtype: torch.dtype, shape: tuple[int, ...], kind: str = "value") -> Node:
-    """x in the dtype prims compute in for values of `dtype`: numbers keep their precision, but for comparisons."""
+    """x in the dtype prims compute in for values of `dtype`: numbers keep their precision, but for
+    comparisons."""
     target = wide(dtype)
     if not isinstance(x, Node):
         return b.full(shape, as_dtype(as_dtype(x, dtype) if kind == "promoted" else x, target), target)
@@ -66,12 +69,17 @@ def is_bool(x: Node) -> bool:
     return x.tensor.dtype is torch.bool
 
 
-# ---- one prim each -------------------------------------------------------------------------------------------------
+# ---- one prim each --------------------------------------------------------------------------------
 
-for name in ("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv lgamma "
-             "digamma sqrt rsqrt reciprocal").split():
+for name in (
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
+    "erfc erfinv lgamma digamma sqrt rsqrt reciprocal"
+).split():
     overloads = [getattr(aten, name).default]
-    for other in (f"special_{name}", f"special_{name}".replace("lgamma", "gammaln").replace("digamma", "psi")):
+    for other in (
+        f"special_{name}",
+        f"special_{name}".replace("lgamma", "gammaln").replace("digamma", "psi"),
+    ):
         if hasattr(aten, other):
             overloads.append(getattr(aten, other).default)
     point(*overloads)(lambda b, x, name=name: b.emit_named(name, x))
@@ -113,7 +121,7 @@ def _logical_not(b: Builder, x: Node) -> Node:
     return b.not_(_truth(b, x))
 
 
-# ---- arithmetic ----------------------------------------------------------------------------------------------------
+# ---- arithmetic -----------------------------------------------------------------------------------
 
 @point(aten.add.Tensor, aten.add.Scalar, operands=2)
 def _add(b: Builder, x: Node, y: Node, alpha: Any = 1) -> Node:
@@ -155,7 +163,8 @@ def _div_mode(b: Builder, x: Node, y: Node, rounding_mode: str | None = None) ->
 
 
 def divides(y: Node) -> bool:
-    """An integer divisor that is a constant other than 0; for any other one the ATen kernel is called, which may raise."""
+    """An integer divisor that is a constant other than 0; for any other one the ATen kernel is called,
+    which may raise."""
     return getattr(y.op, "name", "") == "full" and y.args[1] != 0
 
 
@@ -236,7 +245,9 @@ def _pow_scalar(b: Builder, x: Node, exponent: Any) -> Any:
             return b.cast(b.reciprocal(b.mul(y, y)), b.out.dtype)
     if exponent in (0, 1, 2, 3):
         one = b.full(b.out.shape, as_dtype(1, dtype_of(y)), dtype_of(y))
-        result = {0: lambda: one, 1: lambda: y, 2: lambda: b.mul(y, y), 3: lambda: b.mul(b.mul(y, y), y)}[exponent]()
+        result = {0: lambda: one, 1: lambda: y, 2: lambda: b.mul(y, y), 3: lambda: b.mul(b.mul(y, y), y)}[
+            exponent
+        ]()
     elif is_float(y):
         result = b.pow(y, float(exponent))
     else:
@@ -266,11 +277,15 @@ def _addcdiv(b: Builder, x: Node, y: Node, z: Node, value: Any = 1) -> Node:
     return b.add(x, b.div(y if value == 1 else b.mul(y, value), z))
 
 
-# ---- selection -----------------------------------------------------------------------------------------------------
+# ---- selection ------------------------------------------------------------------------------------
 
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(b: Builder, condition: Node, x: Operand, y: Operand) -> Node:
-    return b.where(b.to(condition, torch.bool, b.out.shape), b.to(x, b.out.dtype, b.out.shape), b.to(y, b.out.dtype, b.out.shape))
+    return b.where(
+        b.to(condition, torch.bool, b.out.shape),
+        b.to(x, b.out.dtype, b.out.shape),
+        b.to(y, b.out.dtype, b.out.shape),
+    )
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
@@ -306,8 +321,12 @@ def _pick(b: Builder, x: Node, y: Node, prim: str) -> Node:
     return b.where(b.isnan(x), y, b.where(b.isnan(y), x, best)) if is_float(x) else best
 
 
-point(aten.fmax.default, operands=2)(lambda b, x, y: NotImplemented if is_bool(x) else _pick(b, x, y, "maximum"))
-point(aten.fmin.default, operands=2)(lambda b, x, y: NotImplemented if is_bool(x) else _pick(b, x, y, "minimum"))
+point(aten.fmax.default, operands=2)(
+    lambda b, x, y: NotImplemented if is_bool(x) else _pick(b, x, y, "maximum")
+)
+point(aten.fmin.default, operands=2)(
+    lambda b, x, y: NotImplemented if is_bool(x) else _pick(b, x, y, "minimum")
+)
 
 
 @point(aten.threshold.default)
@@ -319,7 +338,11 @@ def _threshold(b: Builder, x: Node, threshold: Any, value: Any) -> Node:
 def _heaviside(b: Builder, x: Node, y: Node) -> Any:
     if is_bool(x):
         return NotImplemented
-    return b.where(b.eq(x, 0), y, b.where(b.ne(x, x), b.full(b.out.shape, 0.0, dtype_of(x)), b.cast(b.gt(x, 0), dtype_of(x))))
+    return b.where(
+        b.eq(x, 0),
+        y,
+        b.where(b.ne(x, x), b.full(b.out.shape, 0.0, dtype_of(x)), b.cast(b.gt(x, 0), dtype_of(x))),
+    )
 
 
 @point(aten.nan_to_num.default)
@@ -359,7 +382,7 @@ def _signbit(b: Builder, x: Node) -> Node:
     return b.signbit(x) if is_float(x) else b.lt(x, 0)
 
 
-# ---- functions of mathematics and of neural networks ---------------------------------------------------------------
+# ---- functions of mathematics and of neural networks ----------------------------------------------
 
 def sigmoid(b: Builder, x: Node) -> Node:
     return b.div(1.0, b.add(b.exp(b.neg(x)), 1.0))
@@ -432,8 +455,12 @@ def _xlogy(b: Builder, x: Node, y: Node, log: Callable[[Node], Node]) -> Node:
 
 point(aten.xlogy.Tensor, aten.xlogy.Scalar_Self, aten.xlogy.Scalar_Other, operands=2)(
     lambda b, x, y: _xlogy(b, x, y, b.log))
-point(aten.special_xlog1py.default, aten.special_xlog1py.self_scalar, aten.special_xlog1py.other_scalar, operands=2)(
-    lambda b, x, y: _xlogy(b, x, y, b.log1p))
+point(
+    aten.special_xlog1py.default,
+    aten.special_xlog1py.self_scalar,
+    aten.special_xlog1py.other_scalar,
+    operands=2,
+)(lambda b, x, y: _xlogy(b, x, y, b.log1p))
 
 
 @point(aten.sinc.default)
@@ -470,17 +497,21 @@ FORMULAS: dict[Any, Formula] = {
     aten.leaky_relu.default: lambda b, x, slope=0.01: b.where(b.gt(x, 0.0), x, b.mul(x, slope)),
     aten.hardshrink.default: lambda b, x, lambd=0.5: b.where(b.and_(b.ge(x, -lambd), b.le(x, lambd)), 0.0, x),
     aten.softshrink.default: lambda b, x, lambd=0.5: b.where(
-        b.gt(x, lambd), b.sub(x, lambd), b.where(b.lt(x, -lambd), b.add(x, lambd), b.mul(x, 0.0))),
+        b.gt(x, lambd), b.sub(x, lambd), b.where(b.lt(x, -lambd), b.add(x, lambd), b.mul(x, 0.0))
+    ),
     aten.deg2rad.default: lambda b, x: b.mul(x, math.pi / 180),
     aten.rad2deg.default: lambda b, x: b.mul(x, 180 / math.pi),
     aten.special_entr.default: lambda b, x: b.where(
-        b.isnan(x), x, b.where(b.gt(x, 0.0), b.neg(b.mul(x, b.log(x))), b.where(b.eq(x, 0.0), 0.0, const(b, x, -math.inf)))),
+        b.isnan(x),
+        x,
+        b.where(b.gt(x, 0.0), b.neg(b.mul(x, b.log(x))), b.where(b.eq(x, 0.0), 0.0, const(b, x, -math.inf))),
+    ),
 }
 for op, formula in FORMULAS.items():
     point(op)(formula)
 
 
-# ---- losses and gates that are pointwise but for their end ---------------------------------------------------------
+# ---- losses and gates that are pointwise but for their end ----------------------------------------
 
 @rule(aten.glu.default)
 def _glu(b: Builder, x: Node, dim: int = -1) -> Node:

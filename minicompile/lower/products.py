@@ -1,4 +1,5 @@
-"""Decompositions around matrix products and convolutions: the product stays a library kernel, the bias becomes a prim.
+"""Decompositions around matrix products and convolutions: the product stays a library kernel, the bias
+becomes a prim.
 
 Takes a builder and operands, gives an extern and an `add` that can fuse with what follows.
 """

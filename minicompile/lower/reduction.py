@@ -1,7 +1,7 @@
 """Decompositions of reductions, scans, softmax and normalisation.
 
-Takes a builder and operands, gives nodes. Narrow floats are summed in float32 and rounded at the end; variance takes
-two passes; softmax subtracts the maximum first: as eager mode does.
+Takes a builder and operands, gives nodes. Narrow floats are summed in float32 and rounded at the end;
+variance takes two passes; softmax subtracts the maximum first: as eager mode does.
 """
 from __future__ import annotations
 
@@ -87,10 +87,15 @@ def _mean(b: Builder, x: Node, dims: Any = None, keepdim: bool = False, *, dtype
 
 for name in ("amax", "amin"):
     rule(getattr(aten, name).default)(
-        lambda b, x, dims=(), keepdim=False, name=name: b.cast(reduce(b, name, b.widen(x), dims_of(x, dims), keepdim), b.out.dtype))
+        lambda b, x, dims=(), keepdim=False, name=name: b.cast(
+            reduce(b, name, b.widen(x), dims_of(x, dims), keepdim), b.out.dtype
+        )
+    )
 
 for packet, name in ((aten.max, "amax"), (aten.min, "amin")):
-    rule(packet.default)(lambda b, x, name=name: b.cast(reduce(b, name, b.widen(x), dims_of(x, None)), b.out.dtype))
+    rule(packet.default)(
+        lambda b, x, name=name: b.cast(reduce(b, name, b.widen(x), dims_of(x, None)), b.out.dtype)
+    )
 
 
 def _with_index(b: Builder, x: Node, dim: int, keepdim: bool, largest: bool) -> Any:
@@ -126,7 +131,7 @@ for name in ("any", "all"):
     rule(packet.dims)(lambda b, x, dim=None, keepdim=False, name=name: _logical(b, name, x, dim, keepdim))
 
 
-# ---- variance ------------------------------------------------------------------------------------------------------
+# ---- variance -------------------------------------------------------------------------------------
 
 def moments(b: Builder, x: Node, dims: Dims) -> tuple[Node, Node, Node]:
     """(mean, x - mean, sum of squares of that), in two passes."""
@@ -170,7 +175,9 @@ def _std_mean(b: Builder, x: Node, dims: Any = None, *, correction: Any = None, 
 
 
 @rule(aten.linalg_vector_norm.default)
-def _vector_norm(b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+def _vector_norm(
+    b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
     y, over = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype)), dims_of(x, dims)
     size = b.abs(y)
     if ord in (math.inf, -math.inf):
@@ -188,7 +195,7 @@ def _vector_norm(b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: b
     return b.cast(norm, b.out.dtype)
 
 
-# ---- softmax -------------------------------------------------------------------------------------------------------
+# ---- softmax --------------------------------------------------------------------------------------
 
 def _shifted(b: Builder, x: Node, dims: Dims) -> Node:
     return b.sub(x, spread(b, reduce(b, "amax", x, dims), dims, x))
@@ -235,7 +242,7 @@ def _logsumexp(b: Builder, x: Node, dims: Any, keepdim: bool = False) -> Any:
     return b.cast(b.unsqueeze(result, over) if keepdim else result, b.out.dtype)
 
 
-# ---- normalisation -------------------------------------------------------------------------------------------------
+# ---- normalisation --------------------------------------------------------------------------------
 
 def _affine(b: Builder, y: Node, weight: Node | None, bias: Node | None, dims: Dims) -> Node:
     """y * weight + bias, where the parameters lie along the dimensions not in `dims`."""
@@ -255,7 +262,10 @@ def _layer_norm(b: Builder, x: Node, shape: Any, weight: Node | None, bias: Node
     average, centred, squares = moments(b, y, dims)
     scale = b.rsqrt(b.add(b.div(squares, float(count(x, dims))), eps))
     result = _affine(b, b.mul(centred, spread(b, scale, dims, y)), weight, bias, tuple(range(lead)))
-    return (b.cast(result, outs[0].dtype), *(b.cast(b.unsqueeze(s, dims), o.dtype) for s, o in zip((average, scale), outs[1:])))
+    return (
+        b.cast(result, outs[0].dtype),
+        *(b.cast(b.unsqueeze(s, dims), o.dtype) for s, o in zip((average, scale), outs[1:])),
+    )
 
 
 @rule(aten._fused_rms_norm.default)
@@ -272,8 +282,17 @@ def _rms_norm(b: Builder, x: Node, shape: Any, weight: Node | None, eps: float |
 
 
 @rule(aten.native_group_norm.default)
-def _group_norm(b: Builder, x: Node, weight: Node | None, bias: Node | None, n: int, c: int, hw: int, groups: int,
-                eps: float) -> Any:
+def _group_norm(
+    b: Builder,
+    x: Node,
+    weight: Node | None,
+    bias: Node | None,
+    n: int,
+    c: int,
+    hw: int,
+    groups: int,
+    eps: float,
+) -> Any:
     if x.tensor.numel == 0:
         return NotImplemented
     outs, shape = b.out, x.tensor.shape
@@ -290,8 +309,17 @@ def _channels(x: Node) -> Dims:
 
 
 @rule(aten.native_batch_norm.default)
-def _batch_norm(b: Builder, x: Node, weight: Any, bias: Any, mean_: Any, var: Any, training: bool, momentum: float,
-                eps: float) -> Any:
+def _batch_norm(
+    b: Builder,
+    x: Node,
+    weight: Any,
+    bias: Any,
+    mean_: Any,
+    var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
     if x.tensor.numel == 0:
         return NotImplemented
     outs, y, dims = b.out, b.widen(x), _channels(x)
@@ -301,17 +329,31 @@ def _batch_norm(b: Builder, x: Node, weight: Any, bias: Any, mean_: Any, var: An
     else:
         average = b.widen(mean_)
         scale = b.div(1.0, b.sqrt(b.add(b.widen(var), eps)))
-    factor = scale if weight is None else b.mul(scale, b.widen(weight))          # per channel, so two operations a pixel
+    factor = (
+        scale if weight is None else b.mul(scale, b.widen(weight))
+    )  # per channel, so two operations a pixel
     shift = b.neg(b.mul(average, factor))
     shift = shift if bias is None else b.add(shift, b.widen(bias))
     result = b.add(b.mul(y, spread(b, factor, dims, y)), spread(b, shift, dims, y))
-    saved = [b.cast(s, o.dtype) if o.numel else b.full(o.shape, 0.0, o.dtype) for s, o in zip((average, scale), outs[1:3])]
+    saved = [
+        b.cast(s, o.dtype) if o.numel else b.full(o.shape, 0.0, o.dtype)
+        for s, o in zip((average, scale), outs[1:3])
+    ]
     return b.cast(result, outs[0].dtype), *saved
 
 
 @rule(aten._native_batch_norm_legit_functional.default)
-def _batch_norm_functional(b: Builder, x: Node, weight: Any, bias: Any, mean_: Node, var: Node, training: bool,
-                           momentum: float, eps: float) -> Any:
+def _batch_norm_functional(
+    b: Builder,
+    x: Node,
+    weight: Any,
+    bias: Any,
+    mean_: Node,
+    var: Node,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
     """Also gives the running statistics' new values."""
     done = _batch_norm(b, x, weight, bias, mean_, var, training, momentum, eps)
     if done is NotImplemented or not training:
@@ -320,23 +362,32 @@ def _batch_norm_functional(b: Builder, x: Node, weight: Any, bias: Any, mean_: N
     n = count(x, dims)
     average, _, squares = moments(b, b.widen(x), dims)
     unbiased = b.div(squares, float(n - 1))
-    new = [b.cast(b.add(b.mul(b.cast(s, wide(r.tensor.dtype)), momentum), b.mul(b.widen(r), 1.0 - momentum)), r.tensor.dtype)
-           for s, r in ((average, mean_), (unbiased, var))]
+    new = [
+        b.cast(
+            b.add(b.mul(b.cast(s, wide(r.tensor.dtype)), momentum), b.mul(b.widen(r), 1.0 - momentum)),
+            r.tensor.dtype,
+        )
+        for s, r in ((average, mean_), (unbiased, var))
+    ]
     return (*done, *new)
 
 
-# ---- scans ---------------------------------------------------------------------------------------------------------
+# ---- scans ----------------------------------------------------------------------------------------
 
 def _scan(b: Builder, name: str, x: Node, dim: int) -> Node:
     y = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype))
-    return b.cast(b.emit_named(name, y, dim % y.tensor.ndim), b.out.dtype) if y.tensor.ndim else b.cast(y, b.out.dtype)
+    return (
+        b.cast(b.emit_named(name, y, dim % y.tensor.ndim), b.out.dtype)
+        if y.tensor.ndim
+        else b.cast(y, b.out.dtype)
+    )
 
 
 rule(aten.cumsum.default)(lambda b, x, dim, *, dtype=None: _scan(b, "scan_sum", x, dim))
 rule(aten.cumprod.default)(lambda b, x, dim, *, dtype=None: _scan(b, "scan_prod", x, dim))
 
 
-# ---- losses --------------------------------------------------------------------------------------------------------
+# ---- losses ---------------------------------------------------------------------------------------
 
 def _reduced(b: Builder, y: Node, reduction: int) -> Node:
     """0 none, 1 mean, 2 sum."""
@@ -364,7 +415,10 @@ def _mse_loss(b: Builder, x: Node, target: Node, reduction: int = 1) -> Any:
 def _smooth_l1_loss(b: Builder, x: Node, target: Node, reduction: int = 1, beta: float = 1.0) -> Any:
     def smooth(p: Node, q: Node) -> Node:
         d = b.abs(b.sub(p, q))
-        return b.where(b.lt(d, beta), b.div(b.mul(b.mul(d, d), 0.5), beta), b.sub(d, 0.5 * beta)) if beta else d
+        return (
+            b.where(b.lt(d, beta), b.div(b.mul(b.mul(d, d), 0.5), beta), b.sub(d, 0.5 * beta)) if beta else d
+        )
+
     return _loss(b, x, target, reduction, smooth)
 
 

@@ -1,8 +1,8 @@
 """Rewrites: identities tried on every new prim, as data. Each is exact: the same bits as without it.
 
-Takes (builder, row, args) of a node about to be made, gives a node that means the same, or None. Not here: x + 0.0
-(wrong for -0.0), x * 0 and x - x (wrong for NaN and infinities), and casts to a narrower dtype and back (that is where
-eager mode rounds). Common subexpressions are shared by the builder itself.
+Takes (builder, row, args) of a node about to be made, gives a node that means the same, or None. Not here:
+x + 0.0 (wrong for -0.0), x * 0 and x - x (wrong for NaN and infinities), and casts to a narrower dtype and
+back (that is where eager mode rounds). Common subexpressions are shared by the builder itself.
 """
 from __future__ import annotations
 
@@ -44,13 +44,36 @@ def fold_constants(b: Builder, row: Prim, args: tuple) -> Node | None:
 def _is(x: Any, value: float) -> bool:
     """Is it this constant, sign of zero included?"""
     n = number(x)
-    return n is not None and not isinstance(n, (bool, torch.dtype)) and n == value and str(float(n)) == str(float(value))
+    return (
+        n is not None
+        and not isinstance(n, (bool, torch.dtype))
+        and n == value
+        and str(float(n)) == str(float(value))
+    )
 
 
 # (row, which operand, the constant for which the other operand is the result)
-NEUTRAL = [("mul", 1, 1), ("mul", 0, 1), ("div", 1, 1), ("sub", 1, 0), ("pow", 1, 1), ("add", 1, -0.0), ("add", 0, -0.0)]
-NEUTRAL_INT = [("add", 1, 0), ("add", 0, 0), ("floordiv", 1, 1), ("truncdiv", 1, 1), ("shl", 1, 0), ("shr", 1, 0), ("or", 1, 0),
-               ("or", 0, 0), ("xor", 1, 0), ("xor", 0, 0)]
+NEUTRAL = [
+    ("mul", 1, 1),
+    ("mul", 0, 1),
+    ("div", 1, 1),
+    ("sub", 1, 0),
+    ("pow", 1, 1),
+    ("add", 1, -0.0),
+    ("add", 0, -0.0),
+]
+NEUTRAL_INT = [
+    ("add", 1, 0),
+    ("add", 0, 0),
+    ("floordiv", 1, 1),
+    ("truncdiv", 1, 1),
+    ("shl", 1, 0),
+    ("shr", 1, 0),
+    ("or", 1, 0),
+    ("or", 0, 0),
+    ("xor", 1, 0),
+    ("xor", 0, 0),
+]
 
 
 def drop_neutral(b: Builder, row: Prim, args: tuple) -> Node | None:
@@ -85,9 +108,16 @@ def choose(b: Builder, row: Prim, args: tuple) -> Node | None:
     return chosen if isinstance(chosen, Node) else None
 
 
-WIDER = {torch.bool: "uint8 int8 int16 int32 int64 bfloat16 float16 float32 float64", torch.uint8: "int16 int32 int64 float16 float32 float64",
-         torch.int8: "int16 int32 int64 float16 bfloat16 float32 float64", torch.int16: "int32 int64 float32 float64",
-         torch.int32: "int64 float64", torch.bfloat16: "float32 float64", torch.float16: "float32 float64", torch.float32: "float64"}
+WIDER = {
+    torch.bool: "uint8 int8 int16 int32 int64 bfloat16 float16 float32 float64",
+    torch.uint8: "int16 int32 int64 float16 float32 float64",
+    torch.int8: "int16 int32 int64 float16 bfloat16 float32 float64",
+    torch.int16: "int32 int64 float32 float64",
+    torch.int32: "int64 float64",
+    torch.bfloat16: "float32 float64",
+    torch.float16: "float32 float64",
+    torch.float32: "float64",
+}
 
 
 def keeps_all(source: torch.dtype, target: torch.dtype) -> bool:
@@ -107,7 +137,7 @@ def merge_casts(b: Builder, row: Prim, args: tuple) -> Node | None:
     return None
 
 
-# ---- views ---------------------------------------------------------------------------------------------------------
+# ---- views ----------------------------------------------------------------------------------------
 
 def same_shape(b: Builder, row: Prim, args: tuple) -> Node | None:
     """Views that change nothing."""

@@ -1,8 +1,9 @@
 """Trace: one run of the captured graph on fakes, recording ATen calls below autograd.
 
-Takes a torch.fx graph of torch-level calls and example inputs (from `capture`), gives an `AtenGraph`: ATen calls in
-order, functional, which `decompose` turns into prims. Torch's dispatcher does the canonicalising: composite operators
-arrive taken apart, and choices that depend on the device or on autograd are those eager mode makes.
+Takes a torch.fx graph of torch-level calls and example inputs (from `capture`), gives an `AtenGraph`: ATen
+calls in order, functional, which `decompose` turns into prims. Torch's dispatcher does the canonicalising:
+composite operators arrive taken apart, and choices that depend on the device or on autograd are those eager
+mode makes.
 """
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from .graphs import AtenGraph
 
 
 class Recorder(FakeMode):
-    """A fake mode that hands every ATen call to a functionaliser; real tensors it meets become constants."""
+    """A fake mode that hands every ATen call to a functionaliser; real tensors it meets become
+    constants."""
 
     def __init__(self, into: Functionaliser):
         super().__init__()
@@ -59,9 +61,12 @@ def tensors_in(x: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(e)
 
 
-def trace(gm: fx.GraphModule, inputs: Sequence[Any], where: Mapping[fx.Node, Where] | None = None) -> AtenGraph:
-    """The ATen graph of `gm` for inputs like these, one per placeholder: tensors, fakes or TensorSpecs for tensors,
-    anything else for constants (the graph then has no such input). gm returns tensors, nested in tuples, lists or dicts.
+def trace(
+    gm: fx.GraphModule, inputs: Sequence[Any], where: Mapping[fx.Node, Where] | None = None
+) -> AtenGraph:
+    """The ATen graph of `gm` for inputs like these, one per placeholder: tensors, fakes or TensorSpecs for
+    tensors, anything else for constants (the graph then has no such input). gm returns tensors, nested in
+    tuples, lists or dicts.
 
     Raises Refusal "needs-grad" where grad mode is on and a result needs a gradient, and what fakes refuse.
     """
@@ -73,7 +78,9 @@ def input_names(gm: fx.GraphModule) -> list[str]:
     return [n.name for n in gm.graph.nodes if n.op == "placeholder"]
 
 
-def runner(gm: fx.GraphModule, into: Functionaliser, where: Mapping[fx.Node, Where] | None = None) -> Callable[..., Any]:
+def runner(
+    gm: fx.GraphModule, into: Functionaliser, where: Mapping[fx.Node, Where] | None = None
+) -> Callable[..., Any]:
     """gm as a function that tells `into` which of the user's lines it is at."""
     places = where or {}
 
@@ -90,9 +97,9 @@ def runner(gm: fx.GraphModule, into: Functionaliser, where: Mapping[fx.Node, Whe
 
 
 def trace_callable(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> AtenGraph:
-    """The ATen graph of fn(*args, **kwargs) as called with fakes of these tensors (nested in tuples, lists and dicts).
-    For a module, its parameters and buffers are inputs too, after the arguments: see `callable_inputs`. For tests and
-    tools: no frame is captured, nothing is guarded."""
+    """The ATen graph of fn(*args, **kwargs) as called with fakes of these tensors (nested in tuples, lists
+    and dicts). For a module, its parameters and buffers are inputs too, after the arguments: see
+    `callable_inputs`. For tests and tools: no frame is captured, nothing is guarded."""
     inputs, names, rebuild = _flatten_call(fn, args, kwargs)
     return _trace(rebuild, inputs, names, Functionaliser())
 
@@ -150,7 +157,9 @@ def _run_node(gm: fx.GraphModule, n: fx.Node, values: dict[fx.Node, Any]) -> Any
     return target if n.op == "get_attr" else target(*args, **kwargs)
 
 
-def _trace(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str], into: Functionaliser) -> AtenGraph:
+def _trace(
+    run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str], into: Functionaliser
+) -> AtenGraph:
     _, fakes, results = record(run, inputs, names, into)
     _check_grad(results, fakes)
     return AtenGraph(into.finish(results))
@@ -158,7 +167,8 @@ def _trace(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
 
 def record(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
            into: Functionaliser) -> tuple[Recorder, list[Any], list[Fake]]:
-    """Runs `run` on fakes of the inputs under a recorder that feeds `into`: (recorder, fakes of the inputs, results)."""
+    """Runs `run` on fakes of the inputs under a recorder that feeds `into`: (recorder, fakes of the inputs,
+    results)."""
     fakes: list[Any] = []
     for name, x in zip(names, inputs, strict=True):
         if isinstance(x, TensorSpec):
@@ -179,7 +189,9 @@ def record(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
             raise
         except RuntimeError as e:
             if "its data is not allocated" in str(e) or "doesn't have storage" in str(e):
-                raise Refusal("data-dependent", "torch reads the memory of a tensor while compiling", into.where) from e
+                raise Refusal(
+                    "data-dependent", "torch reads the memory of a tensor while compiling", into.where
+                ) from e
             raise
         results = [recorder.fake(t) for t in tensors_in(out)]
     return recorder, fakes, results
@@ -198,5 +210,7 @@ def _check_grad(results: Sequence[Fake], fakes: Sequence[Any]) -> None:
     """The one place that decides about training."""
     given = {id(f) for f in fakes}
     touched = [*results, *(f for f in fakes if isinstance(f, Fake) and f.grad_fn is not None)]
-    if torch.is_grad_enabled() and any(t.requires_grad and (t.grad_fn is not None or id(t) not in given) for t in touched):
+    if torch.is_grad_enabled() and any(
+        t.requires_grad and (t.grad_fn is not None or id(t) not in given) for t in touched
+    ):
         raise Refusal("needs-grad", "a result needs a gradient, and training graphs are not compiled yet")

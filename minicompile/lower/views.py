@@ -1,7 +1,7 @@
 """Decompositions of views, copies, concatenation, creation and padding.
 
-Takes a builder and operands, gives nodes. Views of the same elements are one reshape; what remains is permute, expand,
-slice, flip, pad and cat. Creation is `full` and integer `iota`.
+Takes a builder and operands, gives nodes. Views of the same elements are one reshape; what remains is
+permute, expand, slice, flip, pad and cat. Creation is `full` and integer `iota`.
 """
 from __future__ import annotations
 
@@ -17,16 +17,35 @@ from .builder import Builder, as_dtype, rule
 aten = torch.ops.aten
 
 
-# ---- the same elements ---------------------------------------------------------------------------------------------
+# ---- the same elements ----------------------------------------------------------------------------
 
-@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.unsqueeze.default,
-      aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.flatten.using_ints, aten.view_copy.default)
+@rule(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten._reshape_alias.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.flatten.using_ints,
+    aten.view_copy.default,
+)
 def _reshape(b: Builder, x: Node, *_: Any) -> Node:
     return b.reshape(x, b.out.shape)
 
 
-@rule(aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.clone.default,
-      aten._to_copy.default, aten.contiguous.default, aten.lift.default, aten.alias_copy.default)
+@rule(
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+    aten.clone.default,
+    aten._to_copy.default,
+    aten.contiguous.default,
+    aten.lift.default,
+    aten.alias_copy.default,
+)
 def _copy_of(b: Builder, x: Node, **_: Any) -> Node:
     return b.cast(x, b.out.dtype)
 
@@ -66,10 +85,12 @@ def _t(b: Builder, x: Node) -> Node:
     return _transpose(b, x, 0, 1) if x.tensor.ndim == 2 else x
 
 
-# ---- some of the elements ------------------------------------------------------------------------------------------
+# ---- some of the elements -------------------------------------------------------------------------
 
 @rule(aten.slice.Tensor)
-def _slice(b: Builder, x: Node, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Node:
+def _slice(
+    b: Builder, x: Node, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Node:
     dim %= x.tensor.ndim
     size = x.tensor.shape[dim]
     first, last, _ = slice(start, end, 1).indices(size)
@@ -128,8 +149,8 @@ def _roll(b: Builder, x: Node, shifts: Any, dims: Any = ()) -> Node:
 
 
 def flat_index(b: Builder, spec: TensorSpec, base: TensorSpec) -> Node | None:
-    """For each element of a window `spec` on the storage of `base`: which element of base in memory order it is. None where
-    base has holes, or the window leaves it."""
+    """For each element of a window `spec` on the storage of `base`: which element of base in memory order
+    it is. None where base has holes, or the window leaves it."""
     start = spec.offset - base.offset
     if not base.is_dense or start < 0 or start + spec.storage_numel > base.numel:
         return None
@@ -155,9 +176,13 @@ def _as_strided(b: Builder, x: Node, *_: Any) -> Node:
 
 
 @rule(aten.as_strided_scatter.default)
-def _as_strided_scatter(b: Builder, x: Node, source: Node, size: Any, stride: Any, offset: int | None = None) -> Node:
+def _as_strided_scatter(
+    b: Builder, x: Node, source: Node, size: Any, stride: Any, offset: int | None = None
+) -> Node:
     base = b.source.args[0].tensor
-    window = TensorSpec(base.dtype, tuple(size), tuple(stride), base.device, base.offset if offset is None else offset)
+    window = TensorSpec(
+        base.dtype, tuple(size), tuple(stride), base.device, base.offset if offset is None else offset
+    )
     index, order = flat_index(b, window, base), memory_order(base)
     if index is None:
         raise Refusal("as-strided", f"a window {window} that {base} does not hold", b.place)
@@ -166,10 +191,15 @@ def _as_strided_scatter(b: Builder, x: Node, source: Node, size: Any, stride: An
     return b.permute(b.reshape(flat, shape), tuple(order.index(d) for d in range(base.ndim)))
 
 
-def _diagonal_indices(b: Builder, shape: tuple[int, ...], x: Node, offset: int, dim1: int, dim2: int) -> tuple[Node, ...]:
+def _diagonal_indices(
+    b: Builder, shape: tuple[int, ...], x: Node, offset: int, dim1: int, dim2: int
+) -> tuple[Node, ...]:
     last, rest = len(shape) - 1, iter(range(len(shape) - 1))
     starts = {dim1: max(-offset, 0), dim2: max(offset, 0)}
-    return tuple(b.index(shape, last, starts[d]) if d in starts else b.index(shape, next(rest)) for d in range(x.tensor.ndim))
+    return tuple(
+        b.index(shape, last, starts[d]) if d in starts else b.index(shape, next(rest))
+        for d in range(x.tensor.ndim)
+    )
 
 
 @rule(aten.diagonal.default)
@@ -179,7 +209,9 @@ def _diagonal(b: Builder, x: Node, offset: int = 0, dim1: int = 0, dim2: int = 1
 
 
 @rule(aten.diagonal_scatter.default)
-def _diagonal_scatter(b: Builder, x: Node, source: Node, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Node:
+def _diagonal_scatter(
+    b: Builder, x: Node, source: Node, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> Node:
     n = x.tensor.ndim
     indices = _diagonal_indices(b, source.tensor.shape, x, offset, dim1 % n, dim2 % n)
     return b.scatter(x, indices, source, "set", False)
@@ -191,8 +223,15 @@ def _diag_embed(b: Builder, x: Node, offset: int = 0, dim1: int = -2, dim2: int 
     dim1, dim2 = dim1 % n, dim2 % n
     size = shape[dim1]
     row, column = b.index(shape, dim1), b.index(shape, dim2)
-    padded = b.pad(x, (0,) * (n - 2) + (max(-offset, 0),), (0,) * (n - 2) + (max(offset, 0),), as_dtype(0, x.tensor.dtype))
-    along_row = b.reshape(padded, (*padded.tensor.shape[:-1], size, 1))          # element i of the diagonal is in row i
+    padded = b.pad(
+        x,
+        (0,) * (n - 2) + (max(-offset, 0),),
+        (0,) * (n - 2) + (max(offset, 0),),
+        as_dtype(0, x.tensor.dtype),
+    )
+    along_row = b.reshape(
+        padded, (*padded.tensor.shape[:-1], size, 1)
+    )  # element i of the diagonal is in row i
     order = list(range(n - 2))
     order.insert(min(dim1, dim2), n - 2)
     order.insert(max(dim1, dim2), n - 1)
@@ -203,8 +242,15 @@ def _diag_embed(b: Builder, x: Node, offset: int = 0, dim1: int = -2, dim2: int 
 
 
 @rule(aten.slice_scatter.default)
-def _slice_scatter(b: Builder, x: Node, source: Node, dim: int = 0, start: int | None = None, end: int | None = None,
-                   step: int = 1) -> Node:
+def _slice_scatter(
+    b: Builder,
+    x: Node,
+    source: Node,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Node:
     dim %= x.tensor.ndim
     size, source = x.tensor.shape[dim], b.cast(source, x.tensor.dtype)
     first, last, _ = slice(start, end, 1).indices(size)
@@ -215,7 +261,9 @@ def _slice_scatter(b: Builder, x: Node, source: Node, dim: int = 0, start: int |
                  b.slice(x, dim, last, size, 1))
         return b.cat(tuple(p for p in parts if p.tensor.shape[dim]), dim)
     shape = b.slice(x, dim, first, last, step).tensor.shape
-    indices = tuple(b.index(shape, d, first, step) if d == dim else b.index(shape, d) for d in range(x.tensor.ndim))
+    indices = tuple(
+        b.index(shape, d, first, step) if d == dim else b.index(shape, d) for d in range(x.tensor.ndim)
+    )
     return b.scatter(x, indices, b.expand(source, shape), "set", False)
 
 
@@ -226,7 +274,7 @@ def _select_scatter(b: Builder, x: Node, source: Node, dim: int, index: int) -> 
     return _slice_scatter(b, x, b.unsqueeze(source, (dim,)), dim, index, index + 1)
 
 
-# ---- putting together ----------------------------------------------------------------------------------------------
+# ---- putting together -----------------------------------------------------------------------------
 
 @rule(aten.cat.default)
 def _cat(b: Builder, xs: Any, dim: int = 0) -> Node:
@@ -260,7 +308,9 @@ def _constant_pad(b: Builder, x: Node, pad: Any, value: Any = 0) -> Node:
     for d in range(n):          # negative padding cuts off
         size = x.tensor.shape[d]
         x = b.slice(x, d, max(-low[d], 0), size - max(-high[d], 0), 1)
-    return b.pad(x, tuple(max(p, 0) for p in low), tuple(max(p, 0) for p in high), as_dtype(value, x.tensor.dtype))
+    return b.pad(
+        x, tuple(max(p, 0) for p in low), tuple(max(p, 0) for p in high), as_dtype(value, x.tensor.dtype)
+    )
 
 
 def _pad_ends(b: Builder, x: Node, pad: Any, mirror: bool) -> Any:
@@ -297,17 +347,25 @@ def _upsample_nearest(b: Builder, x: Node, *_: Any) -> Any:
     return b.reshape(b.expand(doubled, tuple(k for n, m in zip(shape, out) for k in (n, m // n))), out)
 
 
-# ---- creation ------------------------------------------------------------------------------------------------------
+# ---- creation -------------------------------------------------------------------------------------
 
 def _constant(value: Any) -> Any:
     return lambda b, *args, **kwargs: b.full(b.out.shape, as_dtype(value, b.out.dtype), b.out.dtype)
 
 
-for names, value in (("zeros zeros_like new_zeros zero empty empty_like new_empty empty_strided new_empty_strided "
-                      "empty_permuted", 0), ("ones ones_like new_ones", 1)):
+for names, value in (
+    (
+        "zeros zeros_like new_zeros zero empty empty_like new_empty empty_strided new_empty_strided "
+        "empty_permuted",
+        0,
+    ),
+    ("ones ones_like new_ones", 1),
+):
     for name in names.split():
         packet = getattr(aten, name)
-        rule(*(getattr(packet, o) for o in packet.overloads() if "out" not in o and "names" not in o))(_constant(value))
+        rule(*(getattr(packet, o) for o in packet.overloads() if "out" not in o and "names" not in o))(
+            _constant(value)
+        )
 
 
 @rule(aten.full.default, aten.new_full.default, aten.full_like.default, aten.fill.Scalar, aten.fill.Tensor)
@@ -342,7 +400,10 @@ def _linspace(b: Builder, start: Any, end: Any, steps: int, **_: Any) -> Any:
     if not dtype.is_floating_point or n == 0:
         return NotImplemented
     step = (end - start) / (n - 1) if n > 1 else 0.0
-    up, down = ramp(b, n, float(start), float(step), dtype), ramp(b, n, float(end) - (n - 1) * step, float(step), dtype)
+    up, down = (
+        ramp(b, n, float(start), float(step), dtype),
+        ramp(b, n, float(end) - (n - 1) * step, float(step), dtype),
+    )
     return b.where(b.lt(b.iota(n, 0, 1, torch.int64), n // 2 if n > 1 else 1), up, down)
 
 

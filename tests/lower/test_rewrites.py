@@ -1,4 +1,5 @@
-"""Rewrites keep every bit: the builder's graph against the prims' references applied one by one; and each one happens."""
+"""Rewrites keep every bit: the builder's graph against the prims' references applied one by one; and each
+one happens."""
 from __future__ import annotations
 
 import math
@@ -44,7 +45,9 @@ class Pair:
 
     def check(self) -> list[Node]:
         nodes = alive(self.b.nodes, [self.node])
-        out = self.b.laid_out(self.node, TensorSpec.contiguous(self.node.tensor.dtype, self.node.tensor.shape))
+        out = self.b.laid_out(
+            self.node, TensorSpec.contiguous(self.node.tensor.dtype, self.node.tensor.shape)
+        )
         nodes = alive(self.b.nodes, [out])
         prims = Prims(Graph((self.input,), tuple(nodes), (Output(out, out.tensor),)))
         prims.check()
@@ -59,20 +62,38 @@ class Pair:
 
 # (what is applied, how many nodes are left): each line shows one rewrite happening
 HAPPENS = [
-    ([("mul", 1.0)], 0), ([("div", 1.0)], 0), ([("sub", 0.0)], 0), ([("add", -0.0)], 0), ([("pow", 1.0)], 0),
-    ([("neg",), ("neg",)], 0), ([("abs",), ("abs",)], 1), ([("floor",), ("floor",)], 1),
-    ([("cast", torch.float32)], 0), ([("cast", torch.float64), ("cast", torch.float32)], 0),
-    ([("permute", (1, 0)), ("permute", (1, 0))], 0), ([("permute", (0, 1))], 0),
-    ([("reshape", (12,)), ("reshape", (4, 3))], 0), ([("reshape", (2, 6)), ("reshape", (6, 2))], 1),
-    ([("expand", (2, 4, 3)), ("expand", (5, 2, 4, 3))], 1), ([("slice", 0, 0, 4, 1)], 0),
-    ([("slice", 0, 1, 4, 1), ("slice", 0, 0, 3, 2)], 1), ([("flip", (0,)), ("flip", (0,))], 0), ([("flip", (0,)), ("flip", (1,))], 1),
-    ([("pad", (0, 0), (0, 0), 0.0)], 0), ([("reshape", (4, 1, 3)), ("permute", (1, 0, 2))], 1),
+    ([("mul", 1.0)], 0),
+    ([("div", 1.0)], 0),
+    ([("sub", 0.0)], 0),
+    ([("add", -0.0)], 0),
+    ([("pow", 1.0)], 0),
+    ([("neg",), ("neg",)], 0),
+    ([("abs",), ("abs",)], 1),
+    ([("floor",), ("floor",)], 1),
+    ([("cast", torch.float32)], 0),
+    ([("cast", torch.float64), ("cast", torch.float32)], 0),
+    ([("permute", (1, 0)), ("permute", (1, 0))], 0),
+    ([("permute", (0, 1))], 0),
+    ([("reshape", (12,)), ("reshape", (4, 3))], 0),
+    ([("reshape", (2, 6)), ("reshape", (6, 2))], 1),
+    ([("expand", (2, 4, 3)), ("expand", (5, 2, 4, 3))], 1),
+    ([("slice", 0, 0, 4, 1)], 0),
+    ([("slice", 0, 1, 4, 1), ("slice", 0, 0, 3, 2)], 1),
+    ([("flip", (0,)), ("flip", (0,))], 0),
+    ([("flip", (0,)), ("flip", (1,))], 1),
+    ([("pad", (0, 0), (0, 0), 0.0)], 0),
+    ([("reshape", (4, 1, 3)), ("permute", (1, 0, 2))], 1),
 ]
 # what must stay, as dropping it would change bits
 STAYS = [
-    ([("add", 0.0)], 1), ([("sub", -0.0)], 1), ([("mul", 0.0)], 1), ([("mul", -1.0)], 1),
-    ([("cast", torch.bfloat16), ("cast", torch.float32)], 2), ([("cast", torch.int32), ("cast", torch.float32)], 2),
-    ([("neg",), ("abs",)], 2), ([("pow", 2.0)], 1),
+    ([("add", 0.0)], 1),
+    ([("sub", -0.0)], 1),
+    ([("mul", 0.0)], 1),
+    ([("mul", -1.0)], 1),
+    ([("cast", torch.bfloat16), ("cast", torch.float32)], 2),
+    ([("cast", torch.int32), ("cast", torch.float32)], 2),
+    ([("neg",), ("abs",)], 2),
+    ([("pow", 2.0)], 1),
 ]
 
 
@@ -118,9 +139,25 @@ def shaped_view(pair: Pair, kind: str, seed: int) -> None:
         pair.apply("pad", (seed % 2,) * n, (seed % 3,) * n, 1.5)
 
 
-POINTWISE = [("neg",), ("abs",), ("mul", 1.0), ("mul", 2.0), ("add", 0.0), ("add", -0.0), ("sub", 0.0), ("div", 1.0), ("maximum", 0.0),
-             ("cast", torch.float64), ("cast", torch.float32), ("floor",), ("pow", 1.0), ("cast", torch.bfloat16)]
-view_steps = st.tuples(st.sampled_from(["permute", "reshape", "expand", "slice", "flip", "pad"]), st.integers(0, 30))
+POINTWISE = [
+    ("neg",),
+    ("abs",),
+    ("mul", 1.0),
+    ("mul", 2.0),
+    ("add", 0.0),
+    ("add", -0.0),
+    ("sub", 0.0),
+    ("div", 1.0),
+    ("maximum", 0.0),
+    ("cast", torch.float64),
+    ("cast", torch.float32),
+    ("floor",),
+    ("pow", 1.0),
+    ("cast", torch.bfloat16),
+]
+view_steps = st.tuples(
+    st.sampled_from(["permute", "reshape", "expand", "slice", "flip", "pad"]), st.integers(0, 30)
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -132,18 +169,34 @@ def test_chains_keep_every_bit(steps: list, shape: tuple) -> None:
         if len(step) == 2 and isinstance(step[1], int):
             shaped_view(pair, *step)
             continue
-        if pair.value.dtype is torch.bfloat16 and step[0] != "cast":          # prims do not compute in narrow floats
+        if pair.value.dtype is torch.bfloat16 and step[0] != "cast":  # prims do not compute in narrow floats
             pair.apply("cast", torch.float32)
         pair.apply(*step)
     pair.check()
 
 
-INTEGER = [("add", 0), ("mul", 1), ("or", 0), ("xor", 0), ("shl", 0), ("shr", 0), ("floordiv", 1), ("truncdiv", 1), ("not",), ("neg",),
-           ("add", 3), ("cast", torch.int64), ("cast", torch.int32), ("cast", torch.int8)]
+INTEGER = [
+    ("add", 0),
+    ("mul", 1),
+    ("or", 0),
+    ("xor", 0),
+    ("shl", 0),
+    ("shr", 0),
+    ("floordiv", 1),
+    ("truncdiv", 1),
+    ("not",),
+    ("neg",),
+    ("add", 3),
+    ("cast", torch.int64),
+    ("cast", torch.int32),
+    ("cast", torch.int8),
+]
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.sampled_from(INTEGER), max_size=6), st.sampled_from([torch.int32, torch.int64, torch.uint8]))
+@given(
+    st.lists(st.sampled_from(INTEGER), max_size=6), st.sampled_from([torch.int32, torch.int64, torch.uint8])
+)
 def test_integer_chains(steps: list, dtype: torch.dtype) -> None:
     pair = Pair(edge_tensor((7,), dtype))
     for step in steps:
