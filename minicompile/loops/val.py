@@ -190,7 +190,7 @@ def walk(v: Val) -> list[Val]:
 
 
 def loads(v: Val) -> tuple[Load, ...]:
-    """Every distinct Load inside v; remembered, as every stage asks (not by a Load, which would hold itself)."""
+    """Every distinct Load inside v; remembered, as every stage asks (a Load would hold itself: not by it)."""
     if isinstance(v, Load):
         return tuple(x for x in walk(v) if isinstance(x, Load))
     found: tuple[Load, ...] | None = getattr(v, "loaded", None)
