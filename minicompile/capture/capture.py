@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
@@ -133,6 +134,30 @@ class Partial(Exception):
         self.refusal, self.guards, self.tensors = refusal, guards, tensors
 
 
+class _DeepStack:
+    """Raises the process's recursion limit while anyone captures: several of our frames stand for one of
+    the program's."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.limit = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.limit = sys.getrecursionlimit()
+                sys.setrecursionlimit(RECURSION * self.limit)
+            self.users += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                sys.setrecursionlimit(self.limit)
+
+
+_deep_stack = _DeepStack()  # of the process, as the limit is
+
+
 class Capturer:
     """One capture in progress."""
 
@@ -142,7 +167,7 @@ class Capturer:
         self.world = CaptureWorld()
         code = function.__code__
         self.world.root = Where(code.co_filename, code.co_firstlineno, code.co_qualname)
-        self.recorder = Recorder(self.world.where)
+        self.recorder = Recorder(self.world.where, self.world.exact)
         self.names: dict[str, int] = {}
         self.world.new_input = self.add_input
         self.world.record_state = lambda f, args, kwargs: self.recorder.append(
@@ -162,14 +187,13 @@ class Capturer:
 
     def run(self) -> Capture:
         state = _torch_state()
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(RECURSION * limit)  # several of our frames stand for one of the program's
         try:
-            return self.captured(state)
+            with _deep_stack:
+                return self.captured(state)
         except Refusal as refusal:
             raise Partial(refusal, self.all_guards(), self.tensors()) from refusal
         finally:
-            sys.setrecursionlimit(limit)
+            self.world.dead = True
             _restore_torch_state(state)
 
     def captured(self, state: dict[str, Any]) -> Capture:

@@ -5,6 +5,7 @@ Takes a `Code` (from `bytecode`), its bound handlers and local slots; `handlers`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -50,3 +51,11 @@ class Frame:
     def where(self) -> Where:
         raw = self.code.code
         return Where(raw.co_filename, self.code.line(max(self.pc - 1, 0)), raw.co_qualname)
+
+    @property
+    def exact(self) -> Where:
+        """`where` with the columns of the expression; slower."""
+        line, last, start, end = self.code.position(max(self.pc - 1, 0))
+        if line is None or line != last or start is None or end is None:
+            return self.where
+        return replace(self.where, columns=(start, end))

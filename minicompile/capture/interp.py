@@ -46,6 +46,8 @@ class World:
         self.current: Frame | None = None
         self.special: dict[int, Callable[..., Any]] = {id(f): h for f, h in SPECIAL.items()}
 
+    dead = False  # set when its frames must not run on: generators that outlive a capture just end
+
     def interprets(self, code: CodeType) -> bool:
         """Whether frames of `code` are ours to run (the plain world runs all but coroutines and class
         bodies)."""
@@ -299,6 +301,8 @@ def drive(frame: Frame) -> Generator[Any, Any, Any]:
 
 def resume(frame: Frame, sent: Any, thrown: BaseException | None) -> Any:
     world = frame.world
+    if world.dead:
+        raise thrown or GeneratorExit
     own = frame.exc
     frame.back = world.current
     world.current = frame

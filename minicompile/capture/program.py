@@ -165,7 +165,9 @@ class Builder:
         if maker not in _MAKERS and not issubclass(kind, BaseException) or issubclass(kind, _UNBUILDABLE):
             raise Refusal("escapes", f"a {kind.__name__} made while capturing outlives the call")
         name = self.built[id(value)] = self.name(kind.__name__.lower())
-        args = "".join(f", {self.expression(a)}" for a in value.args) if issubclass(kind, BaseException) else ""
+        args = ""
+        if issubclass(kind, BaseException):
+            args = "".join(f", {self.expression(a)}" for a in value.args)
         self.lines.append(f"{name} = {self.constant(maker)}.__new__({self.constant(kind)}{args})")
         base = next((b for b in (OrderedDict, dict, list, set, deque) if issubclass(kind, b)), object)
         self.content(name, value, base)
@@ -316,7 +318,8 @@ _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
 def build_program(
     world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]], calls: bool
 ) -> Program:
-    """The program that calls the graph (if it has `calls`) on `inputs`, commits `effects` and returns `result`."""
+    """The program that calls the graph (if it has `calls`) on `inputs`, commits `effects` and returns
+    `result`."""
     b = Builder(world)
     for source, hint in inputs if calls else ():
         b.fetches[source] = b.name(hint)

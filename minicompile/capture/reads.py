@@ -104,7 +104,11 @@ class Reads(World):
         return place
 
     def refuse(self, code: str, reason: str) -> Refusal:
-        return Refusal(code, reason, self.where())
+        return Refusal(code, reason, self.exact())
+
+    def exact(self) -> Where | None:
+        frame = self.user_frame()
+        return frame.exact if frame is not None else self.root
 
     def guard(self, source: Source | None, check: str, expected: Any = None) -> None:
         key = (source, check)

@@ -70,16 +70,16 @@ def holds_tensor(x: Any) -> bool:
 
 
 class Recorder(TorchFunctionMode):
-    """The function mode. `where` gives the user's current place, `refuse` makes a Refusal there."""
+    """The function mode. `where` gives the user's current place, `exact` also its columns."""
 
-    def __init__(self, where: Callable[[], Where | None]) -> None:
+    def __init__(self, where: Callable[[], Where | None], exact: Callable[[], Where | None]) -> None:
         super().__init__()
         self.graph = torch.fx.Graph()
         self.nodes: dict[int, torch.fx.Node] = {}  # id of a fake -> its node
         self.last_input: torch.fx.Node | None = None
         self.keep: list[Any] = []
         self.places: dict[torch.fx.Node, Where] = {}
-        self.where = where
+        self.where, self.exact = where, exact
 
     def add_input(self, name: str, fake: Fake) -> torch.fx.Node:
         """A placeholder, put behind the other placeholders."""
@@ -100,12 +100,12 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _NEEDS_DATA:
             raise Refusal(
-                "data-dependent", f"Tensor.{func.__name__}() needs the values of a tensor", self.where()
+                "data-dependent", f"Tensor.{func.__name__}() needs the values of a tensor", self.exact()
             )
         try:
             out = func(*args, **kwargs)
         except Refusal as refusal:
-            raise Refusal(refusal.code, refusal.reason, refusal.where or self.where()) from refusal
+            raise Refusal(refusal.code, refusal.reason, refusal.where or self.exact()) from refusal
         if out is None and (args or kwargs) or holds_tensor(out):
             self.append(func, args, kwargs, out)
         return out
@@ -141,7 +141,7 @@ class Recorder(TorchFunctionMode):
             if node is None:
                 raise Refusal(
                     "untracked-tensor", "a tensor that capture has not seen being read is used",
-                    self.where())
+                    self.exact())
             return node
         kind = type(x)
         if kind is tuple or kind is list:
@@ -152,7 +152,7 @@ class Recorder(TorchFunctionMode):
             return slice(self.arg(x.start), self.arg(x.stop), self.arg(x.step))
         if kind.__module__ == "numpy" and hasattr(x, "item"):
             if getattr(x, "ndim", 0):
-                raise Refusal("numpy", "a numpy array meets a tensor", self.where())
+                raise Refusal("numpy", "a numpy array meets a tensor", self.exact())
             return x.item()
         if issubclass(type(x), tuple) and kind is not torch.Size:
             return tuple(self.arg(e) for e in x)

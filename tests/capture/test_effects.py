@@ -1,4 +1,5 @@
 """What a call changes outside itself, and what it gives back, is as in eager mode: the first time and when served."""
+
 import collections
 import copy
 import dataclasses
@@ -118,14 +119,36 @@ def new_objects(box, x):
     box.fresh.inner.list = box.fresh.shared
 
 
-CHANGES = [set_attribute, append, change_dict, reorder_dict, change_nested, change_set, change_ordered, change_global,
-           through_setattr, use_slots, nothing_in_the_end, new_objects]
+CHANGES = [
+    set_attribute,
+    append,
+    change_dict,
+    reorder_dict,
+    change_nested,
+    change_set,
+    change_ordered,
+    change_global,
+    through_setattr,
+    use_slots,
+    nothing_in_the_end,
+    new_objects,
+]
 
 
 def make_box():
-    return Box(n=1, old=2, items=[1, "x"], table={"old": 1, "gone": 2}, nested={"a": {"b": []}}, kinds={"a", "b"},
-               ordered=collections.OrderedDict(a=1, b=2), queue=collections.deque([1, 2], maxlen=4),
-               counter=collections.Counter("aa"), proud=Proud(), slotted=Slotted(1))
+    return Box(
+        n=1,
+        old=2,
+        items=[1, "x"],
+        table={"old": 1, "gone": 2},
+        nested={"a": {"b": []}},
+        kinds={"a", "b"},
+        ordered=collections.OrderedDict(a=1, b=2),
+        queue=collections.deque([1, 2], maxlen=4),
+        counter=collections.Counter("aa"),
+        proud=Proud(),
+        slotted=Slotted(1),
+    )
 
 
 def shown(value, seen=None):
@@ -146,8 +169,14 @@ def shown(value, seen=None):
         inner = [shown(v, seen) for v in value]
     else:
         inner = []
-    state = {**getattr(value, "__dict__", {}), **{s: getattr(value, s) for s in getattr(type(value), "__slots__", ())
-                                                  if hasattr(value, s) and s not in ("__dict__", "__weakref__")}}
+    state = {
+        **getattr(value, "__dict__", {}),
+        **{
+            s: getattr(value, s)
+            for s in getattr(type(value), "__slots__", ())
+            if hasattr(value, s) and s not in ("__dict__", "__weakref__")
+        },
+    }
     inner += [f"{k}={shown(v, seen)}" for k, v in state.items()]
     return f"{type(value).__name__}({', '.join(inner)})"
 
@@ -157,7 +186,9 @@ def test_changes(change):
     c = compiled(change)
     for _ in range(3):
         real, expected, counts = make_box(), make_box(), []
-        identities = {k: id(v) for k, v in vars(real).items() if isinstance(v, (list, dict, set, collections.deque))}
+        identities = {
+            k: id(v) for k, v in vars(real).items() if isinstance(v, (list, dict, set, collections.deque))
+        }
         for function, box in ((c, real), (change, expected)):
             global COUNT
             COUNT, LOG[:] = 0, []
@@ -194,6 +225,7 @@ def test_input_written_in_place_comes_back_itself():
         x.mul_(2)
         y[0] = 7
         return x, y, x.add_(1) is x
+
     c = compiled(f)
     for _ in range(2):
         a, b = X.clone(), X.clone()
@@ -240,16 +272,45 @@ def cyclic(x):
 
 
 OUTPUTS = {
-    "nothing": lambda x: None, "tensor": lambda x: x + 1, "input": lambda x: x, "twice": lambda x: (x + 1, x) * 2,
-    "view": lambda x: x[0], "list": lambda x: [x + 1, [x * 2]], "dict": lambda x: {"a": x + 1, 2: (x, None)},
-    "named tuple": lambda x: Point(x + 1, 3), "dataclass": lambda x: Data(x * 2, [x]), "instance": lambda x: Box(x=x, y=[1]),
-    "slots": lambda x: Slotted(x), "dict subclass": lambda x: Mapping(a=x, b=2), "list subclass": lambda x: Items([x, 1]),
-    "default dict": lambda x: collections.defaultdict(list, a=[x]), "deque": lambda x: collections.deque([x], maxlen=2),
-    "set": lambda x: {1, 2, "a"}, "floats": lambda x: (float("nan"), -0.0, 1e300, float("-inf"), 1 + 2j),
-    "constants": lambda x: (torch.float16, x.shape, x.dtype, x.device, ..., b"b", Color.RED, int, len, slice(1, 2)),
-    "shared": shared, "cyclic": cyclic, "exception": lambda x: ValueError("v", 1), "torch tuple": lambda x: x.max(0),
-    "function": lambda x: (lambda y, k=2: (x, y, k)), "bound method": lambda x: Box(n=3).__init__, "class": lambda x: Box,
-    "split": lambda x: x.split(1), "shape only": lambda x: x.shape[0] * 2, "range": lambda x: range(3),
+    "nothing": lambda x: None,
+    "tensor": lambda x: x + 1,
+    "input": lambda x: x,
+    "twice": lambda x: (x + 1, x) * 2,
+    "view": lambda x: x[0],
+    "list": lambda x: [x + 1, [x * 2]],
+    "dict": lambda x: {"a": x + 1, 2: (x, None)},
+    "named tuple": lambda x: Point(x + 1, 3),
+    "dataclass": lambda x: Data(x * 2, [x]),
+    "instance": lambda x: Box(x=x, y=[1]),
+    "slots": lambda x: Slotted(x),
+    "dict subclass": lambda x: Mapping(a=x, b=2),
+    "list subclass": lambda x: Items([x, 1]),
+    "default dict": lambda x: collections.defaultdict(list, a=[x]),
+    "deque": lambda x: collections.deque([x], maxlen=2),
+    "set": lambda x: {1, 2, "a"},
+    "floats": lambda x: (float("nan"), -0.0, 1e300, float("-inf"), 1 + 2j),
+    "constants": lambda x: (
+        torch.float16,
+        x.shape,
+        x.dtype,
+        x.device,
+        ...,
+        b"b",
+        Color.RED,
+        int,
+        len,
+        slice(1, 2),
+    ),
+    "shared": shared,
+    "cyclic": cyclic,
+    "exception": lambda x: ValueError("v", 1),
+    "torch tuple": lambda x: x.max(0),
+    "function": lambda x: lambda y, k=2: (x, y, k),
+    "bound method": lambda x: Box(n=3).__init__,
+    "class": lambda x: Box,
+    "split": lambda x: x.split(1),
+    "shape only": lambda x: x.shape[0] * 2,
+    "range": lambda x: range(3),
 }
 
 
@@ -287,6 +348,7 @@ def test_nothing_happens_when_capture_refuses():
         box.items.append(2)
         LOG.append(1)
         return float(x.sum()) + 1
+
     c, box = compiled(f), make_box()
     LOG.clear()
     assert c(box, X) == 16.0
@@ -306,5 +368,10 @@ def test_the_program_reads_well():
     c(make_box(), X)
     text = c.entries[0].capture.program.text
     assert text.splitlines() == [
-        "def program(x, box):", "    out0, = graph(x)", "    box.value = out0", "    box.n = 5",
-        "    object.__delattr__(box, 'old')", "    return None"]
+        "def program(x, box):",
+        "    out0, = graph(x)",
+        "    box.value = out0",
+        "    box.n = 5",
+        "    object.__delattr__(box, 'old')",
+        "    return None",
+    ]

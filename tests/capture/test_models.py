@@ -1,4 +1,5 @@
-"""Models of the ladder: each is one graph, gives eager's result in eager's types, and is served the second time."""
+"""Models of the ladder: each is one graph, gives eager's result in eager's types, and is served afterwards."""
+
 import os
 
 import pytest
@@ -27,7 +28,14 @@ class Loop(nn.Module):
 
 
 def text(**settings):
-    return dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50, **settings)
+    return dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=50,
+        **settings,
+    )
 
 
 IDS = torch.arange(24).reshape(2, 12) % 50
@@ -53,12 +61,16 @@ def as_tuple():
 
 
 def vit():
-    config = transformers.ViTConfig(**{k: v for k, v in text().items() if k != "vocab_size"}, image_size=32, patch_size=8)
+    config = transformers.ViTConfig(
+        **{k: v for k, v in text().items() if k != "vocab_size"}, image_size=32, patch_size=8
+    )
     return transformers.ViTModel(config), {"pixel_values": IMAGE}
 
 
 def resnet():
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )
     return transformers.ResNetModel(config), {"pixel_values": IMAGE}
 
 
@@ -72,14 +84,27 @@ def llama_with_cache():
 
 
 def sequential():
-    return nn.Sequential(nn.Linear(12, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 2)), {"input": torch.randn(2, 12)}
+    return nn.Sequential(nn.Linear(12, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 2)), {
+        "input": torch.randn(2, 12)
+    }
 
 
 def loop():
     return Loop(), {"x": torch.randn(2, 4), "head": "b", "tag": 1}
 
 
-MODELS = [sequential, loop, bert, masked_bert, hidden_states, as_tuple, vit, resnet, llama, llama_with_cache]
+MODELS = [
+    sequential,
+    loop,
+    bert,
+    masked_bert,
+    hidden_states,
+    as_tuple,
+    vit,
+    resnet,
+    llama,
+    llama_with_cache,
+]
 
 
 def same(a, b):
@@ -88,8 +113,11 @@ def same(a, b):
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a) and same(vars(a), vars(b)) if hasattr(
-            a, "__dict__") else list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        return (
+            list(a) == list(b) and all(same(a[k], b[k]) for k in a) and same(vars(a), vars(b))
+            if hasattr(a, "__dict__")
+            else list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        )
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return same(vars(a), vars(b)) if hasattr(a, "__dict__") and not isinstance(a, type) else a == b

@@ -1,4 +1,6 @@
 """What capture cannot do it refuses with a code and the user's line; the call then runs as in eager mode."""
+
+import gc
 import random
 import sys
 import threading
@@ -72,9 +74,17 @@ def leaves_grad_mode_changed(x):
 
 
 CASES = {
-    item: "data-dependent", branch: "data-dependent", to_list: "data-dependent", nonzero: "data-dependent",
-    randomness: "forbidden", raises: "raises", shape_error: "raises", frame_access: "frame-access",
-    uses_disabled: "disabled", grad_attribute: "tensor-attribute", outside_generator: "external-iterator",
+    item: "data-dependent",
+    branch: "data-dependent",
+    to_list: "data-dependent",
+    nonzero: "data-dependent",
+    randomness: "forbidden",
+    raises: "raises",
+    shape_error: "raises",
+    frame_access: "frame-access",
+    uses_disabled: "disabled",
+    grad_attribute: "tensor-attribute",
+    outside_generator: "external-iterator",
     leaves_grad_mode_changed: "ambient-state",
 }
 
@@ -114,9 +124,19 @@ def test_a_refusal_names_the_innermost_user_line():
     assert c.entries[0].refusal.where.line == branch.__code__.co_firstlineno + 1
 
 
+def test_a_refusal_points_at_the_expression():
+    c = compiled(item)
+    c(X)
+    with open(__file__) as source:
+        line = source.read().splitlines()[c.entries[0].refusal.where.line - 1]
+    start, end = c.entries[0].refusal.where.columns
+    assert line[start:end] == "x.sum().item()"
+
+
 def test_a_refusal_is_guarded_too():
     def f(x, flag):
         return x.sum().item() if flag else x + 1
+
     c = compiled(f)
     assert c(X, True) == 15.0 and torch.equal(c(X, False), X + 1)
     assert [bool(e.refusal) for e in c.entries] == [False, True]
@@ -125,7 +145,9 @@ def test_a_refusal_is_guarded_too():
 def test_the_compiler_may_refuse():
     def compile_graph(capture, examples):
         raise Refusal("needs-grad", "no")
+
     from minicompile.capture.compiled import Compiled
+
     c = Compiled(lambda x: x + 1, compile_graph)
     assert torch.equal(c(X), X + 1) and torch.equal(c(X), X + 1)
     assert [e.refusal.code for e in c.entries] == ["needs-grad"]
@@ -134,8 +156,10 @@ def test_the_compiler_may_refuse():
 def test_an_error_of_our_own_runs_eagerly_and_is_logged(caplog):
     def compile_graph(capture, examples):
         raise ZeroDivisionError("a bug")
+
     from minicompile.capture.compiled import Compiled
     from minicompile.config import config
+
     c = Compiled(lambda x: x + 1, compile_graph)
     with config.patch(strict=False):
         assert torch.equal(c(X), X + 1)
@@ -147,6 +171,7 @@ def test_modes_are_left_after_a_refusal():
     def f(x):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device("cpu"):
             return x.sum().item()
+
     c = compiled(f)
     c(X)
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
@@ -156,15 +181,40 @@ def test_modes_are_left_after_a_refusal():
 def test_threads():
     def f(x, k):
         return [x * i for i in range(k)], sorted([3, 1, 2], key=lambda v: -v)
+
     c = compiled(f)
-    results = [None] * 8
+    results, limit = [None] * 8, sys.getrecursionlimit()
 
     def work(i):
         results[i] = [c(X, i % 3 + 1) for _ in range(5)]
+
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     [t.start() for t in threads]
     [t.join() for t in threads]
+    assert sys.getrecursionlimit() == limit
     for i, got in enumerate(results):
         for tensors, order in got:
             assert order == [3, 2, 1] and all(torch.equal(t, X * j) for j, t in enumerate(tensors))
     assert not refusals(c)
+
+
+def test_generators_left_behind_by_a_refusal_do_not_run_on():
+    log = []
+
+    def generator():
+        try:
+            yield 1
+        finally:
+            log.append("closed")
+
+    def f(x):
+        g = generator()
+        next(g)
+        return x.sum().item(), g
+
+    c = compiled(f)
+    kept = c(X)
+    gc.collect()
+    assert log == [], "only the eager call's generator exists, and it is alive"
+    kept[1].close()
+    assert log == ["closed"]
