@@ -49,6 +49,10 @@ class Entry:
     def hits(self) -> int:
         return self.native.hits
 
+    def forget(self) -> None:
+        """Lets go of the program's source, which tracebacks read."""
+        linecache.cache.pop(self.program.__code__.co_filename, None)
+
     def why_missed(self, function: FunctionType, slots: Sequence[Any]) -> str:
         """Which guard fails for these arguments, with what was found."""
         miss = self.native.guards.check(function, slots)
@@ -89,6 +93,8 @@ class Compiled:
         return [e.data for e in self.native.entries]
 
     def reset(self) -> None:
+        for entry in self.entries:
+            entry.forget()
         self.native.entries.clear()
 
     def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
@@ -168,6 +174,7 @@ class Compiled:
         entries.insert(0, native)
         if len(entries) > self.limit:
             gone = entries.pop()
+            gone.data.forget()
             log.warning(
                 "%s: more than %d variants; the least recently used one is dropped",
                 self.function.__qualname__, self.limit)

@@ -1,4 +1,4 @@
-"""What a call changes outside itself, and what it gives back, is as in eager mode: the first time and when served."""
+"""What a call changes outside itself, and what it gives back, is as in eager mode, served or not."""
 
 import collections
 import copy

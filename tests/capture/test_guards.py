@@ -1,6 +1,7 @@
 """Whatever a captured program has read may change between calls; the next call gives what eager mode
 gives."""
 
+import linecache
 import math
 
 import pytest
@@ -332,3 +333,17 @@ def test_guards_are_printed_with_their_line():
     text = str(capture_call(root, Net().eval(), X))
     assert "module.flag is" in text and "module.inner.weight: Parameter float32[4, 4]" in text
     assert "test_guards.py" in text
+
+
+def test_evicted_and_reset_variants_are_let_go():
+    def f(x, k):
+        return x * k
+
+    c = compiled(f, limit=2)
+    before = {name for name in linecache.cache if name.startswith("<minicompile")}
+    for k in range(6):
+        c(X, k)
+    assert len({name for name in linecache.cache if name.startswith("<minicompile")} - before) == 2
+    c.reset()
+    assert {name for name in linecache.cache if name.startswith("<minicompile")} == before
+    assert c.entries == []

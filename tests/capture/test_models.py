@@ -1,4 +1,4 @@
-"""Models of the ladder: each is one graph, gives eager's result in eager's types, and is served afterwards."""
+"""Models of the ladder: each is one graph and gives eager's result, in eager's types, served or not."""
 
 import os
 
