@@ -20,8 +20,10 @@ How a kernel looks:
 from __future__ import annotations
 
 from ..loops.ir import Extern
+from ..runtime.library import kernel_library
 from ..runtime.toolchain import detect_isa, flags_for
 from ..schedule.plan import Kernel, Plan
+from .cpp_attention import attention_text, why_not_attention
 from .cpp_core import CoreText
 from .cpp_kernel import KernelText
 from .source import Launch, Source
@@ -53,16 +55,16 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
     shown: list[str] = []
     calls: list[Launch | None] = []
     for step in plan.steps:
-        if isinstance(step, Extern):
+        printed = _print(step, plan, isa)
+        if printed is None:
             calls.append(None)
             continue
-        printer = CoreText if step.core is not None else KernelText
-        body, buffers = printer(step, plan.buffers, isa).emit()
+        body, buffers = printed
         name = functions.get(body)
         if name is None:
             functions[body] = name = _function_name(step)
             shown.append(
-                f"// {step.where or step.name}: {', '.join(buffers)}\n"
+                f"// {(not isinstance(step, Extern) and step.where) or step.name}: {', '.join(buffers)}\n"
                 f"MC_EXPORT void {name}(char* const* b, Env* env) {{\n{body}}}\n"
             )
         calls.append(Launch(name, buffers))
@@ -70,5 +72,13 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
     return Source(text, "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan)
 
 
-def _function_name(kernel: Kernel) -> str:
-    return "".join(c if c.isalnum() else "_" for c in kernel.name)
+def _print(step: Kernel | Extern, plan: Plan, isa: str) -> tuple[str, tuple[str, ...]] | None:
+    """(body, buffers) of a step; None for a library call that torch makes."""
+    if isinstance(step, Extern):
+        ours = kernel_library(isa) is not None and why_not_attention(step) is None
+        return attention_text(step) if ours else None
+    return (CoreText if step.core is not None else KernelText)(step, plan.buffers, isa).emit()
+
+
+def _function_name(step: Kernel | Extern) -> str:
+    return "".join(c if c.isalnum() else "_" for c in step.name)

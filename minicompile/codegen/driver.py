@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,16 +21,15 @@ from ..errors import ToolchainError
 from ..ir.spec import TensorSpec
 from ..loops.ir import Buffer, Extern, View
 from ..runtime import cache, toolchain
+from ..runtime.library import Library, kernel_library
 from ..schedule.plan import Plan
-from .externs import Call, call_of
+from .externs import call_of
 from .source import Source
 
 try:
     _launch: Any = importlib.import_module("minicompile._launch")
 except ImportError:  # not built: `load` says so, and the caller runs the reference
     _launch = None
-
-log = logging.getLogger("minicompile.code")
 
 INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL = range(6)
 KINDS = {"input": INPUT, "constant": CONSTANT, "temp": TEMP, "output": OUTPUT, "extern": EXTERN}
@@ -45,7 +43,7 @@ class Executable:
 
     seconds   what loading took: "compile" (0 on a cache hit) and "load"
     cached    whether the library came from the disk cache
-    externs   how each library call is made: "direct", "dispatcher" or "python: why"
+    externs   how each library call is made: "direct", "dispatcher", "python: why"; or "kernel library"
     """
 
     source: Source
@@ -89,35 +87,9 @@ def load(source: Source) -> Executable:
     except OSError as e:
         raise ToolchainError(f"the compiled library does not load: {e}") from e
     library.mc_bind(ctypes.c_void_p(_launch.lookup_address()), ctypes.byref(_kernels_of(source)))
-    graph, calls = _graph(source, library)
+    graph, externs = _graph(source, library)
     seconds = {"compile": 0.0 if cached else built - start, "load": time.perf_counter() - built}
-    return Executable(source, graph, path, cached, seconds, {name: c.how for name, c in calls.items()})
-
-
-class Library(ctypes.Structure):
-    """The functions of the kernel library, as in kernels/cpp/abi.h."""
-
-    _fields_ = [("gemm", ctypes.c_void_p), ("conv2d", ctypes.c_void_p), ("attention", ctypes.c_void_p)]
-
-
-@functools.lru_cache(maxsize=4)
-def kernel_library(isa: str) -> Library | None:
-    """The prebuilt kernels (matrix product, convolution, attention) for an instruction set; None where they
-    were not built, and plans must then be scheduled without cores."""
-    for path in sorted(Path(__file__).resolve().parent.parent.glob(f"_kernels_{isa}.*")):
-        try:
-            loaded = ctypes.CDLL(str(path))
-            names = ("mc_gemm", "mc_conv2d", "mc_attention")
-            found = Library(*(ctypes.cast(getattr(loaded, n), ctypes.c_void_p).value for n in names))
-        except (OSError, AttributeError) as e:
-            log.warning("the kernel library %s is not usable: %s", path, e)
-            continue
-        _loaded.append(loaded)
-        return found
-    return None
-
-
-_loaded: list[ctypes.CDLL] = []  # keeps the libraries that graphs point into
+    return Executable(source, graph, path, cached, seconds, externs)
 
 
 def _kernels_of(source: Source) -> Library:
@@ -176,8 +148,8 @@ def _geometry(spec: TensorSpec) -> tuple:
     )
 
 
-def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, Call]]:
-    """The native Graph of a source's plan, and the library calls in it."""
+def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, str]]:
+    """The native Graph of a source's plan, and how it makes each library call."""
     plan = source.plan
     names = list(plan.buffers)
     number = {name: i for i, name in enumerate(names)}
@@ -191,17 +163,20 @@ def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, Call]]:
             views.append((number[v.buffer], _is_whole(v, plan.buffers[v.buffer]), _geometry(v.spec)))
         return known[key]
 
-    calls: dict[str, Call] = {}
+    how: dict[str, str] = {}
     steps: list[tuple] = []
     for i, (step, launch) in enumerate(zip(plan.steps, source.calls)):
         frees = tuple(number[b] for b in plan.frees.get(i, ()))
-        if isinstance(step, Extern):
-            call = calls[step.name] = call_of(step, view, dtype_code)
+        if launch is None:
+            assert isinstance(step, Extern)
+            call = call_of(step, view, dtype_code)
+            how[step.name] = call.how
             address = _launch.symbol(call.function) if call.function else 0
             steps.append((1, address, (), frees, call.template))
         else:
-            assert launch is not None
             function = ctypes.cast(getattr(library, launch.function), ctypes.c_void_p).value
+            if isinstance(step, Extern):
+                how[step.name] = "kernel library"
             steps.append((0, function, tuple(number[b] for b in launch.buffers), frees, None))
     buffers = [_buffer(plan.buffers[name], plan) for name in names]
     results = [_result(r, plan, number) for r in _returned(plan)]
@@ -221,7 +196,7 @@ def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, Call]]:
         _written(plan),
         torch._C._increment_version,
     )
-    return graph, calls
+    return graph, how
 
 
 def _written(plan: Plan) -> tuple[int, ...]:
@@ -244,6 +219,8 @@ def _buffer(b: Buffer, plan: Plan) -> tuple[int, int, Any]:
         return (TEMP, plan.arena[b.name], None) if b.name in plan.arena else (LOCAL, 0, None)
     if b.kind == "output":
         return OUTPUT, 0, _geometry(b.spec)
+    if b.kind == "extern":
+        return EXTERN, 0, _geometry(b.spec)
     return KINDS[b.kind], b.index, None
 
 

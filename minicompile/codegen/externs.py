@@ -66,7 +66,7 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
 
     direct = DIRECT.get(e.op)
     try:
-        values = _bound(e.op._schema, e.args, e.kwargs)
+        values = bound_arguments(e.op._schema, e.args, e.kwargs)
         if any(r.real_type.kind() != "TensorType" for r in e.op._schema.returns):
             raise Unsupported("it does not return plain tensors")
         if direct and (e.into is not None) == (direct[1] in (OUT_TT, OUT_TTT_DD)):
@@ -92,7 +92,7 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
         return Call(template(PYTHON, e.op, ()), "", f"python: {why}")
 
 
-def _bound(schema: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+def bound_arguments(schema: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     """The value of every argument in schema order, defaults filled in."""
     values = []
     for i, a in enumerate(schema.arguments):

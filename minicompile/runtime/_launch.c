@@ -48,7 +48,7 @@ static int read_buffers(Graph* g, PyObject* list) {
     PyObject* payload;
     if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iLO", &b->kind, &b->number, &payload)) return -1;
     if (b->kind == CONSTANT) b->constant = Py_NewRef(payload);
-    else if (b->kind == OUTPUT && spec_of(payload, &b->geometry) < 0) return -1;
+    else if ((b->kind == OUTPUT || b->kind == EXTERN) && spec_of(payload, &b->geometry) < 0) return -1;
   }
   return 0;
 }
@@ -198,11 +198,28 @@ Handle view_handle(Graph* g, Workspace* w, int i) {
 
 /* ---- the call ------------------------------------------------------------------------------------------ */
 
+/* Memory for a result that a kernel writes and that outlives the arena: not before it is needed. */
+static int allocate(Graph* g, Workspace* w, int b, int* released, PyThreadState** state) {
+  Geometry* q = &g->buffers[b].geometry;
+  if (!api.empty_strided(q->dim, q->sizes, q->strides, q->dtype, 0, 0, &w->handles[b])) {
+    w->owned[b] = 1;
+    if (!api.data_ptr(w->handles[b], &w->pointers[b])) return 0;
+  }
+  if (*released) PyEval_RestoreThread(*state);
+  PyErr_Format(PyExc_RuntimeError, "%s", api.what());
+  if (*released) *state = PyEval_SaveThread();
+  return -1;
+}
+
 static int run_steps(Graph* g, Workspace* w, Env* env, int* released, PyThreadState** state) {
   for (Py_ssize_t i = 0; i < g->n_steps; ++i) {
     Step* s = &g->steps[i];
     if (s->kind == KERNEL) {
-      for (int k = 0; k < s->n_operands; ++k) w->operands[k] = w->pointers[s->operands[k]];
+      for (int k = 0; k < s->n_operands; ++k) {
+        const int b = s->operands[k];
+        if (g->buffers[b].kind == EXTERN && !w->owned[b] && allocate(g, w, b, released, state) < 0) return -1;
+        w->operands[k] = w->pointers[b];
+      }
       ((void (*)(void* const*, Env*))s->function)(w->operands, env);
     } else if (run_extern(g, w, s, released, state) < 0) return -1;
     for (int k = 0; k < s->n_frees; ++k) {
@@ -329,8 +346,8 @@ static int Graph_traverse(PyObject* self, visitproc visit, void* arg) {
   return 0;
 }
 
-/* Graph(inputs, arena_bytes, release_gil, buffers, views, steps, results, on_error, as_strided, keep, written,
- *       increment_version) */
+/* Graph(inputs, arena_bytes, release_gil, buffers, views, steps, results, on_error, as_strided, keep,
+ *       written, increment_version) */
 static PyObject* Graph_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   (void)kwargs;
   PyObject *buffers, *views, *steps, *results, *on_error, *as_strided, *keep, *written, *increment;

@@ -6,10 +6,10 @@ import pytest
 import torch
 from plans import build
 
-from minicompile.codegen.driver import kernel_library
 from minicompile.loops.build import build_loops
 from minicompile.lower.decompose import decompose
 from minicompile.lower.trace import trace_callable
+from minicompile.runtime.library import kernel_library
 from minicompile.runtime.toolchain import machine_isas
 from minicompile.schedule.fuse import schedule
 
@@ -49,3 +49,36 @@ def test_core(name, isa):
         got, want = build(plan, isa)(*args)[0], fn(*args)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert got.stride() == want.stride()
+
+
+ATTENTION = {
+    "plain": ({}, False),
+    "causal": ({"is_causal": True}, False),
+    "mask over keys": ({"attn_mask": R(2, 1, 1, 20)}, False),
+    "full mask and scale": ({"attn_mask": R(2, 3, 17, 20), "scale": 0.3}, False),
+    "as a transformer lays it out": ({}, True),
+}
+
+
+@pytest.mark.parametrize("isa", machine_isas())
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name, isa):
+    if kernel_library(isa) is None:
+        pytest.skip("the kernel library is not built")
+    kwargs, transposed = ATTENTION[name]
+    shapes = (
+        [(2, 17, 3, 16), (2, 20, 3, 16), (2, 20, 3, 16)]
+        if transposed
+        else [(2, 3, 17, 16), (2, 3, 20, 16), (2, 3, 20, 16)]
+    )
+    q, k, v = (R(s).transpose(1, 2) if transposed else R(s) for s in shapes)
+
+    def fn(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, **kwargs) * 2
+
+    with torch.no_grad():
+        plan = schedule(build_loops(decompose(trace_callable(fn, q, k, v))))
+        executable = build(plan, isa)
+        assert list(executable.externs.values()) == ["kernel library"]
+        for _ in range(3):
+            torch.testing.assert_close(executable(q, k, v)[0], fn(q, k, v), rtol=1e-4, atol=1e-5)

@@ -29,6 +29,12 @@ from minicompile.loops.ir import Extern
 
 a = torch.ops.aten
 R = torch.randn
+
+
+def D(*shape):
+    return R(shape, dtype=torch.float64)  # the kernel library takes float32 only
+
+
 CASES = {
     "mm": (a.mm.default, (R(4, 5), R(5, 6)), {}, a.mm.out, "direct"),
     "mm functional": (a.mm.default, (R(4, 5), R(5, 6)), {}, None, "dispatcher"),
@@ -59,15 +65,15 @@ CASES = {
     ),
     "attention": (
         a._scaled_dot_product_flash_attention_for_cpu.default,
-        (R(1, 2, 4, 8), R(1, 2, 4, 8), R(1, 2, 4, 8), 0.0, True),
+        (D(1, 2, 4, 8), D(1, 2, 4, 8), D(1, 2, 4, 8), 0.0, True),
         {"scale": 0.3},
         None,
         "direct",
     ),
     "attention with mask": (
         a._scaled_dot_product_flash_attention_for_cpu.default,
-        (R(1, 2, 4, 8), R(1, 2, 4, 8), R(1, 2, 4, 8)),
-        {"attn_mask": R(1, 2, 4, 4)},
+        (D(1, 2, 4, 8), D(1, 2, 4, 8), D(1, 2, 4, 8)),
+        {"attn_mask": D(1, 2, 4, 4)},
         None,
         "direct",
     ),
