@@ -147,7 +147,7 @@ KINDS = [
         False,
         True,
         """sub.Tensor rsub.Scalar rsub.Tensor neg abs sign sgn floor ceil trunc round relu clamp clamp_min
-        clamp_max clamp.Tensor clamp_min.Tensor clamp_max.Tensor pow.Tensor_Scalar
+        clamp_max clamp.Tensor clamp_min.Tensor clamp_max.Tensor
         pow.Tensor_Tensor remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar
         sub.Scalar mul.Scalar floor_divide square threshold fmax fmin heaviside frac""",
     ),
@@ -246,14 +246,8 @@ def _result(
         dtype = promote(*tensors, *numbers)
     if name.startswith("pow") and not dtype.is_floating_point and any(n < 0 for n in numbers):
         return None
-    if (
-        name.startswith("bitwise")
-        and dtype.is_floating_point
-        or dtype.is_complex
-        or dtype is torch.bool
-        and numbers
-        and kind == "same"
-    ):
+    masked = dtype is torch.bool and bool(numbers) and kind == "same" and not name.startswith("pow")
+    if dtype.is_complex or masked or (name.startswith("bitwise") and dtype.is_floating_point):
         return None
     if kind == "float" and not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
