@@ -59,7 +59,7 @@ class Node:
 
 
 class Names:
-    """Names for nodes: the operator's, with a number where it has been given already; valid in Python text."""
+    """Names for nodes: the operator's, with a number where it has been given already; valid Python."""
 
     def __init__(self) -> None:
         self.taken: dict[str, int] = {}

@@ -32,6 +32,8 @@ def count(x: Node, dims: Dims) -> int:
 
 def reduce(b: Builder, name: str, x: Node, dims: Dims, keepdim: bool = False) -> Node:
     """One reduction prim; a reduction over nothing, or over dimensions of size 1, is a reshape."""
+    if x.tensor.dtype is torch.bool:
+        name = {"sum": "any", "prod": "all"}.get(name, name)
     if name not in ("argmax", "argmin") and all(x.tensor.shape[d] == 1 for d in dims):
         shape = tuple(n for d, n in enumerate(x.tensor.shape) if d not in dims)
         y = b.reshape(x, shape)
