@@ -9,8 +9,11 @@ import pytest
 import torch
 from plans import Buffer, Kernel, Loop, Result, Stage, Store, Tiling, apply, axis, build, load, plan_of, spec
 
+from minicompile.codegen import cpp
+from minicompile.codegen.driver import headers_folder
 from minicompile.ir.prims import PRIMS
 from minicompile.ir.spec import TensorSpec
+from minicompile.runtime import toolchain
 from minicompile.runtime.toolchain import machine_isas
 
 ISAS = machine_isas()
@@ -201,3 +204,12 @@ def test_casts(isa):
     for got, (source, target, vector, want) in zip(build(plan, isa)(*inputs), wants, strict=True):
         same = (got == want) | (got != got) & (want != want)
         assert bool(same.all()), (source, target, vector, got[~same][:5], want[~same][:5])
+
+
+@pytest.mark.skipif("avx512" in ISAS, reason="then it is run, which says more")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool], ids=str)
+def test_avx512_compiles_where_it_cannot_run(dtype, tmp_path):
+    source = cpp.emit(many(dtype, 203, True)[0], "avx512")
+    text = tmp_path / "k.cpp"
+    text.write_text(source.text)
+    toolchain.build(toolchain.find(), text, tmp_path / "k.so", source.flags, headers_folder())
