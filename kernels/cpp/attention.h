@@ -106,7 +106,8 @@ static void attention_task(const Attention& a, i64 b, i64 h, i64 q0, i64 q1) {
     float* to = a.out + b * a.os[0] + h * a.os[1] + (q0 + i) * a.os[2];
     const float f = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
     for (i64 j = 0; j < a.value_dim; j++) to[j] = o[i * ldo + j] * f;
-    if (a.lse) a.lse[b * a.ls[0] + h * a.ls[1] + (q0 + i) * a.ls[2]] = max[i] + log(sum[i]);
+    if (a.lse)
+      a.lse[b * a.ls[0] + h * a.ls[1] + (q0 + i) * a.ls[2]] = sum[i] == 0 ? 0.0f : max[i] + log(sum[i]);
   }
 }
 
