@@ -15,15 +15,17 @@ from .config import config
 from .errors import CheckError, MinicompileError, Refusal, ToolchainError
 
 if TYPE_CHECKING:
-    from .api import bisect, compile, disable, explain, is_compiling, reset
-    from .explanation import Explanation
+    from .api import compile, disable, is_compiling, reset
+    from .testing.bisection import bisect
+    from .viz.explanation import Explanation, explain
 
 __version__ = "0.1.0"
 
-_FROM_API = ("bisect", "compile", "disable", "explain", "is_compiling", "reset")
-_HOME = {**dict.fromkeys(_FROM_API, "api"), "Explanation": "explanation"}
+_HOME = {**dict.fromkeys(("compile", "disable", "is_compiling", "reset"), "api"),
+         **dict.fromkeys(("explain", "Explanation"), "viz.explanation"), "bisect": "testing.bisection"}
 
-__all__ = ["CheckError", "Explanation", "MinicompileError", "Refusal", "ToolchainError", "config", *_FROM_API]
+__all__ = ["CheckError", "Explanation", "MinicompileError", "Refusal", "ToolchainError", "bisect", "compile",
+           "config", "disable", "explain", "is_compiling", "reset"]
 
 
 def __getattr__(name: str) -> Any:

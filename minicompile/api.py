@@ -1,8 +1,8 @@
 """The public surface: `compile` and its companions.
 
 Takes the user's callable or module, puts `capture.Compiled` around it and `pipeline.compile_graph` behind it,
-and keeps what was compiled and refused, for `explain` and `bisect`. The last stage of the library; the
-command line sits on top.
+and keeps what was compiled and refused, for `viz` and `testing`. The last stage of the library;
+they and the command line sit on top.
 """
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bisection import Finding, bisect_compilation
 from .capture.compiled import Compiled, force_eager
 from .config import config
 from .debug import log
 from .errors import MinicompileError, Refusal
-from .explanation import Explanation
 from .pipeline import BACKENDS, Compilation, compile_graph
 
 _live: weakref.WeakSet[Handle] = weakref.WeakSet()
@@ -71,8 +69,9 @@ class Handle:
             name = f"{self.name}_{len(self.compilations)}"
             done = compile_graph(name, capture, examples, self.settings.backend, capture.where,
                                  self.keep_inputs)
+        done.seconds = {"capture": self.compiled.capture_seconds, **done.seconds}
         self.compilations.append(done)
-        return done.call
+        return done.run
 
     def _event(self, kind: str, payload: Any) -> None:
         if kind == "refusal":
@@ -87,7 +86,7 @@ class Handle:
         self.refusals.clear()
 
 
-def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None,  # noqa: A001
+def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None,
             backend: str | Callable = "auto", mode: str = "default",
             options: dict[str, Any] | None = None) -> Any:
     """A faster stand-in for a function, method, callable object or nn.Module; also usable as a decorator.
@@ -112,7 +111,7 @@ def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None 
     return _compile_callable(model, settings)
 
 
-def _private(function: types.FunctionType) -> types.FunctionType:
+def _private(function: Any) -> types.FunctionType:
     """`function` with a code object of its own, so that what one `compile` call compiles stays there."""
     copy_ = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__,
                                function.__defaults__, function.__closure__)
@@ -123,11 +122,13 @@ def _private(function: types.FunctionType) -> types.FunctionType:
 
 
 def _compile_callable(fn: Callable, settings: Settings) -> Callable:
+    function: Any
+    bound: tuple = ()
     if isinstance(fn, types.FunctionType):
-        function, bound = fn, ()
+        function = fn
     elif isinstance(fn, types.MethodType) and isinstance(fn.__func__, types.FunctionType):
         function, bound = fn.__func__, (fn.__self__,)
-    elif isinstance(getattr(type(fn), "__call__", None), types.FunctionType):
+    elif isinstance(getattr(type(fn), "__call__", None), types.FunctionType):  # noqa: B004
         function, bound = type(fn).__call__, (fn,)
     else:                            # builtins, functools.partial: a frame of our own that calls it
         function, bound = (lambda callee, *args, **kwargs: callee(*args, **kwargs)), (fn,)
@@ -174,7 +175,8 @@ def _compile_module(module: nn.Module, settings: Settings) -> nn.Module:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    stand_in = object.__new__(type(cls)(cls.__name__, (_CompiledModule, cls), members))
+    metaclass: Any = type(cls)
+    stand_in = object.__new__(metaclass(cls.__name__, (_CompiledModule, cls), members))
     object.__setattr__(stand_in, "__dict__", module.__dict__)
     return stand_in
 
@@ -185,7 +187,7 @@ def handle_of(fn: Any) -> Handle | None:
     return found if isinstance(found, Handle) else None
 
 
-def _fresh(fn: Any, **settings: Any) -> tuple[Any, Handle]:
+def compile_anew(fn: Any, **settings: Any) -> tuple[Any, Handle]:
     """A compiled version of `fn` with empty caches, whatever was compiled before."""
     known = handle_of(fn)
     if known is not None:
@@ -196,31 +198,6 @@ def _fresh(fn: Any, **settings: Any) -> tuple[Any, Handle]:
     if handle is None:
         raise MinicompileError(f"{fn!r} cannot be compiled")
     return compiled, handle
-
-
-def explain(fn: Any) -> Callable[..., Explanation]:
-    """`explain(fn)(*args, **kwargs)` compiles `fn` anew, calls it once and tells what became of it."""
-
-    def explained(*args: Any, **kwargs: Any) -> Explanation:
-        compiled, handle = _fresh(fn)
-        compiled(*args, **kwargs)
-        return Explanation.of(handle.compilations, handle.refusals)
-
-    return explained
-
-
-def bisect(fn: Any, *args: Any, **kwargs: Any) -> Finding:
-    """Runs every stage's border object on the same inputs and names the first stage, then the first node,
-    whose result differs from the one before it. Raises MinicompileError if nothing of `fn` was compiled."""
-    compiled, handle = _fresh(fn)
-    handle.keep_inputs = True
-    compiled(*args, **kwargs)
-    handle.keep_inputs = False
-    if not handle.compilations:
-        raise MinicompileError(f"nothing of {handle.name} was compiled: "
-                               + "; ".join(map(str, handle.refusals)))
-    findings = [bisect_compilation(c) for c in handle.compilations]
-    return next((f for f in findings if not f.agrees), findings[0])
 
 
 def reset() -> None:
@@ -244,7 +221,7 @@ def torch_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Ca
     torch's own capture. What they refuse runs as `gm` does."""
     from_torch = types.SimpleNamespace(gm=gm)
     try:
-        return compile_graph("torch", from_torch, example_inputs).call
+        return compile_graph("torch", from_torch, example_inputs).run
     except Refusal as refusal:
         log("breaks", f"graph from torch.compile runs as in eager mode: {refusal}")
         return gm.forward

@@ -17,10 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, api, demo
+from . import __version__
 from .config import config
 from .errors import MinicompileError, ToolchainError
 from .runtime import cache, toolchain
+from .viz import demo
+from .viz.explanation import explain
 
 Options = Callable[[argparse.ArgumentParser], None]
 COMMANDS: dict[str, tuple[str, Options, Callable[[argparse.Namespace], int]]] = {}
@@ -54,7 +56,7 @@ def explain_options(p: argparse.ArgumentParser) -> None:
 def run_explain(args: argparse.Namespace) -> int:
     function, values = target(args.function), [eval(a, {"torch": torch}) for a in args.args]
     with torch.no_grad():
-        explanation = api.explain(function)(*values)
+        explanation = explain(function)(*values)
     print(explanation)
     return 0 if explanation.graph_count else 1
 

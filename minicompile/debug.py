@@ -1,13 +1,11 @@
 """Looking inside while compiling: topics logged to stderr, and every stage's object written to a folder.
 
-Takes any border object of any stage; used by `api` and by what the user calls to look (`explanation`,
-`bisection`). Stages themselves
-log with `logging.getLogger("minicompile.<topic>")`, which `configure` turns on and off from
+Takes any border object of any stage; used by `pipeline`, `api` and what people look at. Stages themselves log
+with `logging.getLogger("minicompile.<topic>")`, which `configure` turns on and off from
 `minicompile.config.log`.
 """
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 import sys
@@ -15,10 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import LOG_TOPICS, STAGES, config
+from .config import LOG_TOPICS, config
 
-SUFFIX = {"capture": ".py", "aten": ".py", "prims": ".py", "loops": ".txt", "plan": ".txt", "source":
-".cpp"}
+# stage -> the file its object is written to; "joint" and "split" are those of graphs that are trained through
+ARTEFACTS = {"capture": "0_capture.py", "aten": "1_aten.py", "joint": "1_joint.py", "prims": "2_prims.py",
+             "split": "2_split.txt", "loops": "3_loops.txt", "plan": "4_plan.txt", "source": "5_source.cpp"}
 ROOT = logging.getLogger("minicompile")
 
 
@@ -51,16 +50,11 @@ def log(topic: str, text: str | Callable[[], str]) -> None:
         ROOT.getChild(topic).info("%s", text() if callable(text) else text)
 
 
-def artefact_name(stage: str) -> str:
-    """The file a stage's object is written to: "3_loops.txt"."""
-    return f"{STAGES.index(stage)}_{stage}{SUFFIX[stage]}"
-
-
 def write_stage(folder: Path, stage: str, border: Any) -> Path:
     """Writes str(border) under `folder`, which is made if need be; gives the file's path. A Source is
     written as its text alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / artefact_name(stage)
+    file = folder / ARTEFACTS[stage]
     text = border.text if stage == "source" else str(border)
     file.write_text(text if text.endswith("\n") else text + "\n")
     return file
@@ -81,9 +75,3 @@ def dump_stage(name: str, stage: str, border: Any) -> None:
 def safe(name: str) -> str:
     """`name` as a file name."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_") or "graph"
-
-
-def unused_folder(parent: Path, name: str) -> Path:
-    """parent/name, or the first of parent/name_2, parent/name_3 … that does not exist."""
-    candidates = (parent / (safe(name) + (f"_{i}" if i > 1 else "")) for i in itertools.count(1))
-    return next(c for c in candidates if not c.exists())

@@ -1,8 +1,7 @@
 """The pipeline: every stage in order, for one captured graph, with every border object kept.
 
 Takes a `Capture` (or a bare torch.fx graph), gives `Compilation.call`, which computes the graph's outputs
-from its inputs. `api` puts it behind the captured frame; `explanation` and `bisection` read the border
-objects.
+from its inputs. `api` puts it behind the captured frame; `viz` and `testing` read the border objects.
 """
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ from .codegen import cpp, driver
 from .config import config
 from .debug import configure, dump_stage, log
 from .errors import MinicompileError, Refusal, ToolchainError
+from .ir.spec import copies
 from .loops.build import build_loops
 from .lower.decompose import decompose
 from .lower.graphs import Prims
@@ -75,6 +75,12 @@ class Compilation:
     runs: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def run(self) -> Call:
+        """`call`, once it is there."""
+        assert self.call is not None, "compile_graph has not finished"
+        return self.call
+
     def reach(self, stage: str) -> Any:
         """The border object (or "executable") of `stage`, made from the ones before it where need be."""
         if getattr(self, stage) is None:
@@ -110,7 +116,7 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
     configure()
     done = Compilation(name, capture)
     if keep_inputs:
-        done.inputs = tuple(x.detach().clone() if isinstance(x, torch.Tensor) else x for x in examples)
+        done.inputs = tuple(copies(examples))
     dump_stage(name, "capture", capture)
     log("graphs", lambda: f"{name}:\n{capture}")
     if callable(backend):

@@ -8,7 +8,7 @@ import torch
 
 import minicompile
 from minicompile.errors import Refusal, Where
-from minicompile.explanation import Explanation, KernelInfo, excerpt, some
+from minicompile.viz.explanation import Explanation, KernelInfo, excerpt, some
 
 
 def two(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from minicompile.bisection import bisect_compilation
+from minicompile.testing.bisection import bisect_compilation
 from minicompile.codegen import driver
 from minicompile.errors import CheckError
 from minicompile.ir.graph import Graph, Node, map_arg
@@ -359,9 +359,9 @@ def test_the_node_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fresh_copies_share_storage_as_the_originals() -> None:
-    from minicompile.bisection import fresh
+    from minicompile.ir.spec import copies
     base = torch.arange(12.)
-    a, b, n = fresh([base[2:8].view(2, 3), base, 3])
+    a, b, n = copies([base[2:8].view(2, 3), base, 3])
     assert n == 3 and a.storage_offset() == 2 and a.data_ptr() == b.data_ptr() + 8 and a.data_ptr() != base.data_ptr() + 8
     a.zero_()
     assert b[2:8].eq(0).all() and base[3] == 3
@@ -371,10 +371,10 @@ def test_fresh_copies_share_storage_as_the_originals() -> None:
     (torch.tensor([1.0, 2.0 + 1e-6]), True), (torch.tensor([1.0, 2.001]), False), (torch.tensor([1.0, float("nan")]), False),
     (torch.tensor([1.0, 2.0], dtype=torch.float64), False), (torch.tensor([[1.0, 2.0]]), False), (3, False)])
 def test_tolerance(got: Any, same: bool) -> None:
-    from minicompile.bisection import value_differs
+    from minicompile.testing.bisection import value_differs
     assert (value_differs(got, torch.tensor([1.0, 2.0])) == "") is same
 
 
 def test_integers_must_be_equal() -> None:
-    from minicompile.bisection import value_differs
+    from minicompile.testing.bisection import value_differs
     assert value_differs(torch.tensor([1, 3]), torch.tensor([1, 2])) == "differs in 1 of 2 elements"

@@ -12,6 +12,7 @@ import gc
 import itertools
 import linecache
 import logging
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class Compiled:
         self.function, self.compile_graph, self.fullgraph, self.limit = (
             function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
+        self.capture_seconds = 0.0                      # of the last capture
         self.native = _native.CompiledFunction(function, self.miss)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +137,9 @@ class Compiled:
         return program, tuple(s.get(slots) for s in sources)
 
     def build(self, slots: list[Any]) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
+        start = time.perf_counter()
         done, tensors = capture(self.function, slots)
+        self.capture_seconds = time.perf_counter() - start
         self.on_event("capture", done)
         try:
             graph = (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import Any, Union
 
 import torch
 
@@ -38,7 +38,7 @@ class TensorSpec:
 
     @classmethod
     def of(cls, t: torch.Tensor) -> TensorSpec:
-        return cls(t.dtype, tuple(t.shape), tuple(t.stride()), str(t.device), t.storage_offset())
+        return cls(t.dtype, tuple(t.shape), tuple(t.stride()), str(t.device), int(t.storage_offset()))
 
     @property
     def ndim(self) -> int:
@@ -88,3 +88,20 @@ class TensorSpec:
         if self.offset:
             text += f" offset({self.offset})"
         return text
+
+
+def copies(inputs: Sequence[Any]) -> list[Any]:
+    """Copies of the tensors among `inputs` that share storage, and have the geometry and requires_grad,
+    exactly as the originals do; anything else as it is."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    copied = []
+    for t in inputs:
+        if isinstance(t, torch.Tensor):
+            storage = t.untyped_storage()
+            if storage._cdata not in storages:
+                storages[storage._cdata] = storage.clone()
+            twin = torch.empty(0, dtype=t.dtype, device=t.device).set_(
+                storages[storage._cdata], t.storage_offset(), t.shape, t.stride())
+            t = twin.requires_grad_(t.requires_grad)
+        copied.append(t)
+    return copied

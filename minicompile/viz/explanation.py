@@ -6,15 +6,17 @@ Takes what `api` kept of a compilation (every stage's object per graph, and the 
 from __future__ import annotations
 
 import linecache
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import STAGES
-from .errors import Refusal, Where
-from .loops.ir import Extern
-from .pipeline import Compilation
-from .schedule.plan import Kernel, Refused
+from ..api import compile_anew
+from ..autograd.partition import Saved
+from ..debug import ARTEFACTS
+from ..errors import Refusal, Where
+from ..loops.ir import Extern
+from ..pipeline import Compilation
+from ..schedule.plan import Kernel, Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,6 @@ class KernelInfo:
     space   the sizes of a kernel's parallel axes; nanoseconds: its estimated time on one core
     """
 
-    graph: int
     name: str
     kind: str
     does: str
@@ -53,6 +54,7 @@ class KernelInfo:
     parallel: int = 0
     nanoseconds: float = 0.0
     where: Where | None = None
+    backward: bool = False
 
     def __str__(self) -> str:
         if self.kind == "library":
@@ -70,6 +72,7 @@ class Explanation:
     graphs      the captured torch.fx.GraphModules; op_count: torch calls in them
     guards      per graph, the guards under which it is used
     kernels     every kernel and library call, graph by graph; refusals of fusion are in `not_fused`
+    saved       what graphs that are trained through keep from forward to backward, with bytes and reason
     stages      per graph, stage name -> border object
     seconds     stage name -> compile seconds, summed over the graphs
     """
@@ -83,16 +86,17 @@ class Explanation:
     not_fused: tuple[Refused, ...]
     stages: tuple[Mapping[str, Any], ...]
     op_count: int
+    saved: tuple[Saved, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = ()) -> Explanation:
         """From what the API kept: the compiled graphs, and the refusals met."""
-        stages = tuple({s: getattr(c, s) for s in STAGES if getattr(c, s, None) is not None}
-                       for c in compiled)
+        parts = [part for c in compiled for part in (c, c.backward) if part is not None]
+        stages = tuple({s: getattr(c, s) for s in ARTEFACTS if getattr(c, s) is not None} for c in compiled)
         graphs = tuple(s["capture"].gm for s in stages if "capture" in s)
         seconds: dict[str, float] = {}
-        for c in compiled:
+        for c in parts:
             for stage, n in c.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + n
         return cls(
@@ -101,10 +105,11 @@ class Explanation:
             break_reasons=tuple(Break(r.code, r.reason, r.where) for r in refusals),
             graphs=graphs,
             guards=tuple(tuple(s["capture"].guards) for s in stages if "capture" in s),
-            kernels=tuple(k for i, c in enumerate(compiled) if c.plan for k in kernels_of(c, i)),
-            not_fused=tuple(r for c in compiled if c.plan for r in c.plan.refused),
+            kernels=tuple(k for c in parts if c.plan for k in kernels_of(c)),
+            not_fused=tuple(r for c in parts if c.plan for r in c.plan.refused),
             stages=stages,
             op_count=sum(torch_calls(g) for g in graphs),
+            saved=tuple(v for c in compiled if c.split for v in c.split.saved),
             seconds=seconds,
         )
 
@@ -118,7 +123,9 @@ class Explanation:
                  *guards,
                  *graphs,
                  *programs,
-                 ("kernels", [str(k) for k in self.kernels]),
+                 ("kernels", [str(k) for k in self.kernels if not k.backward]),
+                 ("kernels of the backward", [str(k) for k in self.kernels if k.backward]),
+                 ("saved for the backward", [str(v) for v in self.saved]),
                  ("not fused", [str(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
                  ("seconds", [f"{stage:<12} {n:8.3f}" for stage, n in self.seconds.items()])]
         return "\n\n".join(section(title, lines) for title, lines in parts if lines)
@@ -133,19 +140,37 @@ class Explanation:
         return lines
 
 
-def kernels_of(done: Compilation, graph: int) -> Iterable[KernelInfo]:
+def explain(fn: Any) -> Callable[..., Explanation]:
+    """`explain(fn)(*args, **kwargs)` compiles `fn` anew, calls it once and tells what became of it."""
+
+    def explained(*args: Any, **kwargs: Any) -> Explanation:
+        compiled, handle = compile_anew(fn)
+        compiled(*args, **kwargs)
+        return Explanation.of(handle.compilations, handle.refusals)
+
+    return explained
+
+
+def kernels_of(done: Compilation) -> Iterable[KernelInfo]:
     """The steps of its plan, in order."""
     calls = getattr(done.executable, "externs", {})
+    backward = done.name.endswith("_backward")
     for step in done.plan.steps:
         if isinstance(step, Kernel):
             t = step.tiling
-            yield KernelInfo(graph, step.name, "kernel", step.where, "", tuple(a.size for a in step.par),
-                             len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where)
+            yield KernelInfo(step.name, "kernel", work_of(step), "", tuple(a.size for a in step.par),
+                             len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where, backward)
         elif isinstance(step, Extern):
-            how = calls.get(step.name, "")
-            yield KernelInfo(graph, step.name, "library", str(step.op), how, where=step.where)
+            yield KernelInfo(step.name, "library", str(step.op), calls.get(step.name, ""), where=step.where,
+                             backward=backward)
         else:
             raise TypeError(f"a plan has kernels and library calls, not {type(step).__name__}")
+
+
+def work_of(kernel: Kernel) -> str:
+    """What a kernel computes; the library-class operator at its core, if any, comes first."""
+    core = str(kernel.core.op).split(".")[1] if kernel.core else ""
+    return kernel.where if core in ("", *kernel.where.split(", ")) else f"{core}, {kernel.where}"
 
 
 def torch_calls(gm: Any) -> int:

@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import api, debug
-from .errors import MinicompileError
+from .. import api, debug
+from ..errors import MinicompileError
 from .explanation import Explanation
 
 QUERIES = ("How do plants make food from sunlight?", "Which animals sleep through the winter?",

@@ -3,13 +3,13 @@
 Takes a `pipeline.Compilation` and the real inputs of its graph; gives a `Finding`. Every border object is
 verified by its `check()` and run by its slow reference on the same inputs; the first that differs from eager
 names the stage. The node is the first value that the stage never computes, or, behind the prims, the end of
-the shortest beginning of the graph that is compiled wrongly. The user's entry is `api.bisect`.
+the shortest beginning of the graph that is compiled wrongly. The user's entry is `bisect`.
 """
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,14 +17,18 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
 
-from .errors import CheckError, MinicompileError, ToolchainError, Where
-from .ir.graph import Graph, Node, Output, arg_nodes
-from .ir.spec import TensorSpec
-from .lower.graphs import call_node
-from .pipeline import STAGES, Compilation
+from ..api import compile_anew
+from ..errors import CheckError, MinicompileError, ToolchainError, Where
+from ..ir.graph import Graph, Node, Output, arg_nodes
+from ..ir.spec import TensorSpec, copies
+from ..lower.graphs import call_node
+from ..pipeline import STAGES, Compilation
 
-RUN_ORDER = ("aten", "prims", "loops", "plan", "executable")     # the captured graph is the reference
+# What is run; the captured graph, run eagerly, is the reference.
+RUN_ORDER = ("aten", "prims", "loops", "plan", "executable")
+TRAINING_ORDER = ("joint", "prims", "loops", "plan", "executable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +76,52 @@ class Reference:
     precise: Outcome | None = field(default=None)
 
     @classmethod
-    def of_graph(cls, gm: fx.GraphModule, given: Sequence[Any]) -> Reference:
+    def of(cls, done: Compilation, given: Sequence[Any]) -> Reference:
         """Of a captured graph. Where its float64 version does not run, eager's result has to stand for it."""
         inputs = tensors_of(given)
-        eager = observe(with_numbers(gm, given), inputs)
-        wide = [t.double() if is_float(t) else t for t in inputs]
-        precise = observe(with_numbers(widened(gm), given), wide)
+        eager, precise = (observe(with_gradients(with_numbers(gm, given), done), tensors)
+                          for gm, tensors in ((done.capture.gm, inputs),
+                                              (widened(done.capture.gm), [wide(t) for t in inputs])))
         usable = precise.raised is None and len(precise.values) == len(eager.values)
         return cls(eager, precise if usable else None)
+
+
+def bisect(fn: Any, *args: Any, **kwargs: Any) -> Finding:
+    """Runs every stage's border object on the inputs of fn(*args, **kwargs) and names the first stage, then
+    the first node, whose result differs from eager's.
+
+    What was captured is compared with what a copy of `fn` returns, where fn and its arguments can be copied.
+    Raises MinicompileError if nothing of `fn` was compiled.
+    """
+    expected = _results_of_copy(fn, args, kwargs)
+    compiled, handle = compile_anew(fn)
+    handle.keep_inputs = True
+    try:
+        compiled(*args, **kwargs)
+    finally:
+        handle.keep_inputs = False
+    if not handle.compilations:
+        refused = "; ".join(map(str, handle.refusals))
+        raise MinicompileError(f"nothing of {handle.name} was compiled: {refused}")
+    whole = len(handle.compilations) == 1 and not handle.refusals
+    findings = [bisect_compilation(c, expected=expected if whole else ()) for c in handle.compilations]
+    return next((f for f in findings if not f.agrees), findings[0])
+
+
+def _results_of_copy(fn: Any, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+    """The tensors a copy of `fn` gives for copies of its arguments, less those it only passes on; none if
+    they cannot be copied."""
+    try:
+        twin, args, kwargs = deepcopy((getattr(fn, "__wrapped__", fn), args, kwargs))
+    except (TypeError, RuntimeError, AttributeError):
+        return []
+    held = [*twin.parameters(), *twin.buffers()] if isinstance(twin, torch.nn.Module) else []
+    known = tensors_of([*held, *tree_leaves((args, kwargs))])
+    old = {t.untyped_storage()._cdata for t in known}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        results = tree_leaves(twin(*args, **kwargs))
+    return [r.detach() for r in tensors_of(results) if r.untyped_storage()._cdata not in old]
 
 
 def bisect_compilation(done: Compilation, inputs: Sequence[Any] | None = None,
@@ -90,36 +132,84 @@ def bisect_compilation(done: Compilation, inputs: Sequence[Any] | None = None,
     expected    tensors that the original function returned; the captured graph must give each of them
     """
     given = done.inputs if inputs is None else inputs
-    reference = Reference.of_graph(done.capture.gm, given)
+    reference = Reference.of(done, given)
     finding = _verify("capture", done.capture) or _missing(reference, expected)
     if finding:
         return finding
     agreed = ["capture"]
-    for stage in RUN_ORDER:
+    for stage in RUN_ORDER if done.split is None else TRAINING_ORDER:
         try:
-            border = done.reach(stage) if stage in STAGES else getattr(done, stage)
+            parts = _parts(stage, done)
         except ToolchainError:
             break                                       # then the user, too, gets what the reference gives
-        finding = _judge(stage, done, border, given, reference)
+        finding = _judge(stage, done, parts, given, reference)
         if finding:
             return dataclasses.replace(finding, agreed=tuple(agreed))
         agreed.append(stage)
     return Finding(agreed=tuple(agreed))
 
 
-def _judge(stage: str, done: Compilation, border: Any, given: Sequence[Any],
+def _parts(stage: str, done: Compilation) -> list[Any]:
+    """The object of a stage, or those of the forward and of the backward half."""
+    halves = [done, done.backward] if done.backward is not None and stage in ("prims", *STAGES) else [done]
+    return [half.reach(stage) if stage in STAGES else getattr(half, stage) for half in halves]
+
+
+def _judge(stage: str, done: Compilation, parts: list[Any], given: Sequence[Any],
            reference: Reference) -> Finding | None:
-    checked = _verify(stage, border) if stage != "executable" else _verify("source", done.source)
-    if checked:
-        return checked
+    sources = [half.source for half in (done, done.backward) if half is not None]
+    for border in parts if stage != "executable" else sources:
+        checked = _verify(stage if stage != "executable" else "source", border)
+        if checked:
+            return checked
     try:
-        reason = differs(observe(border.run, tensors_of(given)), reference)
+        reason = differs(observe(_runner(parts, done), tensors_of(given)), reference)
     except CheckError as e:                             # the slow references verify what they compute, too
         return Finding(stage, e.node, e.reason)
     if not reason:
         return None
-    node, where = first_wrong_node(stage, done, given)
+    node, where = first_wrong_node(stage, done, given) if done.split is None else ("", None)
     return Finding(stage, node, reason, where)
+
+
+def _runner(parts: list[Any], done: Compilation) -> Callable[..., Any]:
+    """Runs a stage's object; of a graph that is trained through both halves, for fixed incoming gradients."""
+    if done.split is None:
+        return parts[0].run
+    split, tangents = done.split, tangents_of(done)
+    if len(parts) == 1:
+        return lambda *primals: parts[0].run(*primals, *tangents)
+
+    def run(*primals: torch.Tensor) -> list[torch.Tensor]:
+        results = parts[0].run(*primals)
+        rest = iter(results[split.outputs:])
+        saved = [primals[i] if i is not None else next(rest) for i in split.from_input]
+        return [*results[:split.outputs], *parts[1].run(*saved, *tangents)]
+    return run
+
+
+def tangents_of(done: Compilation) -> list[torch.Tensor]:
+    """Incoming gradients for a graph that is trained through: any, but always the same."""
+    specs = [n.tensor for n in done.split.backward.inputs[len(done.split.from_input):]]
+    random = torch.Generator().manual_seed(0)
+    return [torch.empty_strided(s.shape, s.stride, dtype=s.dtype).normal_(generator=random) for s in specs]
+
+
+def with_gradients(run: Callable[..., Any], done: Compilation) -> Callable[..., Any]:
+    """`run`; of a graph that is trained through the outputs and, after them, the gradients."""
+    if done.split is None:
+        return run
+    joint, tangents = done.joint, tangents_of(done)
+
+    def both(*primals: torch.Tensor) -> list[torch.Tensor]:
+        with torch.enable_grad():
+            outputs = run(*primals)
+            results = [outputs[i] for i in joint.tangents]
+            incoming = [t.to(r.dtype) for t, r in zip(tangents, results)]
+            wanted = [primals[i] for i in joint.gradients]
+            gradients = torch.autograd.grad(results, wanted, incoming)
+        return [*(o.detach() for o in outputs), *gradients]
+    return both
 
 
 def _verify(stage: str, border: Any) -> Finding | None:
@@ -147,6 +237,10 @@ def is_float(t: Any) -> bool:
     return isinstance(t, torch.Tensor) and t.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 
+def wide(t: torch.Tensor) -> torch.Tensor:
+    return t.detach().double().requires_grad_(t.requires_grad) if is_float(t) else t
+
+
 def tensors_of(inputs: Sequence[Any]) -> list[torch.Tensor]:
     """What the stages behind the captured graph take: Python numbers are constants to them."""
     return [t for t in inputs if isinstance(t, torch.Tensor)]
@@ -162,7 +256,7 @@ def with_numbers(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any
 
 def widened(gm: fx.GraphModule) -> fx.GraphModule:
     """`gm` with float64 wherever it says float32."""
-    graph = copy.deepcopy(gm.graph)
+    graph = deepcopy(gm.graph)
     for n in graph.nodes:
         n.args, n.kwargs = (map_aggregate(a, lambda x: torch.float64 if x is torch.float32 else x)
                             for a in (n.args, n.kwargs))
@@ -172,24 +266,9 @@ def widened(gm: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule({k: v.double() if is_float(v) else v for k, v in attributes.items()}, graph)
 
 
-def fresh(inputs: Sequence[Any]) -> list[Any]:
-    """Copies of `inputs` that share storage, and have the geometry, exactly as the originals do."""
-    storages: dict[int, torch.UntypedStorage] = {}
-    copies = []
-    for t in inputs:
-        if isinstance(t, torch.Tensor):
-            storage = t.untyped_storage()
-            if storage._cdata not in storages:
-                storages[storage._cdata] = storage.clone()
-            t = torch.empty(0, dtype=t.dtype, device=t.device).set_(
-                storages[storage._cdata], t.storage_offset(), t.shape, t.stride())
-        copies.append(t)
-    return copies
-
-
 def observe(run: Callable[..., Any], inputs: Sequence[Any]) -> Outcome:
     """Runs on fresh copies of `inputs`, without autograd and from a fixed random state."""
-    given = fresh(inputs)
+    given = copies(inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -296,7 +375,7 @@ def _computed(name: str, where: Where | None, call: Callable[[], Any],
 
 def _graph_values(graph: Graph, given: Sequence[Any]) -> list[Computed]:
     """Every value an ATen or prim graph computes."""
-    values: dict[Node, Any] = dict(zip(graph.inputs, fresh(tensors_of(given))))
+    values: dict[Node, Any] = dict(zip(graph.inputs, copies(tensors_of(given))))
     records = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -329,7 +408,7 @@ def _fx_values(done: Compilation, given: Sequence[Any]) -> list[Computed]:
     watched = _Watched(done.capture.gm, getattr(done.capture, "where", {}))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        watched.run(*fresh(given))
+        watched.run(*copies(given))
     return watched.records
 
 
