@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import networkx
 import torch
 
 from ..errors import CheckError
@@ -164,6 +163,8 @@ def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
 def _cut(joint: Graph, after: set[Node], needed: set[Node], gradients: tuple[Output, ...]) -> list[Node]:
     """The values to save, in graph order: a minimum cut of the part of the joint graph that the gradients
     need."""
+    import networkx  # takes 0.15 s to import, which only training should pay
+
     flow = networkx.DiGraph()
     order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
     for n in order:
