@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from minicompile.testing.bisection import bisect_compilation
 from minicompile.codegen import driver
 from minicompile.errors import CheckError
 from minicompile.ir.graph import Graph, Node, map_arg
 from minicompile.ir.spec import TensorSpec
 from minicompile.loops.ir import Load, Loop, Loops, load, rewrite
 from minicompile.lower.trace import trace
-from minicompile.pipeline import Compilation
+from minicompile.pipeline import Compilation, compile_graph
 from minicompile.schedule.plan import Kernel, Plan
+from minicompile.testing.bisection import bisect_compilation
 
 INPUTS = ("x", "y", "w", "table", "ids", "state")
 
@@ -322,6 +322,74 @@ def test_mutant_is_caught(right: Compilation, stage: str, fault: str, mutate: Ed
     finding = bisect_compilation(done)
     assert finding.stage == {"source": "executable"}.get(stage, stage), str(finding)
     assert caught == noticed_by, f"{fault} was noticed by {caught}: {finding}"
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+def trained() -> Compilation:
+    """A small graph with its backward, all stages of both halves."""
+    def f(x, w, b):  # type: ignore[no-untyped-def]
+        h = torch.tanh(x @ w) * torch.sigmoid(b)
+        return (h - b).exp().sum(0), h
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), requires_grad=True)
+    done = compile_graph("train", SimpleNamespace(gm=torch.fx.symbolic_trace(f)), [leaf(6, 4), leaf(4, 5), leaf(5)],
+                         keep_inputs=True)
+    assert done.backward is not None
+    return done
+
+
+@pytest.fixture(scope="module")
+def right_training() -> Compilation:
+    return trained()
+
+
+def test_nothing_is_found_in_right_training_graphs(right_training: Compilation) -> None:
+    finding = bisect_compilation(right_training)
+    assert finding.agreed == ("capture", "joint", "prims", "loops", "plan", "executable"), str(finding)
+
+
+def wrong_joint(done: Compilation) -> Compilation:
+    aten = on("aten::sub.Tensor", swapped)(done.joint.aten)
+    return dataclasses.replace(done, joint=dataclasses.replace(done.joint, aten=aten))
+
+
+def wrong_backward(stage: str, edit: Edit) -> Callable[[Compilation], Compilation]:
+    def change(done: Compilation) -> Compilation:
+        assert done.backward is not None
+        return dataclasses.replace(done, backward=dataclasses.replace(
+            done.backward, **{stage: edit(getattr(done.backward, stage))}))
+    return change
+
+
+def wrong_saved(done: Compilation) -> Compilation:
+    """Two saved values of one shape change places."""
+    graph = done.backward.prims.graph
+    specs = [n.spec for n in graph.inputs]
+    i, j = next((i, j) for i in range(len(specs)) for j in range(i) if specs[i] == specs[j])
+    places = {graph.inputs[i]: graph.inputs[j], graph.inputs[j]: graph.inputs[i]}
+    nodes: dict[Node, Node] = {}
+
+    def use(a: Node) -> Node:
+        return nodes.get(a, places.get(a, a))
+    for n in graph.nodes:
+        nodes[n] = dataclasses.replace(n, args=map_arg(n.args, use), kwargs=map_arg(n.kwargs, use))
+    outputs = tuple(dataclasses.replace(o, node=use(o.node)) for o in graph.outputs)
+    prims = dataclasses.replace(done.backward.prims,
+                                graph=dataclasses.replace(graph, nodes=tuple(nodes.values()), outputs=outputs))
+    return dataclasses.replace(done, backward=dataclasses.replace(done.backward, prims=prims))
+
+
+@pytest.mark.parametrize("stage, mutate", [
+    ("joint", wrong_joint), ("prims", wrong_saved),
+    ("loops", wrong_backward("loops", recombine("sum", "amax"))),
+    ("plan", wrong_backward("plan", edit_kernel(
+        lambda s: dataclasses.replace(s, combine="amax") if s.combine == "sum" else None)))])
+def test_a_wrong_training_graph_is_caught(right_training: Compilation, stage: str,
+                                          mutate: Callable[[Compilation], Compilation]) -> None:
+    finding = bisect_compilation(mutate(right_training))
+    assert finding.stage == stage, str(finding)
 
 
 def test_a_wrong_capture_is_caught(right: Compilation) -> None:
