@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A place in the user's program (innermost user frame); `columns` is (start, end) on that line, where known."""
+    """A place in the user's program (innermost user frame); `columns` is (start, end) there, if known."""
 
     file: str
     line: int

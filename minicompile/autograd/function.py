@@ -86,8 +86,8 @@ class _Function(torch.autograd.Function):
         tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
         if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
             if versions(ctx.primals) != ctx.versions:
-                raise RuntimeError("a second derivative is needed, but an input of the compiled graph has been "
-                                   "modified in place since")
+                raise RuntimeError("a second derivative is needed, but an input of the compiled graph has "
+                                   "been modified in place since")
             gradients = differentiable_gradients(halves, ctx.primals, tangents)
         else:
             gradients = halves.backward(*saved, *tangents)
@@ -111,7 +111,8 @@ def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],
     """
     if not halves.repeatable:
         raise RuntimeError("a second derivative is needed of a compiled graph that draws random numbers or "
-                           "writes to its inputs, which cannot be run again; leave it out: minicompile.disable(fn)")
+                           "writes to its inputs, which cannot be run again; leave it out: "
+                           "minicompile.disable(fn)")
     outputs = halves.eager(*primals)
     results, wanted = [outputs[i] for i in halves.split.tangents], [primals[i] for i in halves.gradients]
     return torch.autograd.grad(results, wanted, tangents, create_graph=True, allow_unused=True)

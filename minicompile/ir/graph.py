@@ -182,7 +182,7 @@ class Graph:
             _check_result(stage, o, seen, self)
         for i, n in self.writes:
             if not 0 <= i < len(self.inputs) or n not in seen:
-                raise CheckError(stage, n.name, f"is undefined, or written to input {i}, which does not exist")
+                raise CheckError(stage, n.name, f"is undefined, or written to input {i}, which is none")
             target = self.inputs[i].tensor
             if (n.tensor.shape, n.tensor.dtype) != (target.shape, target.dtype):
                 raise CheckError(stage, n.name, f"is {n.spec}, written to input {i}, which is {target}")
