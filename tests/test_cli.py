@@ -117,6 +117,16 @@ def test_stages_are_dumped(run: Run, user_file: Path, tmp_path: Path) -> None:
     assert files == ["0_capture.py", "1_aten.py", "2_prims.py", "3_loops.txt", "4_plan.txt", "5_source.cpp"]
 
 
+def test_stages_of_training_are_dumped(tmp_path: Path) -> None:
+    import torch
+    model = minicompile.compile(torch.nn.Linear(4, 3))
+    with config.patch(dump=str(tmp_path), check=True):
+        model(torch.randn(2, 4)).sum().backward()
+    files = {f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*.*")}
+    assert {"Linear_0/1_joint.py", "Linear_0/2_split.txt", "Linear_0/5_source.cpp",
+            "Linear_0_backward/5_source.cpp"} <= files
+
+
 @pytest.mark.parametrize("stage", ["capture", "aten", "prims", "loops", "plan"])
 def test_stop_runs_the_stage_by_its_reference(stage: str) -> None:
     import torch
