@@ -12,6 +12,7 @@ import gc
 import itertools
 import linecache
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -85,6 +86,7 @@ class Compiled:
             function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
         self.capture_seconds = 0.0                      # of the last capture
+        self.lock = threading.RLock()                   # held while a variant is made
         self.native = _native.CompiledFunction(function, self.miss)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -101,17 +103,30 @@ class Compiled:
 
     def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
         """A call that no entry stands for: capture and compile it, then run what was compiled."""
-        if native.entries:
-            reasons = [e.why_missed(self.function, slots) for e in self.entries]
-            self.on_event("recompile", reasons)
+        with self.lock:
+            program, fetched = self.known(slots) or self.added(slots)
+        return program(*fetched)
+
+    def known(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple] | None:
+        """The program of an entry that stands for these arguments, with what to call it with. A miss may
+        find one: another thread's."""
+        for native in self.native.entries:
+            fetched = native.guards.fetch(self.function, slots)
+            if fetched is not None:
+                return native.program, fetched
+        return None
+
+    def added(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
+        """`add`, reported."""
+        if self.entries:
+            self.on_event("recompile", [e.why_missed(self.function, slots) for e in self.entries])
         collects = gc.isenabled()
         gc.disable()  # compiling makes many objects that stay, and few cycles
         try:
-            program, fetched = self.add(slots)
+            return self.add(slots)
         finally:
             if collects:
                 gc.enable()
-        return program(*fetched)
 
     def add(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
         """Adds the entry for these arguments; gives its program and what to call it with."""
