@@ -1,0 +1,110 @@
+"""The report of `testing.opinfo`: rows kept as JSON, shown as Markdown.
+
+Takes rows as dicts (the fields of `opinfo.Row`), gives the text of docs/opinfo.md. Nothing comes after it.
+"""
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+Row = dict
+KINDS = ("ok", "refused", "wrong", "crash")
+# library kernels that are meant to stay: products, convolution, attention, random numbers
+KEPT = tuple("""mm bmm addmm baddbmm mv dot vdot addmv addbmm convolution scaled_dot_product rand bernoulli
+multinomial dropout uniform normal exponential cauchy geometric log_normal random poisson binomial""".split())
+
+
+def merge(path: Path | None, rows: Iterable[Row]) -> list[Row]:
+    """`rows` and what `path` holds besides; written there."""
+    kept: dict[tuple, Row] = {}
+    if path is not None and path.exists():
+        kept = {_key(r): r for r in json.loads(path.read_text())}
+    kept.update((_key(r), r) for r in rows)
+    result = [kept[k] for k in sorted(kept)]
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result))
+    return result
+
+
+def _key(r: Row) -> tuple[str, str, str]:
+    return r["mode"], r["dtype"], r["op"]
+
+
+def markdown(rows: list[Row]) -> str:
+    """The whole report."""
+    parts = ["# Operators against eager mode", "", INTRODUCTION, ""]
+    for mode in ("forward", "gradient"):
+        mine = [r for r in rows if r["mode"] == mode]
+        if mine:
+            parts += [f"## {mode.capitalize()}", "", *_totals(mine), "", *_prims(mine), *_faults(mine),
+                      *_refusals(mine)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+INTRODUCTION = """Written by `python -m minicompile.testing.opinfo --results build/opinfo.json --report
+docs/opinfo.md` (and `--grad`). Each operator of PyTorch's `op_db` runs on samples of that database: as they
+are, with non-contiguous inputs, in place, and on the inputs that must raise. Compared with eager mode:
+values in the database's tolerances, dtype, shape, stride, shared memory, written inputs, exception type and
+message. A refused sample runs as in eager mode. The numbers count samples."""
+
+
+def status(r: Row) -> str:
+    return next((k for k in ("crash", "wrong", "refused") if r["counts"][k]), "ok")
+
+
+def _totals(rows: list[Row]) -> list[str]:
+    lines = ["| dtype | operators | all samples ok | ok | refused | wrong | crash | equal |",
+             "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    by_dtype: dict[str, list[Row]] = defaultdict(list)
+    for r in rows:
+        by_dtype[r["dtype"]].append(r)
+    for dtype, mine in [*by_dtype.items(), ("all", rows)]:
+        n = Counter[str]()
+        for r in mine:
+            n.update(r["counts"])
+        whole = sum(status(r) == "ok" for r in mine)
+        share = 100 * n["ok"] / max(1, sum(n.values()))
+        lines.append(f"| {dtype} | {len(mine)} | {whole} | " + " | ".join(str(n[k]) for k in KINDS)
+                     + f" | {share:.1f}% |")
+    return lines
+
+
+def _prims(rows: list[Row]) -> list[str]:
+    """How many operators need no library kernel but those that are meant to stay."""
+    ops: dict[str, set[str]] = defaultdict(set)
+    for r in rows:
+        if r["counts"]["ok"] and r["dtype"] == "float32":
+            ops[r["op"]] |= {e for e in r["externs"] if not e.split(".")[1].lstrip("_").startswith(KEPT)}
+    free = sum(not e for e in ops.values())
+    return [f"In float32, {free} of {len(ops)} operators reach prims with no library kernel but products, "
+            "convolutions, attention and random numbers.", ""] if ops else []
+
+
+def _faults(rows: list[Row]) -> list[str]:
+    bad = [r for r in rows if status(r) in ("wrong", "crash")]
+    lines = ["### Wrong or crashing", ""]
+    for r in bad:
+        for why, n in r["why"].items():
+            if why.startswith(("wrong", "crash")):
+                lines.append(f"- `{r['op']}` {r['dtype']} ({n}): {_cell(why)}")
+    return [*lines, ""] if bad else [*lines, "None.", ""]
+
+
+def _refusals(rows: list[Row]) -> list[str]:
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for r in rows:
+        for why, n in r["why"].items():
+            if why.startswith("refused"):
+                found[why.split(":")[1].strip()][r["op"]] += n
+    lines = ["### Refused", "", "| reason | samples | operators |", "|---|--:|---|"]
+    for code, ops in sorted(found.items(), key=lambda kv: -sum(kv[1].values())):
+        names = ", ".join(f"`{op}`" for op in sorted(ops))
+        lines.append(f"| {code} | {sum(ops.values())} | {names} |")
+    return [*lines, ""]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:300]
