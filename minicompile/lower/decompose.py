@@ -1,22 +1,24 @@
 """Decompose: ATen graph to prims and externs.
 
 Takes an `AtenGraph` from `trace`, gives `Prims` for `loops.build`. One pass: each call goes to its
-decomposition (`pointwise`, `reduction`, `views`, `indexing`), or stays whole as an extern where there is
-none, where it declines (NotImplemented), or where a dtype is not for prims. Then what no result needs is
-dropped.
+decomposition (`pointwise`, `reduction`, `views`, `indexing`, `backward`), or stays whole as an extern where
+there is none, where it declines (NotImplemented), or where a dtype is not for prims. Then what no result
+needs is dropped.
 """
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
-from . import indexing, pointwise, products, reduction, views
+from ..ir.prims import Misfit
+from . import backward, indexing, pointwise, products, reduction, views
 from .builder import RULES, SUPPORTED, Builder
 from .graphs import AtenGraph, Prims, infer
 
-assert all((indexing, pointwise, products, reduction, views))  # imported for the decompositions they register
+assert all((backward, indexing, pointwise, products, reduction, views))  # they register decompositions
 
 
 def decompose(aten_graph: AtenGraph) -> Prims:
@@ -52,7 +54,8 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
     rule = RULES.get(n.op)
     out: Any = NotImplemented
     if rule is not None and _for_prims(n):
-        out = rule(b, *args, **kwargs)
+        with suppress(Misfit):             # arguments that do not fit together: the ATen kernel says so
+            out = rule(b, *args, **kwargs)
     if out is NotImplemented:
         return _extern(b, n, args, kwargs)
     if isinstance(out, (tuple, list)):
@@ -61,11 +64,14 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
     return b.laid_out(out, n.tensor)
 
 
+MOST_DIMS = 64          # what eager mode's reductions take
+
+
 def _for_prims(n: Node) -> bool:
     """Whether all tensors at this node have dtypes prims know."""
     specs = [a.spec for a in arg_nodes((n.args, n.kwargs))] + [n.spec]
     flat = [s for spec in specs for s in (spec if isinstance(spec, tuple) else (spec,)) if s is not None]
-    return all(s.dtype in SUPPORTED for s in flat)
+    return all(s.dtype in SUPPORTED and s.ndim <= MOST_DIMS for s in flat)
 
 
 def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
