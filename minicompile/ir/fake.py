@@ -89,6 +89,8 @@ class Fake(torch.Tensor):
         )
 
     def __repr__(self, *_: Any, **__: Any) -> str:
+        if torch._C._len_torch_function_stack():  # a captured program asks for its text: the recorder's business
+            return torch.overrides.handle_torch_function(torch.Tensor.__repr__, (self,), self)
         return f"Fake({self.spec})"
 
     @classmethod
@@ -204,7 +206,17 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
         out = stride_rule(out, *unwrapped, **unwrapped_kwargs)
     if facts.inplace_view:
         return _regeometry(fakes[0], device)
+    if facts.writes:
+        _check_sizes(fakes)
     return _wrap(out, {id(f.meta): f for f in fakes}, torch.device(device), values)
+
+
+def _check_sizes(fakes: list[Fake]) -> None:
+    """Meta kernels give what they write to the result's size; eager mode does so for `out=` only."""
+    for f in fakes:
+        if f.meta.shape != f.shape:
+            raise RuntimeError(f"output with shape {list(f.shape)} doesn't match the broadcast shape "
+                               f"{list(f.meta.shape)}")
 
 
 def _unwrap(x: Any, fakes: list[Fake], real: dict) -> Any:

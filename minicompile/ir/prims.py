@@ -72,9 +72,13 @@ class Prim:
 PRIMS: dict[str, Prim] = {}
 
 
+class Misfit(ValueError):
+    """Operands that a row does not take."""
+
+
 def need(condition: bool, reason: str) -> None:
     if not condition:
-        raise ValueError(reason)
+        raise Misfit(reason)
 
 
 # ---- elementwise rows -----------------------------------------------------------------------------

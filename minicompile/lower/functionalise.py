@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import Refusal, Where
+from ..ir.elementwise import ROWS as ELEMENTWISE
 from ..ir.fake import Fake, facts_of, storage_key
 from ..ir.graph import Graph, Names, Node, Output
 from ..ir.spec import TensorSpec
@@ -185,6 +186,8 @@ class Functionaliser:
         call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
         self._check_overlap(written, args, kwargs)
         spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
+        if names and pure not in ELEMENTWISE:
+            self._check_out(op, written, args, kwargs, spec)
         node = self.emit(pure, call_args, call_kwargs, spec)
         parts = [node] if isinstance(spec, TensorSpec) else [self.emit("getitem", (node, i), {}, s)
                                                              for i, s in enumerate(spec or ())]
@@ -237,6 +240,15 @@ class Functionaliser:
                         "overlap", "a write to memory that the same operator reads elsewhere", self.where
                     )
 
+    def _check_out(self, op: Any, written: list[Fake], args: tuple, kwargs: dict, spec: Any) -> None:
+        """Refuses `out=` tensors for which eager mode may raise: of another dtype, or sharing memory."""
+        specs = spec if isinstance(spec, tuple) else (spec,)
+        keys = [storage_key(f) for f in written]
+        given = [x for a in args for x in (a if isinstance(a, (tuple, list)) else (a,)) if isinstance(x, Fake)]
+        keys += {storage_key(f) for f in given}
+        if len(set(keys)) < len(keys) or any(s.dtype != f.spec.dtype for s, f in zip(specs, written)):
+            raise Refusal("out", f"{op} gets an `out` that shares memory or has another dtype", self.where)
+
     def inferred(self, op: Any, *args: Any) -> Node:
         return self.emit(op, args, {}, infer(op, args, {}))
 
@@ -246,6 +258,8 @@ class Functionaliser:
         """The graph that returns these tensors; raises Refusal where an output's aliasing cannot be
         expressed."""
         self.where = None
+        if any(o.meta.is_conj() or o.meta.is_neg() for o in outputs):
+            raise Refusal("layout", "a result is lazily conjugated or negated")
         results: list[Output | None] = [None] * len(outputs)
         hidden: list[Output] = []
         groups: dict[Base, list[int]] = {}
@@ -344,7 +358,7 @@ def _find_functional(op: Any) -> Any:
             found = getattr(packet, overload)
             if (
                 not found._schema.is_mutable
-                and [(a.name, _type(a)) for a in found._schema.arguments] == wanted
+                and sorted((a.name, _type(a)) for a in found._schema.arguments) == sorted(wanted)
             ):
                 return found
     return None

@@ -181,7 +181,8 @@ def _index_add(b: Builder, x: Node, dim: int, index: Node, source: Node, *, alph
         source = (
             b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize > 2 else None
         )
-    return NotImplemented if source is None else _index_along(b, x, dim, index, source, "add")
+    fits = source is not None and source.tensor.ndim == x.tensor.ndim
+    return NotImplemented if not fits else _index_along(b, x, dim, index, source, "add")
 
 
 @rule(aten.index_copy.default)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..ir.graph import Node
+from ..ir.prims import need
 from .builder import Builder, Operand, as_dtype, rule, wide
 
 aten = torch.ops.aten
@@ -290,6 +291,7 @@ def _where(b: Builder, condition: Node, x: Operand, y: Operand) -> Node:
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def _masked_fill(b: Builder, x: Node, mask: Node, value: Operand) -> Node:
+    need(not isinstance(value, Node) or not value.tensor.ndim, "the value has dimensions")
     return _where(b, mask, value, x)
 
 
@@ -394,6 +396,7 @@ def softplus(b: Builder, x: Node) -> Node:
 
 @point(aten.gelu.default)
 def _gelu(b: Builder, x: Node, approximate: str = "none") -> Node:
+    need(approximate in ("none", "tanh"), "no such approximation")
     if approximate == "tanh":
         beta = math.sqrt(2) * (2 / math.sqrt(math.pi)) * 0.5
         cube = b.mul(b.mul(x, x), x)
@@ -496,7 +499,7 @@ FORMULAS: dict[Any, Formula] = {
     aten.hardswish.default: lambda b, x: b.div(b.mul(x, _hard(b, x)), 6.0),
     aten.leaky_relu.default: lambda b, x, slope=0.01: b.where(b.gt(x, 0.0), x, b.mul(x, slope)),
     aten.hardshrink.default: lambda b, x, lambd=0.5: b.where(b.and_(b.ge(x, -lambd), b.le(x, lambd)), 0.0, x),
-    aten.softshrink.default: lambda b, x, lambd=0.5: b.where(
+    aten.softshrink.default: lambda b, x, lambd=0.5: NotImplemented if lambd < 0 else b.where(
         b.gt(x, lambd), b.sub(x, lambd), b.where(b.lt(x, -lambd), b.add(x, lambd), b.mul(x, 0.0))
     ),
     aten.deg2rad.default: lambda b, x: b.mul(x, math.pi / 180),

@@ -258,7 +258,7 @@ def _affine(b: Builder, y: Node, weight: Node | None, bias: Node | None, dims: D
 def _layer_norm(b: Builder, x: Node, shape: Any, weight: Node | None, bias: Node | None, eps: float) -> Any:
     lead = x.tensor.ndim - len(shape)
     dims, outs = tuple(range(lead, x.tensor.ndim)), b.out
-    if x.tensor.numel == 0:
+    if x.tensor.numel == 0 or not dims:
         return NotImplemented
     y = b.widen(x)
     average, centred, squares = moments(b, y, dims)
@@ -295,7 +295,7 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> Any:
-    if x.tensor.numel == 0:
+    if x.tensor.numel == 0 or not b.source.args[0].tensor.is_contiguous:          # eager raises for the latter
         return NotImplemented
     outs, shape = b.out, x.tensor.shape
     y = b.reshape(b.widen(x), (n, groups, c // groups * hw))

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import Refusal
 from ..ir.graph import Node
+from ..ir.prims import need
 from ..ir.spec import TensorSpec
 from .builder import Builder, as_dtype, rule
 
@@ -139,6 +140,7 @@ def _roll(b: Builder, x: Node, shifts: Any, dims: Any = ()) -> Node:
     if not dims:
         flat = b.reshape(x, (x.tensor.numel,))
         return b.reshape(_roll(b, flat, shifts, (0,)), x.tensor.shape) if x.tensor.numel else x
+    need(len(shifts) == len(dims), "not one shift per dimension")
     for shift, dim in zip(shifts, dims):
         dim %= x.tensor.ndim
         size = x.tensor.shape[dim]
