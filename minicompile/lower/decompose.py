@@ -60,6 +60,8 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
         return _extern(b, n, args, kwargs)
     if isinstance(out, (tuple, list)):
         specs = n.spec if isinstance(n.spec, tuple) else (None,) * len(out)
+        if len(set(out)) < len(out):          # laying out one result must not replace another
+            b.mark = len(b.nodes)
         return tuple([b.laid_out(o, s) if s is not None else o for o, s in zip(out, specs)])
     return b.laid_out(out, n.tensor)
 

@@ -178,3 +178,14 @@ def test_a_missing_write_is_noticed_by_check() -> None:
     wrong = type(graph)(graph.inputs, graph.nodes, graph.outputs, ((0, graph.nodes[-1]),), graph.returned)
     with pytest.raises(CheckError):
         type(aten)(wrong).check()
+
+
+def test_equal_parts_of_a_constant_are_told_apart() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        part = x.t().unbind()[2]
+        x.fill_(1.0)
+        return part
+    x = torch.zeros(4, 3)
+    p = decompose(trace_callable(f, x))
+    p.check()
+    assert torch.equal(p.run(x)[0], torch.ones(4)) and torch.equal(x, torch.ones(4, 3))
