@@ -20,7 +20,9 @@ from .reads import CONTAINERS, FIXED, IDENTITIES, lookup, python_method
 from .writes import Writes
 
 HEAP_TYPE = 1 << 9  # tp_flags: a class made by a class statement
-UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "_grad", "names"})
+UNSAFE_TENSOR_ATTRIBUTES = frozenset(
+    {"grad", "data", "_base", "_grad", "names", "grad_fn", "_version", "is_inference", "_backward_hooks", "_cdata"}
+)
 
 
 class Attributes(Writes):

@@ -15,7 +15,14 @@ import functools
 import os
 import sys
 from enum import Enum
-from types import CodeType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    CodeType,
+    MethodDescriptorType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -58,7 +65,7 @@ _STDLIB_INTERPRETED = frozenset(
         "operator.py",
         "heapq.py",
         "bisect.py",
-        "warnings.py",
+        "logging/__init__.py",
     )
 )
 # Parts of torch that only pass a call on to the recorder: nothing below them is the program's own.
@@ -66,41 +73,64 @@ SUSPENDED = frozenset(
     _TORCH + p.replace("/", os.sep)
     for p in ("overrides.py", "_ops.py", "_jit_internal.py", "utils/_device.py")
 )
-_STDLIB_FORBIDDEN = frozenset(
-    _STDLIB + p.replace("/", os.sep)
+# Standard library modules that only look at their arguments. Those in neither table are refused.
+_STDLIB_PURE = frozenset(
+    _STDLIB + p
     for p in (
-        "random.py",
-        "threading.py",
-        "subprocess.py",
-        "socket.py",
-        "tempfile.py",
-        "shutil.py",
-        "pathlib.py",
-        "asyncio/",
-    )
+        "abc.py", "enum.py", "typing.py", "inspect.py", "re", "sre_compile.py", "sre_parse.py", "keyword.py",
+        "numbers.py", "fractions.py", "decimal.py", "_pydecimal.py", "statistics.py", "textwrap.py",
+        "string.py", "json", "copyreg.py", "weakref.py", "_weakrefset.py", "reprlib.py", "pprint.py",
+        "colorsys.py", "ast.py", "dis.py", "opcode.py", "traceback.py", "linecache.py", "hashlib.py",
+        "base64.py", "datetime.py", "posixpath.py", "ntpath.py", "genericpath.py", "importlib",
+        "graphlib.py", "difflib.py", "calendar.py", "__future__.py", "_weakref.py", "codecs.py", "encodings")
 )
+# Functions that act on the autograd engine, on hooks or on the outside world: (refusal, reason).
+_HOOK, _ENGINE, _SEED = "backward-hook", "autograd-inside", "impure-call"
+_REFUSED = {
+    f.__code__: (code, f"{f.__qualname__}() is called")
+    for code, functions in (
+        (_HOOK, (
+            torch.utils.hooks.BackwardHook.__init__, torch.Tensor.register_hook,
+            torch.Tensor.register_post_accumulate_grad_hook,
+            torch.autograd.graph.saved_tensors_hooks.__init__,
+            torch.autograd.graph.register_multi_grad_hook)),
+        (_ENGINE, (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)),
+        (_SEED, (
+            torch.manual_seed, torch.seed, torch.initial_seed, torch.save, torch.load,
+            torch.set_printoptions, torch.set_default_device)))
+    for f in functions
+}
 
+
+_C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
 COROUTINE, OPTIMIZED = 0x80 | 0x200, 0x1
 # Attributes and names of these top-level modules are constants as far as functions, classes and modules go.
 _TRUSTED = frozenset(
     {"torch", "numpy", "builtins", "minicompile", "typing_extensions"}
 ) | sys.stdlib_module_names - {"__main__"}
-# C functions of these modules have no effect but on their arguments.
+# C functions of these modules have no effect but on their arguments; those of any other module are refused.
 _PURE = frozenset(
     {
-        "builtins", "_operator", "operator", "math", "cmath", "itertools", "_functools", "functools",
-        "_collections", "collections", "_abc", "abc", "_heapq", "_bisect", "_struct", "copyreg",
-        "_weakref", "weakref", "_contextvars", "typing", "_typing", "_thread_local", "types",
-        "_statistics", "unicodedata", "binascii", "_json", "_string", "enum", "_warnings", "inspect"}
+        "builtins", "operator", "math", "cmath", "itertools", "functools", "collections", "abc", "heapq",
+        "bisect", "struct", "copyreg", "weakref", "weakrefset", "contextvars", "typing", "types", "statistics",
+        "unicodedata", "binascii", "json", "string", "enum", "inspect", "re", "sre", "decimal", "fractions",
+        "numbers", "copy", "dataclasses", "textwrap", "hashlib", "base64", "zlib", "datetime", "contextlib",
+        "array", "pprint", "reprlib", "typing_extensions", "torch", "numpy", "minicompile"}
 )
+_IMPURE = frozenset(
+    {
+        "input", "open", "exec", "compile", "breakpoint", "__import__", "now", "today", "utcnow",
+        "manual_seed", "seed", "initial_seed", "set_state", "set_rng_state", "set_num_threads",
+        "set_num_interop_threads", "set_flush_denormal", "tofile", "fromfile", "save", "load", "from_file"}
+)
+_PURE_OF = {"sys": {"intern", "getrecursionlimit", "exc_info", "getdefaultencoding"}, "_warnings": set(),
+            "_thread": {"lock", "RLock", "allocate_lock", "get_ident"}}
 # C functions that change torch's thread state: recorded, so that the graph changes it at the same places.
 STATE_SETTERS = frozenset(
     {
         torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
         torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache}
 )
-_PURE_FUNCTIONS = (sys.intern, sys.getrecursionlimit)
-_IMPURE_BUILTINS = frozenset({"input", "open", "exec", "compile", "breakpoint", "__import__"})
 
 
 @functools.lru_cache(maxsize=None)
@@ -113,14 +143,15 @@ def of_file(filename: str) -> Policy:
     if filename.startswith(_STDLIB) and not filename.startswith(_SITE):
         if filename in _STDLIB_INTERPRETED:
             return Policy.INTERPRET
-        return Policy.FORBID if filename in _STDLIB_FORBIDDEN else Policy.NATIVE
+        first = _STDLIB + filename.removeprefix(_STDLIB).partition(os.sep)[0]
+        return Policy.NATIVE if first in _STDLIB_PURE else Policy.FORBID
     return Policy.NATIVE if filename.startswith("<frozen") else Policy.INTERPRET
 
 
 def of_code(code: CodeType) -> Policy:
     """The policy for frames of `code`. Class bodies and module bodies run natively; coroutines are
     refused."""
-    policy = of_file(code.co_filename)
+    policy = of_file(code.co_filename) if code not in _REFUSED else Policy.FORBID
     if policy is Policy.INTERPRET and code.co_flags & COROUTINE:
         return Policy.FORBID
     return policy if code.co_flags & OPTIMIZED else Policy.NATIVE
@@ -140,24 +171,37 @@ def trusted(module: str | None) -> bool:
     return module is not None and module.partition(".")[0] in _TRUSTED
 
 
+def why_forbidden(code: CodeType) -> tuple[str, str]:
+    """The refusal's code and reason for a frame that must not run while capturing."""
+    return _REFUSED.get(code, ("forbidden", f"{code.co_qualname}() is not captured"))
+
+
 def why_not_native(f: Any) -> str | None:
     """Why a callable that is not a Python function must not be called while capturing, or None."""
-    module = getattr(f, "__module__", None)
-    owner = getattr(f, "__self__", None)
-    if module is None and owner is not None and type(owner) is not ModuleType:
-        module = type(owner).__module__ if not issubclass(type(owner), type) else owner.__module__
-    if module is None:
-        module = getattr(getattr(f, "__objclass__", None), "__module__", "builtins")
-    name = getattr(f, "__name__", type(f).__name__)
-    if f in _PURE_FUNCTIONS:
-        return None
     if f is torch._C._InferenceMode:
         return "inference mode is entered inside the call"
-    if module == "builtins":
-        return f"{name}() acts on the outside world" if name in _IMPURE_BUILTINS else None
-    top = module.partition(".")[0]
-    if top in _PURE or top == "torch" or top not in sys.stdlib_module_names:
-        return None
+    owner, module = getattr(f, "__self__", None), getattr(f, "__module__", None)
     if issubclass(type(f), type):
-        return None
-    return f"{module}.{name}() acts on the outside world or is not known to be free of effects"
+        module = native_base(f).__module__
+    elif module is None and owner is not None:
+        module = native_base(owner if issubclass(type(owner), type) else type(owner)).__module__
+    elif not issubclass(type(module), str):
+        module = getattr(getattr(f, "__objclass__", None), "__module__", None) or type(f).__module__
+    name = getattr(f, "__name__", type(f).__name__)
+    top = module.partition(".")[0]
+    pure = name in _PURE_OF[top] if top in _PURE_OF else top.lstrip("_") in _PURE and name not in _IMPURE
+    return None if pure and not module.startswith("numpy.random") else f"impure native call {module}.{name}"
+
+
+@functools.lru_cache(maxsize=None)
+def native_base(kind: type) -> type:
+    """The class written in C that lays out instances of `kind`: `object` if all their state is in `__dict__`
+    and slots."""
+    return next(c for c in kind.__mro__ if c is object or any(map(functools.partial(_in_c, c), vars(c).items())))
+
+
+def _in_c(kind: type, entry: tuple[str, Any]) -> bool:
+    name, value = entry
+    if issubclass(type(value), BuiltinFunctionType):
+        return name == "__new__" and value.__self__ is kind
+    return type(value) in _C_METHODS and value.__objclass__ is kind

@@ -9,6 +9,7 @@ shadows. Python frames that C code starts come back through `offered`, the nativ
 from __future__ import annotations
 
 import builtins
+import contextlib
 import contextvars
 import functools
 import operator
@@ -35,7 +36,7 @@ import torch
 from .. import _native
 from ..errors import Refusal
 from ..ir.fake import Fake
-from . import policy
+from . import functions, outside, policy
 from .attributes import Attributes
 from .frame import NULL, Frame
 from .interp import World, bind
@@ -59,8 +60,11 @@ class CaptureWorld(Attributes):
         super().__init__()
         self.lookups = {}
         self.record_state: Callable[..., None] = lambda f, args, kwargs: None
+        self.one_node: Callable[..., Any] = contextlib.nullcontext
+        self.inference = False  # the mode around the capture
+        self.names_read: set[FunctionType] = set()
         self.policies: dict[int, Policy] = {}  # by id of the code object
-        self.special |= {id(f): h for f, h in SPECIAL.items()}
+        self.special |= {id(f): h for f, h in (SPECIAL | outside.SPECIAL).items()}
 
     # Calls
 
@@ -75,6 +79,8 @@ class CaptureWorld(Attributes):
         if special is not None:
             return special(frame, *args, **kwargs or {})
         if kind is FunctionType:
+            if f is functions.APPLY:
+                return functions.call_apply(self, args[0], args[1:], kwargs or {})
             return self.call_function(f, args, kwargs)
         if issubclass(type(f), type):
             return self.call_class(frame, f, args, kwargs)
@@ -110,7 +116,7 @@ class CaptureWorld(Attributes):
             code = self.code_of(f.__code__)
             return self.run_slots(code, f, bind(self, code, f, args, kwargs))
         if chosen is Policy.FORBID:
-            raise self.refuse("forbidden", f"{f.__module__}.{f.__qualname__}() is not captured")
+            raise self.refuse(*policy.why_forbidden(f.__code__))
         return self.call_native(f, args, kwargs)
 
     def policy_of(self, code: CodeType) -> Policy:
@@ -218,7 +224,7 @@ class CaptureWorld(Attributes):
         if not issubclass(type(f), FunctionType):
             reason = policy.why_not_native(f)
             if reason is not None:
-                raise self.refuse("native-effect", reason)
+                raise self.refuse("impure-call", reason)
         if id(f) not in _LOOKS_AT_TYPE:
             args = [self.consumed(a) for a in args]
             if kwargs:
@@ -277,6 +283,8 @@ class CaptureWorld(Attributes):
         if namespace is not None and id(f) in self.born:  # the body of a class made while capturing
             normal = self.code_of(code)
             return self.run_slots(normal, f, [NULL] * len(normal.locals), namespace)
+        if f is functions.APPLY:
+            return functions.call_apply(self, *slots[:3])
         chosen = self.policy_of(code)
         if chosen is Policy.NATIVE or f is None or namespace is not None:
             _native.set_policy(
@@ -284,7 +292,7 @@ class CaptureWorld(Attributes):
             )
             return NotImplemented
         if chosen is Policy.FORBID:
-            raise self.refuse("forbidden", f"{code.co_qualname}() is not captured")
+            raise self.refuse(*policy.why_forbidden(code))
         if resumed:
             if id(f) in self.born:
                 return NotImplemented
@@ -497,6 +505,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.overrides._get_current_function_mode_stack: lambda frame: (
         torch.overrides._get_current_function_mode_stack()[:-1]
     ),
+    torch.is_inference_mode_enabled: lambda frame: frame.world.inference,
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),
     bool: lambda frame, *a: frame.world.truth(*a) if a else False,
     vars: lambda frame, *a: (

@@ -53,7 +53,8 @@ class Effect:
     """One change to commit after the graph has run.
 
     kind      "setattr", "delattr", "setitem", "delitem" (target, key, value); "cell" (target, value);
-              "fill" (target: a container that gets the whole content of `value`)
+              "fill" (target: a container that gets the whole content of `value`); "call" (target: a function,
+              called with the arguments `value` and the keywords `key`)
     target    the real object that changes
     """
 
@@ -63,6 +64,8 @@ class Effect:
     value: Any = None
 
     def __str__(self) -> str:
+        if self.kind == "call":
+            return f"call {getattr(self.target, '__qualname__', self.target)}"
         key = "" if self.key is None else repr(self.key)
         return f"{self.kind} {type(self.target).__name__} {key}".rstrip()
 
@@ -74,6 +77,7 @@ class Writes(Reads):
         super().__init__()
         self.shadows: dict[int, Shadow] = {}  # id of the real container -> its shadow
         self.shadow_of_copy: dict[int, Shadow] = {}
+        self.calls: list[Effect] = []  # acts on the outside world, in order
         self.dicts: dict[
             int, tuple[dict, Any]
         ] = {}  # id of a changed or instance dict -> (dict, its instance or None)
@@ -263,7 +267,7 @@ class Writes(Reads):
 
     def effects(self) -> list[Effect]:
         """The changes to commit, in an order in which they may be made."""
-        out = [
+        out = self.calls + [
             Effect("cell", self.world_cells[i], None, v)
             for i, v in self.cells.items()
             if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]))

@@ -78,7 +78,7 @@ CASES = {
     branch: "data-dependent",
     to_list: "data-dependent",
     nonzero: "data-dependent",
-    randomness: "forbidden",
+    randomness: "impure-call",
     raises: "raises",
     shape_error: "raises",
     frame_access: "frame-access",
@@ -106,7 +106,7 @@ def test_refused_and_run_eagerly(f):
         got = outcome(c)
         random.seed(0)
         assert got == outcome(f)
-    assert set(refusals(c)) <= {CASES[f], "native-effect"} and refusals(c)
+    assert set(refusals(c)) <= {CASES[f], "impure-call"} and refusals(c)
     assert len(refusals(c)) == 1, "a refused call is captured once"
     refusal = c.entries[0].refusal
     assert refusal.where is not None and refusal.where.file == __file__

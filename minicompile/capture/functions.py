@@ -1,0 +1,97 @@
+"""Custom autograd functions: one call of the graph each, so that the joint trace runs the user's own backward.
+
+Takes a call of `torch.autograd.Function.apply` met while capturing. The forward runs once in the interpreter, which
+guards what it reads; what it recorded is dropped for a single node that applies the function. Used by `world`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+from collections.abc import Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from ..ir.fake import Fake
+from . import policy
+from .reads import IDENTITIES, LEAVES
+
+APPLY = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+
+
+class Apply:
+    """The graph's target for a custom function. Not a bound method, whose printed name would be torch's."""
+
+    def __init__(self, cls: type):
+        self.cls, self.__name__, self.__qualname__ = cls, cls.__name__, cls.__qualname__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.cls.apply(*args, **kwargs)  # type: ignore[attr-defined]
+
+
+def plain(value: Any) -> bool:
+    """Whether a graph may hold an argument as it is."""
+    if issubclass(type(value), (tuple, list)):
+        return all(map(plain, value))
+    return type(value) in LEAVES or issubclass(type(value), (Fake, *IDENTITIES))
+
+
+def call_apply(world: Any, cls: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """cls.apply(*args, **kwargs) as one node. Raises Refusal for arguments or effects that a graph cannot hold."""
+    args = [world.consumed(a) for a in args]
+    if world.getattr(cls, "setup_context") is not torch.autograd.Function.setup_context:
+        read_names(world, world.getattr(cls, "setup_context"))
+        bound = inspect.signature(world.getattr(cls, "forward")).bind(*args, **kwargs)
+        bound.apply_defaults()
+        args, kwargs = list(bound.args), bound.kwargs
+    if kwargs or not all(map(plain, args)):
+        raise world.refuse("autograd-function", f"{cls.__name__}.apply() is given more than constants")
+    read_names(world, world.getattr(cls, "backward"))
+    before = (len(world.calls), effects_of(world))
+    with world.one_node(Apply(cls)) as record:
+        out = super(torch.autograd.Function, cls).apply(*args)
+        record(args, out)
+    if (len(world.calls), effects_of(world)) != before:
+        raise world.refuse("autograd-function", f"{cls.__name__}.forward() changes the world")
+    return out
+
+
+def effects_of(world: Any) -> int:
+    return len(world.changed) + len(world.cells) + len(world.slots) + sum(map(len, world.changed.values()))
+
+
+def read_names(world: Any, function: Any) -> None:
+    """Guards what a function finds in globals and cells: it runs when graphs are compiled, unseen."""
+    if not issubclass(type(function), FunctionType) or not world.interprets(function.__code__):
+        return
+    if function in world.names_read:
+        return
+    world.names_read.add(function)
+    names = function.__globals__
+    for op, name in world.code_of(function.__code__).ops:
+        if op != "LOAD_GLOBAL":
+            continue
+        if name in names:
+            source = world.const(names).item(name)
+            constant(world, world.read_constant(names.get("__name__"), source, names[name]))
+        elif getattr(builtins, name, None) in (print, open, input):
+            raise world.refuse("autograd-function", f"{function.__qualname__}() acts on the outside world")
+    world.enter_function(function)
+    for cell in function.__closure__ or ():
+        constant(world, world.load_cell(cell))
+
+
+def constant(world: Any, value: Any) -> None:
+    """Guards all of a value that unseen code may look into."""
+    value = world.consumed(value)
+    if issubclass(type(value), FunctionType):
+        read_names(world, value)
+    elif issubclass(type(value), (list, dict, tuple)):
+        for inner in value.values() if issubclass(type(value), dict) else value:
+            constant(world, inner)
+    elif issubclass(type(value), type) and issubclass(value, torch.autograd.Function):
+        return
+    elif issubclass(type(value), type) and not policy.trusted(value.__module__) or not plain(value):
+        raise world.refuse("autograd-function", f"a backward looks into a {type(value).__name__}")

@@ -1,0 +1,89 @@
+"""The outside world: calls whose effect no later read can see are kept, and made after the graph has run.
+
+Takes print, warnings.warn and logging calls met while capturing, renders what they say, and leaves "call" effects
+in program order. What is said must be constant under the guards; anything else is refused. Used by `world`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from ..ir.fake import Fake
+from .frame import Frame
+from .reads import LEAVES
+from .writes import Effect
+
+
+def text_of(world: Any, value: Any) -> str:
+    """str(value) as the guards make it constant. Raises Refusal for what holds a tensor or shows an address."""
+    if type(value) in LEAVES:
+        return str(value)
+    if holds_tensor(value):
+        raise world.refuse("data-dependent", "a tensor is printed")
+    world.identify(value)
+    return world.operate(str, value)
+
+
+def holds_tensor(value: Any) -> bool:
+    if issubclass(type(value), (list, tuple, set)):
+        return any(map(holds_tensor, value))
+    if issubclass(type(value), dict):
+        return any(map(holds_tensor, dict.values(value)))
+    return issubclass(type(value), Fake)
+
+
+def _print(frame: Frame, *args: Any, file: Any = None, flush: Any = False, **spacing: Any) -> None:
+    world: Any = frame.world
+    if file is not None and world.source_of(file) is None:
+        raise world.refuse("impure-call", "print() writes into an object made inside the call")
+    text = (" " if spacing.get("sep") is None else spacing["sep"]).join(text_of(world, a) for a in args)
+    world.calls.append(Effect("call", print, {"end": spacing.get("end"), "file": file, "flush": flush}, (text,)))
+
+
+def _warn(
+    frame: Frame, message: Any, category: Any = None, stacklevel: int = 1, source: Any = None, **more: Any
+) -> None:
+    world: Any = frame.world
+    if more or source is not None:
+        raise world.refuse("impure-call", "warnings.warn() is given a source")
+    if issubclass(type(message), Warning):
+        message, category = text_of(world, message), type(message)
+    place: Frame | None = frame
+    for _ in range(stacklevel - 1):
+        place = place.back if place is not None else None
+    if place is None or not issubclass(type(message), str):
+        raise world.refuse("impure-call", "warnings.warn() names a line outside the compiled call")
+    where = (place.code.code.co_filename, place.where.line)
+    category = UserWarning if category is None else category
+    world.calls.append(Effect("call", warn_at(place.globals), None, (message, category, *where)))
+
+
+def warn_at(names: dict[str, Any]) -> Callable[..., None]:
+    """warnings.warn as said from the module whose globals are `names`."""
+
+    def warn(message: str, category: type, filename: str, line: int) -> None:
+        registry = names.setdefault("__warningregistry__", {})
+        warnings.warn_explicit(message, category, filename, line, names.get("__name__"), registry)
+
+    return warn
+
+
+def _log(function: FunctionType) -> Callable[..., None]:
+    def logged(frame: Frame, *args: Any, **kwargs: Any) -> None:
+        world: Any = frame.world
+        first = 0 if function.__qualname__ == function.__name__ else 1
+        if kwargs or any(type(a) not in LEAVES for a in args[first:]) or first and not world.source_of(args[0]):
+            raise world.refuse("impure-call", f"{function.__qualname__}() is given more than constants")
+        world.calls.append(Effect("call", function, None, args))
+
+    return logged
+
+
+_LEVELS = ("debug", "info", "warning", "error", "critical", "log", "warn")
+SPECIAL: dict[Any, Callable[..., Any]] = {print: _print, warnings.warn: _warn} | {
+    f: _log(f) for owner in (logging, logging.Logger) for f in (getattr(owner, n) for n in _LEVELS)
+}
