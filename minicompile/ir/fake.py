@@ -193,17 +193,17 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
         device = fakes[0].device if fakes else torch.device("cpu")
         if len(fakes) > 1 and device.type == "cpu":  # 0-d CPU tensors may meet tensors of another device
             device = next((f.device for f in fakes if f.device.type != "cpu"), device)
-    stride_rule = STRIDES.get(func)
     try:
-        out = shape_rule(func, unwrapped, unwrapped_kwargs)
+        if func in PROBED:
+            out = _probe(func, unwrapped, unwrapped_kwargs)
+        else:
+            out = shape_rule(func, unwrapped, unwrapped_kwargs)
         if out is None:
             out = func(*unwrapped, **unwrapped_kwargs)
     except NotImplementedError as error:
         raise Refusal(
             "no-meta", f"torch has no shape rule for {func}: {str(error).splitlines()[0]}"
         ) from error
-    if stride_rule is not None:
-        out = stride_rule(out, *unwrapped, **unwrapped_kwargs)
     if facts.inplace_view:
         return _regeometry(fakes[0], device)
     if facts.writes:
@@ -323,9 +323,31 @@ class FakeMode(TorchDispatchMode):
         """Nothing here; see `lower.trace`."""
 
 
-# Operators whose meta kernel's strides differ from the CPU kernel's: op -> function of (meta result, *args,
-# **kwargs).
-STRIDES: dict[Any, Callable[..., Any]] = {}
+# Operators whose results' geometry torch has no rule for, or a rule that the CPU kernel does not follow. It is a
+# function of the arguments' geometry alone, so the kernel is asked, with zeros.
+PROBED = frozenset(getattr(getattr(torch.ops.aten, name), overload) for name, _, overload in (
+    text.partition(".") for text in """_fft_c2c.default _fft_c2r.default _fft_r2c.default _linalg_svd.default
+    linalg_eig.default geqrf.default max_unpool2d.default _histogramdd_bin_edges.default
+    _histogramdd_from_bin_cts.default histogram.bin_ct _embedding_bag.default
+    _embedding_bag_forward_only.default _native_batch_norm_legit.default _native_batch_norm_legit.no_stats
+    _batch_norm_with_update.default _batch_norm_with_update_functional.default multi_margin_loss_backward.default
+    fractional_max_pool3d_backward.default multilabel_margin_loss_backward.default""".split()))
+
+
+def _probe(func: Any, args: Any, kwargs: dict) -> Any:
+    """What func gives for zeros, on the meta device."""
+    def zeros(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).zero_()
+        return type(x)(map(zeros, x)) if type(x) in (tuple, list) else x
+
+    def meta(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
+        return type(x)(map(meta, x)) if type(x) in (tuple, list) else tuple(map(meta, x))
+    with torch._C._DisableTorchDispatch(), torch.no_grad():
+        kwargs = {k: CPU if k == "device" else zeros(v) for k, v in kwargs.items()}
+        return meta(func(*zeros(args), **kwargs))
 
 
 def engine_gradients(

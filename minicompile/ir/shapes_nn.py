@@ -312,11 +312,12 @@ def _arange(*args: Any, dtype: Any = None, **_: Any) -> Tensor | None:
         (0, args[0], 1) if len(args) == 1 else (args[0], args[1], args[2] if len(args) > 2 else 1)
     )
     whole = all(isinstance(v, int) for v in (start, end, step))
-    if (
-        not step
-        or any(isinstance(v, float) and not math.isfinite(v) for v in (start, end, step))
-        or (end - start) * step < 0
-    ):
+    if any(isinstance(v, float) and not math.isfinite(v) for v in (start, end, step)):
+        return None
+    if dtype is not None and not dtype.is_floating_point:          # fractions are cut off before it counts
+        start, end, step = int(start), int(end), int(step)
+        whole = True
+    if not step or (end - start) * step < 0:
         return None
     n = -((start - end) // step) if whole else math.ceil((end - start) / step)
     return fresh((n,), dtype or (torch.int64 if whole else torch.get_default_dtype()))

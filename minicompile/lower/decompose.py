@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import Refusal
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Misfit
 from . import backward, indexing, pointwise, products, reduction, views
@@ -79,6 +80,8 @@ def _for_prims(n: Node) -> bool:
 def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     """The ATen call itself. Views are copied: an extern's result never shares memory with its arguments."""
     op, spec = n.op, n.spec
+    if op is torch.ops.aten.as_strided_scatter.default:
+        raise Refusal("as-strided", f"{op} on {n.tensor.dtype} depends on its argument's memory", n.where)
     if op in UNVIEWED:
         op = UNVIEWED[op]
         spec = infer(op, args, kwargs)
@@ -89,9 +92,10 @@ def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     return b.extern(op, args, kwargs, spec)
 
 
-UNVIEWED = {torch.ops.aten._conj.default: torch.ops.aten._conj_physical.default,
+UNVIEWED = {torch.ops.aten._unsafe_view.default: torch.ops.aten.view_copy.default,
+            torch.ops.aten._conj.default: torch.ops.aten._conj_physical.default,
             torch.ops.aten._neg_view.default: torch.ops.aten.neg.default}
-ALIASING = frozenset((torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default))
+ALIASING = frozenset((torch.ops.aten._reshape_alias.default,))
 
 
 def alive(nodes: list[Node], roots: list[Node]) -> list[Node]:

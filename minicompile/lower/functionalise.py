@@ -182,10 +182,13 @@ class Functionaliser:
                 raise Refusal("in-place", f"{op} has no functional form", self.where)
             pure, written = found, written_args(op, args, kwargs)
         names = {a.name for a in op._schema.arguments if a.is_out}
-        call_args = tuple([self.lowered(a) for a in with_defaults(op, args, kwargs)])
+        call_args = reordered(op, pure, tuple([self.lowered(a) for a in with_defaults(op, args, kwargs)]))
         call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
         self._check_overlap(written, args, kwargs)
         spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
+        for s, f in zip((spec,) if isinstance(spec, TensorSpec) else (), written):
+            if not torch.can_cast(s.dtype, f.dtype):
+                raise Refusal("raises", f"{op}: a {s.dtype} result can't be cast to {f.dtype}", self.where)
         if names and pure not in ELEMENTWISE:
             self._check_out(op, written, args, kwargs, spec)
         node = self.emit(pure, call_args, call_kwargs, spec)
@@ -293,10 +296,13 @@ class Functionaliser:
             alias = self.aliases[id(outputs[root])]
             results[root], spec = Output(self.read(alias), alias.spec), alias.spec
         else:
-            root, spec = len(outputs) + len(hidden), base.spec
+            root, spec, whole = len(outputs) + len(hidden), base.spec, base.value
+            if spec.dtype.is_complex and not any(a.spec.dtype.is_complex for a in aliases):
+                whole = self.inferred(aten.view_as_real.default, whole)
+                spec = whole.tensor
             if not spec.is_dense and spec.numel:
                 raise Refusal("layout", f"an output lies in memory with holes: {spec}")
-            hidden.append(Output(base.value, spec))
+            hidden.append(Output(whole, spec))
         for i, alias in zip(members, aliases):
             if i != root:
                 self._same_dtype(alias, spec)
@@ -369,6 +375,12 @@ def with_defaults(op: Any, args: tuple, kwargs: dict) -> tuple:
     none)."""
     missing = [a for a in op._schema.arguments[len(args):] if not a.kwarg_only and a.name not in kwargs]
     return (*args, *(a.default_value for a in missing)) if not kwargs or not missing else args
+
+
+def reordered(op: Any, pure: Any, args: tuple) -> tuple:
+    """Arguments of `op` in the order in which its functional form takes them."""
+    mine, its = ([a.name for a in o._schema.arguments if not a.is_out][:len(args)] for o in (op, pure))
+    return args if mine == its or set(mine) != set(its) else tuple(args[mine.index(name)] for name in its)
 
 
 def _type(argument: Any) -> str:

@@ -34,10 +34,10 @@ from torch import fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .. import api
-from ..autograd.joint import trace_joint
+from ..autograd.joint import dense, trace_joint
 from ..errors import Refusal
 from ..ir.spec import TensorSpec, copies
-from ..lower.graphs import same_strides
+from ..lower.graphs import lay_out, same_strides
 from ..lower.trace import tensors_in, trace
 from ..pipeline import Compilation, compile_graph
 from . import opinfo_report
@@ -46,7 +46,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int
           torch.bool, torch.complex64)
 KINDS = ("ok", "refused", "wrong", "crash")
 # the values these give are whatever the memory held
-UNINITIALISED = frozenset("""empty empty_like empty_permuted empty_strided new_empty new_empty_strided resize_
+UNINITIALISED = frozenset("""empty empty_like empty_permuted empty_strided new_empty new_empty_strided
+resize_
                              resize_as_""".split())
 NOT_CLOSE = "not close"
 WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float64, torch.float16: torch.float64,
@@ -157,7 +158,8 @@ def _gradients(outputs: list[torch.Tensor], inputs: Sequence[torch.Tensor]) -> l
     if not results or not wanted:
         return []
     generator = torch.Generator().manual_seed(3)
-    seeds = [torch.randn(o.shape, generator=generator).to(torch.bfloat16).to(o.dtype) for o in results]
+    seeds = [lay_out(torch.randn(o.shape, generator=generator).to(torch.bfloat16), dense(TensorSpec.of(o)))
+             for o in results]
     return list(torch.autograd.grad(results, wanted, seeds, allow_unused=True))
 
 
@@ -292,14 +294,15 @@ def _list_difference(what: str, got: list, expected: list, limits: Any, values: 
 
 def tensor_difference(a: torch.Tensor | None, b: torch.Tensor | None, limits: Any, values: bool,
                       exact: bool = True) -> str:
-    """How two tensors differ in geometry, requires_grad or value; `exact`: also where b is expanded or has
-    holes (eager mode's gradients may be; what `.grad` then holds is not)."""
+    """How two tensors differ in geometry, requires_grad or value; `exact`: also where b is expanded, has
+    holes or an offset (eager mode's gradients may; what `.grad` then holds does not)."""
     if a is None or b is None:
         return "" if a is b else "one of the two is None"
     if not plain(a) or not plain(b):
         return "" if plain(a) == plain(b) else "only one of the two is a plain tensor"
     one, two = TensorSpec.of(a), TensorSpec.of(b)
-    same = not exact and not two.is_dense or (one.offset == two.offset and same_strides(one, two))
+    laid_out = same_strides(one, two) and (one.offset == two.offset or not exact)
+    same = laid_out or not exact and not two.is_dense
     if (one.dtype, one.shape) != (two.dtype, two.shape) or not same:
         return f"is {one}, not {two}"
     if a.requires_grad != b.requires_grad:
