@@ -22,6 +22,7 @@ from ..ir.spec import TensorSpec
 from .joint import dense
 
 INF = float("inf")
+SINK = "sink"
 CHEAPER = "keeping it costs fewer bytes than keeping what it is computed from"
 
 # prim kind → how computing it again in the backward is judged
@@ -162,27 +163,66 @@ def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
 
 def _cut(joint: Graph, after: set[Node], needed: set[Node], gradients: tuple[Output, ...]) -> list[Node]:
     """The values to save, in graph order: a minimum cut of the part of the joint graph that the gradients
-    need."""
+    need; of several, the one nearest to the gradients, which computes least again."""
+    order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
+    readers, fixed = _candidates(joint, order, after, needed, gradients)
+    saved = {n for n in fixed if readers.get(n) == {SINK}}          # no choice there
     import networkx  # takes 0.15 s to import, which only training should pay
 
     flow = networkx.DiGraph()
-    order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
     for n in order:
-        flow.add_edge((n, 0), (n, 1), capacity=saving_cost(n))
-        if recompute_class(n) in BANNED:
-            flow.add_edge("source", (n, 0), capacity=INF)
+        if n in readers and n not in saved:
+            flow.add_edge("source" if n in fixed else (n, 0), (n, 1), capacity=saving_cost(n))
+            for r in readers[n]:
+                if r is SINK or r not in fixed:
+                    flow.add_edge((n, 1), SINK if r is SINK else (r, 0), capacity=INF)
+    if "source" in flow and SINK in flow:
+        _, (left, _) = networkx.minimum_cut(flow, "source", SINK)
+        saved |= {n for n in readers if (n, 1) in flow and (n, 1) not in left and (n in fixed or (n, 0) in left)}
+    return [n for n in order if n in saved]
+
+
+def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[Node],
+                gradients: tuple[Output, ...]) -> tuple[dict[Node, set], set[Node]]:
+    """(values that a minimum cut may hold → the next such values they are needed for, or SINK; those of them
+    that are not computed again, so that saving what is before them is of no use).
+
+    Left out: what is computed from one candidate that is smaller, and what one candidate that is no larger
+    is all that needs it.
+    """
+    cost = {n: saving_cost(n) for n in order}
+    fixed = {n for n in order if recompute_class(n) in BANNED}
+    rep: dict[Node, Node] = {}          # value → the candidate it is as good as
+    for n in order:
+        sources = {rep[a] for a in arg_nodes((n.args, n.kwargs)) if a in rep}
+        if n in fixed or len(sources) > 1:
+            rep[n] = n
+        elif sources:          # what has no source is made of constants
+            (only,) = sources
+            rep[n] = only if cost[only] < cost[n] else n
+    readers: dict[Node, set] = {n: set() for n in order if rep.get(n) is n}
     for n in joint.nodes:
-        if n in needed:
+        if n in needed and n not in fixed:
+            reader = SINK if n in after else rep.get(n)
             for a in arg_nodes((n.args, n.kwargs)):
-                if a not in after:
-                    flow.add_edge((a, 1), "sink" if n in after else (n, 0), capacity=INF)
+                if a in rep and rep[a] is not reader:
+                    readers[rep[a]].add(reader)
     for o in gradients:
-        if o.node not in after:
-            flow.add_edge((o.node, 1), "sink", capacity=INF)
-    if "source" not in flow or "sink" not in flow:
-        return []
-    _, (left, _) = networkx.minimum_cut(flow, "source", "sink")
-    return [n for n in order if (n, 0) in left and (n, 1) not in left]
+        if o.node in rep:
+            readers[rep[o.node]].add(SINK)
+    into: dict[Node, Node] = {}          # left-out value → the candidate that needs it
+    for n in reversed(list(readers)):
+        readers[n] = then = {into.get(r, r) for r in readers[n] if r is SINK or r in into or r in readers}
+        if not then:
+            del readers[n]
+        elif len(then) == 1 and SINK not in then:
+            (only,) = then
+            if cost[only] <= cost[n]:
+                into[n] = only
+                if n in fixed:
+                    fixed.add(only)
+                del readers[n]
+    return readers, fixed
 
 
 def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list[Output],
