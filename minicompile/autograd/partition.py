@@ -178,14 +178,15 @@ def _cut(joint: Graph, after: set[Node], needed: set[Node], gradients: tuple[Out
                     flow.add_edge((n, 1), SINK if r is SINK else (r, 0), capacity=INF)
     if "source" in flow and SINK in flow:
         _, (left, _) = networkx.minimum_cut(flow, "source", SINK)
-        saved |= {n for n in readers if (n, 1) in flow and (n, 1) not in left and (n in fixed or (n, 0) in left)}
+        here = {n for n in readers if n in fixed or (n, 0) in left}
+        saved |= {n for n in here if (n, 1) in flow and (n, 1) not in left}
     return [n for n in order if n in saved]
 
 
 def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[Node],
                 gradients: tuple[Output, ...]) -> tuple[dict[Node, set], set[Node]]:
-    """(values that a minimum cut may hold → the next such values they are needed for, or SINK; those of them
-    that are not computed again, so that saving what is before them is of no use).
+    """(values that a minimum cut may hold → the next such values they are needed for, or SINK; those of
+    them that are not computed again, so that saving what is before them is of no use).
 
     Left out: what is computed from one candidate that is smaller, and what one candidate that is no larger
     is all that needs it.
