@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .autograd.function import Halves
+from .autograd.function import Halves, viewed
 from .autograd.joint import Joint, trace_joint
 from .autograd.partition import split
 from .codegen import cpp, driver
@@ -134,9 +134,13 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
         if joint.tangents:
             return _finish_training(done, joint, "prims" if target == "aten" else target)
         done.aten = joint.aten
+        outputs = joint.aten.graph.outputs[:joint.outputs]
     else:
         done.put("aten", lambda: trace(capture.gm, examples, where))
-    done.call = _finish(done, target)
+        outputs = ()
+    call = done.call = _finish(done, target)
+    if any(o.alias is not None for o in outputs):
+        done.call = lambda *primals: viewed(list(call(*primals)), outputs, primals, joint.attached)
     return done
 
 
@@ -161,7 +165,7 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilatio
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward))
     done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients,
-                       done.capture.gm)
+                       done.capture.gm, joint.attached)
     return done
 
 

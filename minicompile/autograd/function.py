@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..ir.graph import Output
 from ..ir.spec import TensorSpec
 from .partition import Split, recompute_class
 
@@ -26,6 +27,7 @@ class Halves:
     split      the graphs they were compiled from
     gradients  the primals that the gradients belong to, in order
     eager      the captured graph, for a backward that is itself differentiated
+    attached   the outputs that require grad
     """
 
     forward: Call
@@ -33,21 +35,30 @@ class Halves:
     split: Split
     gradients: tuple[int, ...]
     eager: Call
+    attached: tuple[int, ...]
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The outputs, connected to the autograd graph. Views of inputs are taken outside of the function,
-        so that the engine knows them as the views they are."""
+        """The outputs, connected to the autograd graph."""
         outputs = list(_Function.apply(self, *primals))
-        for i, o in enumerate(self.split.forward.outputs[:self.split.outputs]):
-            if o.alias is not None and o.alias[0] == "input":
-                outputs[i] = view_of(primals[o.alias[1]], o.spec)
-        return outputs
+        return viewed(outputs, self.split.forward.outputs[:self.split.outputs], primals, self.attached)
 
     @property
     def repeatable(self) -> bool:
         """Whether running the captured graph again gives the same results and changes nothing."""
         forward = self.split.forward
         return not forward.writes and all(recompute_class(n) != "random" for n in forward.nodes)
+
+
+def viewed(results: list[torch.Tensor], outputs: Sequence[Output], primals: Sequence[torch.Tensor],
+           attached: Sequence[int]) -> list[torch.Tensor]:
+    """`results`, in which views of inputs are taken outside of any compiled function, so that the engine knows
+    them as the views they are; those not in `attached` are detached."""
+    for i, o in enumerate(outputs):
+        if o.alias is not None and o.alias[0] == "input":
+            base = primals[o.alias[1]]
+            detached = base.requires_grad and i not in attached
+            results[i] = view_of(base.detach() if detached else base, o.spec)
+    return results
 
 
 def view_of(t: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
@@ -94,7 +105,8 @@ class _Function(torch.autograd.Function):
         # As in eager mode, a gradient that nothing flowed into is None, not zeros: optimizers tell the two
         # apart.
         arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
-        given = {i: g for i, g, flow in zip(halves.gradients, gradients, split.flows) if flow & arrived}
+        whole = len(arrived) == len(split.tangents)          # a formula may give zeros that depend on nothing
+        given = {i: g for i, g, flow in zip(halves.gradients, gradients, split.flows) if whole or flow & arrived}
         return (None, *[given.get(i) for i in range(len(ctx.primals))])
 
 

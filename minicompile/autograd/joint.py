@@ -26,6 +26,7 @@ class Joint:
     """aten       inputs: the primals, then one tangent per output of `tangents`; outputs: the forward's,
     then the gradients primals    how many inputs the forward takes
     outputs    how many outputs the forward gives
+    attached   which of those outputs require grad (the rest are constants to the engine)
     tangents   which of those outputs have an incoming gradient
     gradients  the primals that the gradients belong to, in order
     """
@@ -35,6 +36,7 @@ class Joint:
     outputs: int
     tangents: tuple[int, ...]
     gradients: tuple[int, ...]
+    attached: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return str(self.aten)
@@ -71,7 +73,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
             gradients = engine_gradients([results[i] for i in tangents], [given[i] for i in leaves], seeds)
     flowing = [(i, g) for i, g in zip(leaves, gradients) if g is not None]
     graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
-    return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing))
+    attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
+    return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached)
 
 
 def dense(spec: TensorSpec) -> TensorSpec:

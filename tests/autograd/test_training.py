@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from minicompile.autograd.partition import recompute_class, saving_cost, split
 from minicompile.errors import CheckError
 from minicompile.ir.graph import Graph, Output
 from minicompile.lower.decompose import decompose
+from minicompile.pipeline import compile_graph
 
 
 def halves_of(fn: Callable[..., Any], *args: torch.Tensor) -> Any:
@@ -220,3 +222,25 @@ def test_a_graph_of_the_backward_alone_is_functional() -> None:
     halves, _ = halves_of(net, *net_inputs())
     backward: Graph = halves.backward
     assert not backward.writes and all(o.alias is None for o in backward.outputs)
+
+
+def lowered(fn, *args):
+    """fn through the pipeline without capture."""
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(fn, tuple(graph.placeholder(f"x{i}") for i in range(len(args)))))
+    gm = torch.fx.GraphModule(torch.nn.Module(), graph)
+    return compile_graph("test", SimpleNamespace(gm=gm, check=lambda: None), args, "reference").call(*args)
+
+
+def test_views_of_inputs_are_views_to_the_engine():
+    x = torch.randn(3, 4, requires_grad=True)
+    for fn in (lambda x: (x.t()[0], x.detach()[1]), lambda x: (x.t()[0], x.detach()[1], x * 2)):
+        view, constant, *rest = lowered(fn, x)
+        assert view.requires_grad and view._is_view() and not constant.requires_grad
+        assert view._base is x and constant.data_ptr() == x[1].data_ptr()
+
+
+def test_a_gradient_of_zeros_that_depend_on_nothing_is_zeros():
+    x = torch.randn(3, requires_grad=True)
+    lowered(lambda x: (x.floor() + 0,), x)[0].sum().backward()
+    assert torch.equal(x.grad, torch.zeros(3))
