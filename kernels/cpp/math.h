@@ -25,6 +25,17 @@ template <class V> MC_INLINE V fma(V a, V b, V c) {
   else if constexpr (same<V, vec<double, 8>>) return __builtin_ia32_vfmaddpd512_mask(a, b, c, (u8)-1, 4);
   else
 #endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (is_vec<V> && sizeof(V) == 64 && is_float<lane<V>>) {  // two vectors: still one rounding
+    typedef vec<lane<V>, lanes_of<V> / 2> Half;
+    Half x[2], y[2], z[2];
+    V r;
+    __builtin_memcpy(x, &a, 64), __builtin_memcpy(y, &b, 64), __builtin_memcpy(z, &c, 64);
+    const Half h[2] = {fma(x[0], y[0], z[0]), fma(x[1], y[1], z[1])};
+    __builtin_memcpy(&r, h, 64);
+    return r;
+  } else
+#endif
   return a * b + c;
 }
 
