@@ -7,11 +7,12 @@ graph and program to work.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -23,15 +24,17 @@ from .. import _native, errors
 from ..errors import CheckError, Refusal, Where
 from ..ir import fake as fake_module
 from ..ir import spec as spec_module
-from ..ir.fake import Fake, FakeMode
+from ..ir.fake import Fake, FakeMode, facts_of
 from ..ir.spec import TensorSpec
 from . import (
     attributes,
     bytecode,
     frame,
+    functions,
     guards,
     handlers,
     interp,
+    outside,
     policy,
     program,
     reads,
@@ -42,8 +45,10 @@ from . import (
 )
 from .guards import Guard, first_failure
 from .program import Program, build_program
+from .reality import HIDDEN_WRITES, Reality
 from .record import Recorder
 from .sources import Source
+from .speculation import DataGuard, Site, Speculation
 from .world import CaptureWorld
 from .writes import Effect
 
@@ -72,6 +77,8 @@ class Capture:
     effects   what the program changes after the graph has run
     program   the text that replaces the call
     where     the user's line of each node of gm
+    data_guards   what the program was found to do with tensors' values; `program` checks them
+    check_graph   computes the tensors of the data guards, and nothing else; None if there are none
     """
 
     name: str
@@ -81,10 +88,12 @@ class Capture:
     effects: tuple[Effect, ...]
     program: Program
     where: dict[torch.fx.Node, Where] = field(default_factory=dict)
+    data_guards: tuple[DataGuard, ...] = ()
+    check_graph: torch.fx.GraphModule | None = None
 
     def __str__(self) -> str:
         listed = "\n".join(f"#   {i.name}: {i.source}, {i.spec}" for i in self.inputs)
-        checks = "\n".join(f"#   {g}" for g in self.guards)
+        checks = "\n".join(f"#   {g}" for g in (*self.guards, *self.data_guards))
         graph = self.gm.code.strip() if self.has_graph else "# no tensor is computed"
         return f"# {self.name}\n# inputs:\n{listed}\n# guards:\n{checks}\n{graph}\n\n{self.program}"
 
@@ -158,21 +167,41 @@ class _DeepStack:
 _deep_stack = _DeepStack()  # of the process, as the limit is
 
 
+class _CaptureMode(FakeMode):
+    """Notes whether a second run of the captured calls would not be like the first: what random numbers and
+    running statistics do to a program that no input's version shows."""
+
+    unrepeatable = False
+
+    def record(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        if not facts_of(func).follow or func in HIDDEN_WRITES:
+            self.unrepeatable = True
+
+
 class Capturer:
     """One capture in progress."""
 
-    def __init__(self, function: FunctionType, slots: Sequence[Any]):
+    def __init__(
+        self, function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset()
+    ):
         _exclude_own_code()
         self.function, self.slots = function, slots
         self.world = CaptureWorld()
         code = function.__code__
+        self.world.inference = torch.is_inference_mode_enabled()
         self.world.root = Where(code.co_filename, code.co_firstlineno, code.co_qualname)
         self.recorder = Recorder(self.world.where, self.world.exact)
+        self.mode = _CaptureMode()
+        reality = Reality(
+            self.recorder.graph, self.recorder.reals, (_torch_state, _restore_torch_state))
+        self.speculation = Speculation(self.recorder, reality, volatile)
+        self.recorder.speculate = self.speculation.call
         self.names: dict[str, int] = {}
         self.world.new_input = self.add_input
         self.world.record_state = lambda f, args, kwargs: self.recorder.append(
             f, tuple(args), kwargs or {}, None
         )
+        self.world.one_node = self.one_node
         self.versions: list[tuple[Fake, int]] = []
         self.input_names: list[str] = []
 
@@ -181,9 +210,27 @@ class Capturer:
         base = f"_{base}" if base[0].isdigit() else base
         count = self.names.get(base, 0)
         self.names[base] = count + 1
-        node = self.recorder.add_input(f"{base}_{count}" if count else base, fake)
+        node = self.recorder.add_input(f"{base}_{count}" if count else base, fake, t)
         self.input_names.append(node.name)
         self.versions.append((fake, fake._version))
+
+    @contextlib.contextmanager
+    def one_node(self, target: Callable[..., Any]) -> Iterator[Callable[..., None]]:
+        """What is recorded inside gives way to one call of `target`, whose arguments and result are handed to
+        what this gives."""
+        graph, nodes = self.recorder.graph, self.recorder.nodes
+        before = set(graph.nodes)
+
+        def record(args: Sequence[Any], out: Any) -> None:
+            gone = [n for n in graph.nodes if n not in before and n.op != "placeholder"]
+            for key in [k for k, n in nodes.items() if n in gone]:
+                del nodes[key]
+            for node in reversed(gone):
+                graph.erase_node(node)
+                self.recorder.places.pop(node, None)
+            self.recorder.append(target, tuple(args), {}, out)
+
+        yield record
 
     def run(self) -> Capture:
         state = _torch_state()
@@ -194,11 +241,16 @@ class Capturer:
             raise Partial(refusal, self.all_guards(), self.tensors()) from refusal
         finally:
             self.world.dead = True
+            self.speculation.reality.restart()
             _restore_torch_state(state)
 
     def captured(self, state: dict[str, Any]) -> Capture:
         depths = _mode_depths()
-        FakeMode().__enter__()
+        leave = contextlib.ExitStack()
+        if state["inference"]:  # no version counters there; what it means for results is the runtime's matter
+            leave.enter_context(torch.inference_mode(False))
+            leave.enter_context(torch.no_grad())
+        self.mode.__enter__()
         self.recorder.__enter__()
         try:
             result = contextvars.copy_context().run(_native.capture, self.world.offered, self.top)
@@ -208,6 +260,7 @@ class Capturer:
             raise Refusal("raises", f"{type(error).__name__}: {error}", self.world.where()) from error
         finally:
             _leave_modes(depths)
+            leave.close()
         if _torch_state() != state:
             raise self.world.refuse(
                 "ambient-state", "the call leaves grad mode, autocast or default dtype changed"
@@ -216,7 +269,8 @@ class Capturer:
         program = build_program(
             self.world, result, effects,
             [(s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)],
-            any(n.op != "placeholder" for n in self.recorder.graph.nodes))
+            any(n.op != "placeholder" for n in self.recorder.graph.nodes),
+            self.speculation.guards, self.mode.unrepeatable or bool(self.written()))
         self.guard_aliasing()
         return self.assemble(effects, program)
 
@@ -240,10 +294,13 @@ class Capturer:
             slots[i] = {k: world.read(source.item(k), v) for k, v in self.slots[i].items()}
         return world.run_slots(code, f, slots)
 
+    def written(self) -> list[Fake]:
+        """The inputs the graph writes to."""
+        return [fake for fake, version in self.versions if fake._version != version]
+
     def guard_aliasing(self) -> None:
         """A graph that writes into an input stands only for calls whose inputs share no storage."""
-        written = [fake for fake, version in self.versions if fake._version != version]
-        if not written:
+        if not self.written():
             return
         tensors = [t for _, t, _ in self.world.inputs]
         storages = {t.untyped_storage()._cdata for t in tensors}
@@ -275,6 +332,12 @@ class Capturer:
         missing = [f for f in program.outputs if id(f) not in recorder.nodes]
         if missing:
             raise Refusal("untracked-tensor", "a tensor that was made unseen outlives the call")
+        guards = tuple(self.speculation.guards)
+        check_graph = (
+            self.speculation.reality.slice([recorder.nodes[id(f)] for g in guards for f in g.fakes])
+            if guards
+            else None
+        )
         recorder.graph.output(tuple(recorder.nodes[id(f)] for f in program.outputs))
         gm = torch.fx.GraphModule(torch.nn.Module(), recorder.graph)
         inputs = tuple(
@@ -283,21 +346,24 @@ class Capturer:
         )
         return Capture(
             self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program,
-            recorder.places)
+            recorder.places, guards, check_graph)
 
 
 def _spec(t: torch.Tensor) -> TensorSpec:
     return TensorSpec.of(t)
 
 
-def capture(function: FunctionType, slots: Sequence[Any]) -> tuple[Capture, dict[Source, Any]]:
+def capture(
+    function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset()
+) -> tuple[Capture, dict[Source, Any]]:
     """Captures one call of `function`.
 
     slots   values of the parameters in the order of co_varnames (positional, keyword-only, *args tuple,
             **kwargs dict)
+    volatile   lines whose use of tensors' values is refused, since the values change too often
     Gives the Capture and the real tensors by source. Raises Partial (a Refusal with the guards so far).
     """
-    capturer = Capturer(function, slots)
+    capturer = Capturer(function, slots, volatile)
     done = capturer.run()
     return done, capturer.tensors()
 
@@ -350,7 +416,7 @@ def _restore_torch_state(state: dict[str, Any]) -> None:
 
 
 _MODULES: tuple[ModuleType, ...] = (
-    attributes, bytecode, frame, guards, handlers, interp, policy, program, reads, record, sources, world,
+    attributes, bytecode, frame, functions, guards, handlers, interp, outside, policy, program, reads, record, sources, world,
     writes, fake_module, spec_module, errors)
 _excluded: list[bool] = []
 
@@ -369,8 +435,8 @@ def _exclude_own_code() -> None:
         torch.overrides.handle_torch_function.__code__,
     ):
         _native.set_policy(code, _native.SUSPEND)
-    for name in ("run", "captured", "top"):
-        _native.set_policy(getattr(Capturer, name).__code__, _native.NATIVE)
+    for method in (Capturer.run, Capturer.captured, Capturer.top, _CaptureMode.record):
+        _native.set_policy(method.__code__, _native.NATIVE)
 
 
 def _codes(module: ModuleType) -> list[CodeType]:

@@ -15,10 +15,13 @@ import logging
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
+
+import torch
 
 from .. import _native
 from ..config import config
@@ -26,10 +29,13 @@ from ..errors import MinicompileError, Refusal
 from .capture import Capture, Partial, capture
 from .guards import Guard
 from .native_guards import lower_guards
+from .reality import generator_state, set_generator_state
 from .sources import Source
+from .speculation import Missed, Site
 
 log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
+PATIENCE = 2  # variants made for other values of a tensor that one line looks at
 
 
 @dataclass(eq=False)
@@ -87,6 +93,7 @@ class Compiled:
         self.on_event = on_event or (lambda kind, payload: None)
         self.capture_seconds = 0.0                      # of the last capture
         self.lock = threading.RLock()                   # held while a variant is made
+        self.changes: Counter[Site] = Counter()         # variants made because a value differed there
         self.native = _native.CompiledFunction(function, self.miss)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -100,6 +107,7 @@ class Compiled:
         for entry in self.entries:
             entry.forget()
         self.native.entries.clear()
+        self.changes.clear()
 
     def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
         """A call that no entry stands for: capture and compile it, then run what was compiled."""
@@ -153,7 +161,8 @@ class Compiled:
 
     def build(self, slots: list[Any]) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
         start = time.perf_counter()
-        done, tensors = capture(self.function, slots)
+        volatile = frozenset(site for site, n in self.changes.items() if n >= PATIENCE)
+        done, tensors = capture(self.function, slots, volatile)
         self.capture_seconds = time.perf_counter() - start
         self.on_event("capture", done)
         try:
@@ -166,8 +175,12 @@ class Compiled:
             raise Partial(refusal, done.guards, tensors) from refusal
         name = f"<minicompile {self.function.__qualname__} {next(_numbers)}>"
         linecache.cache[name] = (len(done.program.text), None, done.program.text.splitlines(True), name)
-        program = done.program.compile(graph, name)
-        return Entry(done, None, done.guards, {}), program, [s for _, s in done.program.fetches], tensors
+        sources = [s for _, s in done.program.fetches]
+        entry = Entry(done, None, done.guards, {})
+        if not done.data_guards:
+            return entry, done.program.compile(graph, name), sources, tensors
+        speculative = Speculative(self, entry, graph, name)
+        return entry, speculative, sources + _slot_sources(self.function), tensors
 
     def refused(
         self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
@@ -176,13 +189,32 @@ class Compiled:
         if self.fullgraph:
             raise refusal
         self.on_event("refusal", refusal)
-        code = self.function.__code__
-        names = code.co_varnames
-        plain = code.co_argcount + code.co_kwonlyargcount
-        more = bool(code.co_flags & 4) + bool(code.co_flags & 8)
         return (
-            Entry(None, refusal, guards, {}), eager(self.function),
-            [Source.local(i, names[i]) for i in range(plain + more)], tensors)
+            Entry(None, refusal, guards, {}), eager(self.function), _slot_sources(self.function), tensors)
+
+    def retry(self, entry: Entry, missed: Missed, slots: list[Any]) -> Any:
+        """A call whose data guards fail in an entry that its other guards allow: the other entries are
+        tried, then a new one is made."""
+        assert entry.capture is not None
+        guard = entry.capture.data_guards[missed.index]
+        for native in list(self.native.entries):
+            fetched = native.guards.fetch(self.function, slots) if native.data is not entry else None
+            if fetched is None:
+                continue
+            program = native.program
+            try:
+                return program.attempt(fetched) if type(program) is Speculative else program(*fetched)
+            except Missed as other:
+                if type(program) is not Speculative:
+                    raise
+                guard = program.guards[other.index]
+        self.on_event("recompile", [f"{guard}: found {_short(missed.found)}"])
+        with self.lock:
+            if entry.program.fresh:  # what was compiled computes another value than eager mode does
+                self.changes[guard.site] = PATIENCE
+            self.changes[guard.site] += 1
+            program, fetched = self.add(slots)
+        return program(*fetched)
 
     def enter(
         self, entry: Entry, program: Callable[..., Any], sources: list[Source], tensors: dict[Source, Any]
@@ -198,6 +230,64 @@ class Compiled:
                 "%s: more than %d variants; the least recently used one is dropped",
                 self.function.__qualname__, self.limit)
             self.on_event("evicted", gone.data)
+
+
+class Speculative:
+    """The program of an entry with data guards. It is called with what the program fetches, then the
+    function's slots, with which another entry is found or made where a data guard fails."""
+
+    def __init__(self, compiled: Compiled, entry: Entry, graph: Callable[..., Sequence[Any]], name: str):
+        done = entry.capture
+        assert done is not None
+        self.compiled, self.entry, self.graph, self.guards = compiled, entry, graph, done.data_guards
+        self.check_graph, self.width = done.check_graph, len(done.program.fetches)
+        self.program = done.program.compile(self.run, name, self.check)
+        self.__code__ = self.program.__code__
+        self.fresh = True  # has not run to its end
+
+    def __call__(self, *values: Any) -> Any:
+        try:
+            return self.attempt(values)
+        except Missed as missed:
+            found = missed
+        return self.compiled.retry(self.entry, found, list(values[self.width:]))
+
+    def attempt(self, values: tuple) -> Any:
+        """The call, or Missed."""
+        result = self.program(*values[:self.width])
+        self.fresh = False
+        return result
+
+    def run(self, *tensors: Any) -> Sequence[Any]:
+        """The graph. Where it raises because the values it was captured for are not these, Missed."""
+        try:
+            return self.graph(*tensors)
+        except Exception as error:
+            raised = error
+        self.verify(tensors)
+        raise raised
+
+    def check(self, *tensors: Any) -> Sequence[Any]:
+        """The tensors of the data guards, without any effect."""
+        assert self.check_graph is not None
+        state = generator_state()
+        try:
+            with torch.no_grad():
+                return self.check_graph(*tensors)
+        finally:
+            set_generator_state(state)
+
+    def verify(self, tensors: tuple) -> None:
+        """Raises Missed unless the data guards hold."""
+        found = iter(self.check(*tensors))
+        for i, guard in enumerate(self.guards):
+            guard.require(i, found)
+
+
+def _slot_sources(function: FunctionType) -> list[Source]:
+    code = function.__code__
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
+    return [Source.local(i, code.co_varnames[i]) for i in range(count)]
 
 
 def _no_graph(*tensors: Any) -> tuple:

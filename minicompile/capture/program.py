@@ -11,7 +11,7 @@ import builtins
 import keyword
 import re
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -20,10 +20,12 @@ import torch
 
 from ..errors import Refusal
 from ..ir.fake import Fake
+from . import policy
 from .frame import NULL
 from .reads import IDENTITIES, LEAVES
 from .sources import Source
-from .world import CaptureWorld
+from .speculation import DataGuard, require
+from .world import CaptureWorld, Routed
 from .writes import Effect
 
 
@@ -37,9 +39,12 @@ class Program:
     constants: dict[str, Any]
     outputs: tuple[Fake, ...]
 
-    def compile(self, graph: Callable[..., Any], filename: str) -> Callable[..., Any]:
-        """The function, calling `graph` (tensors -> tuple of tensors)."""
-        scope = dict(self.constants, graph=graph)
+    def compile(
+        self, graph: Callable[..., Any], filename: str, check: Callable[..., Any] | None = None
+    ) -> Callable[..., Any]:
+        """The function, calling `graph` (tensors -> tuple of tensors), and before it `check` where the
+        program's data guards need a graph of their own."""
+        scope = dict(self.constants, graph=graph, check=check, require=require)
         exec(compile(self.text, filename, "exec"), scope)
         return scope["program"]
 
@@ -66,7 +71,8 @@ class Builder:
     lines: list[str] = field(default_factory=list)
     built: dict[int, str] = field(default_factory=dict)
     open: dict[int, bool] = field(default_factory=dict)  # being built: whether it contains itself
-    taken: set[str] = field(default_factory=lambda: {"graph", "program", *dir(builtins)})
+    taken: set[str] = field(
+        default_factory=lambda: {"graph", "check", "require", "program", *dir(builtins)})
     keep: list[Any] = field(default_factory=list)
 
     def name(self, hint: str) -> str:
@@ -131,6 +137,22 @@ class Builder:
             self.outputs[id(fake)] = (self.name(f"out{len(self.outputs)}"), fake)
         return self.outputs[id(fake)][0]
 
+    def data_guard(self, index: int, guard: DataGuard) -> str:
+        """The line that checks what the captured program learned from a tensor's data."""
+        for fake in guard.fakes:
+            self.outputs[id(fake)] = (self.name(f"seen{index}"), fake)
+        args = [self.expression(a) for a in guard.args]
+        args += [f"{k}={self.expression(v)}" for k, v in guard.kwargs.items()]
+        name = guard.function.__name__
+        if name in _CONVERSIONS:
+            found = f"{_CONVERSIONS[name]}({args[0]})"
+        elif getattr(torch.Tensor, name, None) is guard.function:
+            found = f"{args[0]}.{name}({', '.join(args[1:])})"
+        else:
+            found = f"{self.constant(guard.function)}({', '.join(args)})"
+        where = f"  # {guard.where}" if guard.where is not None else ""
+        return f"require({index}, {found}, {self.expression(guard.expected)}){where}"
+
     def made(self, value: Any, kind: type) -> str:
         """An object made while capturing."""
         self.keep.append(value)
@@ -162,7 +184,8 @@ class Builder:
         """An instance of a user's class: made bare, then given its state, so that no __init__ or
         __setattr__ runs again."""
         maker = maker_of(kind)
-        if maker not in _MAKERS and not issubclass(kind, BaseException) or issubclass(kind, _UNBUILDABLE):
+        made_in_c = not {maker, policy.native_base(kind)}.issubset(_MAKERS)
+        if made_in_c and not issubclass(kind, BaseException) or issubclass(kind, _UNBUILDABLE):
             raise Refusal("escapes", f"a {kind.__name__} made while capturing outlives the call")
         name = self.built[id(value)] = self.name(kind.__name__.lower())
         args = ""
@@ -228,6 +251,11 @@ class Builder:
 
     def effect(self, effect: Effect) -> None:
         """Adds the line that commits one effect."""
+        if effect.kind == "call":
+            words = [self.expression(v) for v in effect.value]
+            words += [f"{k}={self.expression(v)}" for k, v in (effect.key or {}).items()]
+            self.lines.append(f"{self.constant(effect.target)}({', '.join(words)})")
+            return
         target = (
             self.constant(effect.target)
             if issubclass(type(effect.target), CellType)
@@ -287,9 +315,10 @@ def maker_of(kind: type) -> type:
 
 
 _NO_NEW = staticmethod(object)
+_CONVERSIONS = {"__bool__": "bool", "__int__": "int", "__float__": "float", "__complex__": "complex"}
 _MAKERS = (object, dict, OrderedDict, list, set, deque, defaultdict)
 _FILLERS = {list: "extend", dict: "update"}
-_UNBUILDABLE = (CellType, torch.nn.Module)
+_UNBUILDABLE = (CellType, torch.nn.Module, Routed)
 
 
 def _slots(cls: type) -> tuple[str, ...]:
@@ -316,10 +345,14 @@ _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
 
 
 def build_program(
-    world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]], calls: bool
+    world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]], calls: bool,
+    data_guards: Sequence[DataGuard] = (), apart: bool = False,
 ) -> Program:
-    """The program that calls the graph (if it has `calls`) on `inputs`, commits `effects` and returns
-    `result`."""
+    """The program that calls the graph (if it has `calls`) on `inputs`, checks `data_guards`, commits
+    `effects` and returns `result`.
+
+    apart   a graph of their own, `check`, computes the data guards' tensors, before the graph is called
+    """
     b = Builder(world)
     for source, hint in inputs if calls else ():
         b.fetches[source] = b.name(hint)
@@ -327,13 +360,21 @@ def build_program(
         b.effect(effect)
     returned = b.expression(result)
     b.lines.append(f"return {returned}")
-    outs = [name for name, _ in b.outputs.values()]
-    call = f"graph({', '.join(b.fetches[s] for s, _ in inputs)})" if calls else ""
-    first = [f"{', '.join(outs)}{',' if len(outs) == 1 else ''} = {call}"] if outs else [call]
-    if not calls:
-        first = []
-    body = "".join(f"    {line}\n" for line in [*first, *b.lines])
+    args = ", ".join(b.fetches[s] for s, _ in inputs) if calls else ""
+    used = dict(b.outputs)
+    built, b.lines = b.lines, []
+    checks = [b.data_guard(i, g) for i, g in enumerate(data_guards)]
+    checks = [*b.lines, *checks]
+    flags = {i: o for i, o in b.outputs.items() if apart and i not in used}
+    outputs = {i: o for i, o in b.outputs.items() if i not in flags}
+    call = [_call("graph", outputs, args)] if calls else []
+    first = [_call("check", flags, args), *checks, *call] if flags else [*call, *checks]
+    body = "".join(f"    {line}\n" for line in [*first, *built])
     text = f"def program({', '.join(b.fetches.values())}):\n{body}"
     return Program(
-        text, tuple((n, s) for s, n in b.fetches.items()), b.constants,
-        tuple(f for _, f in b.outputs.values()))
+        text, tuple((n, s) for s, n in b.fetches.items()), b.constants, tuple(f for _, f in outputs.values()))
+
+
+def _call(name: str, outputs: dict[int, tuple[str, Fake]], args: str) -> str:
+    names = [n for n, _ in outputs.values()]
+    return f"{', '.join(names)}{',' if len(names) == 1 else ''}{' = ' * bool(names)}{name}({args})"

@@ -59,7 +59,13 @@ _TENSOR_FUNCTIONS: dict[Any, str] = {
     f: n for n, f in vars(torch.Tensor).items() if isinstance(f, FunctionType)
 }
 
-_NEEDS_DATA = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__})
+_NEEDS_DATA = frozenset(
+    {
+        torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__repr__,
+        torch.Tensor.__format__, torch.Tensor.data_ptr}
+)
+_READ_ELEMENTS = frozenset({torch.tensor, torch.as_tensor})  # of lists, without a call for each
+_NOT_SPECULATED = _NEEDS_DATA - {torch.Tensor.tolist, torch.Tensor.__format__}
 
 
 def holds_tensor(x: Any) -> bool:
@@ -76,12 +82,14 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = torch.fx.Graph()
         self.nodes: dict[int, torch.fx.Node] = {}  # id of a fake -> its node
+        self.reals: dict[torch.fx.Node, torch.Tensor] = {}  # the inputs' tensors
+        self.speculate: Callable[..., Any] = _refuse_speculation
         self.last_input: torch.fx.Node | None = None
         self.keep: list[Any] = []
         self.places: dict[torch.fx.Node, Where] = {}
         self.where, self.exact = where, exact
 
-    def add_input(self, name: str, fake: Fake) -> torch.fx.Node:
+    def add_input(self, name: str, fake: Fake, real: torch.Tensor) -> torch.fx.Node:
         """A placeholder, put behind the other placeholders."""
         last = self.last_input
         with (
@@ -91,6 +99,7 @@ class Recorder(TorchFunctionMode):
         ):
             node = self.graph.placeholder(name)
         self.nodes[id(fake)] = self.last_input = node
+        self.reals[node] = real
         self.keep.append(fake)
         return node
 
@@ -98,14 +107,20 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _NEEDS_DATA:
-            raise Refusal(
-                "data-dependent", f"Tensor.{func.__name__}() needs the values of a tensor", self.exact()
+        if func in _NEEDS_DATA or func in _READ_ELEMENTS and type(args[0]) is list and holds_tensor(args[0]):
+            refusal = Refusal(
+                "data-dependent", f"{func.__name__}() needs the values of a tensor", self.exact()
             )
+            if func in _NOT_SPECULATED:
+                raise refusal
+            return self.speculate(func, args, kwargs, refusal)
         try:
             out = func(*args, **kwargs)
-        except Refusal as refusal:
-            raise Refusal(refusal.code, refusal.reason, refusal.where or self.exact()) from refusal
+        except Refusal as error:
+            refusal = Refusal(error.code, error.reason, error.where or self.exact())
+            if error.code == "data-dependent":
+                return self.speculate(func, args, kwargs, refusal)
+            raise refusal from error
         if out is None and (args or kwargs) or holds_tensor(out):
             self.append(func, args, kwargs, out)
         return out
@@ -157,6 +172,10 @@ class Recorder(TorchFunctionMode):
         if issubclass(type(x), tuple) and kind is not torch.Size:
             return tuple(self.arg(e) for e in x)
         return x
+
+
+def _refuse_speculation(func: Any, args: tuple, kwargs: dict[str, Any], refusal: Refusal) -> Any:
+    raise refusal
 
 
 def target_of(func: Any) -> tuple[str, Any]:
