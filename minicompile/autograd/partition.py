@@ -126,7 +126,7 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...]) -
     at = [n.args[0] if n.op == "input" and n.args[0] not in changed else None for n in saved]
     kept = [Output(n, dense(n.tensor)) for n, i in zip(saved, at) if i is None]
     forward = _forward(joint, primals, results, kept, writes)
-    backward = _backward(joint, primals, gradients, saved)
+    backward = _backward(joint, primals, gradients, saved, [o.node for o in kept])
     reasons = tuple(Saved(n, n.tensor.nbytes, BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
     return Split(forward, backward, outputs, reasons, tuple(at), tangents, _flows(joint, primals, gradients))
 
@@ -235,17 +235,20 @@ def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list
     shown = [Output(o.node, o.spec, ("output", moved[o.alias[1]])) if o.alias and o.alias[1] in moved
              and o.alias[0] == "output" else o for o in results]
     outputs = (*shown, *kept, *(joint.outputs[j] for j in hidden))
-    needed = _ancestors([o.node for o in outputs] + [n for _, n in writes])
+    draws = [n for n in joint.nodes if recompute_class(n) == "random"
+             and _ancestors([n]).isdisjoint(joint.inputs[primals:])]
+    needed = _ancestors([o.node for o in outputs] + [n for _, n in writes] + draws)
     nodes = tuple(n for n in joint.nodes if n in needed)
     return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept))
 
 
-def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: list[Node]) -> Graph:
-    """The nodes between (saved, tangents) and the gradients, on new input nodes. Gradients are fresh
-    tensors."""
+def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: list[Node],
+              kept: list[Node]) -> Graph:
+    """The nodes between (saved, tangents) and the gradients, on new input nodes; `kept` are copies made by the
+    forward. Gradients are fresh tensors."""
     new: dict[Node, Node] = {}
     for i, n in enumerate((*saved, *joint.inputs[primals:])):
-        spec = n.tensor if n.op == "input" else dense(n.tensor)
+        spec = n.tensor if n.op == "input" and n not in kept else dense(n.tensor)
         new[n] = Node(n.name, "input", (i,), {}, spec, n.where)
     inputs = tuple(new.values())
     needed = _ancestors([o.node for o in gradients], set(new))

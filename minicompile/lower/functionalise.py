@@ -185,6 +185,8 @@ class Functionaliser:
         call_args = reordered(op, pure, tuple([self.lowered(a) for a in with_defaults(op, args, kwargs)]))
         call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
         self._check_overlap(written, args, kwargs)
+        if torch.Tag.nondeterministic_seeded in op.tags and not all(f.spec.is_dense for f in written):
+            raise Refusal("layout", f"{op} draws other numbers for a tensor with holes", self.where)
         spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
         for s, f in zip((spec,) if isinstance(spec, TensorSpec) else (), written):
             if not torch.can_cast(s.dtype, f.dtype):

@@ -244,3 +244,14 @@ def test_a_gradient_of_zeros_that_depend_on_nothing_is_zeros():
     x = torch.randn(3, requires_grad=True)
     lowered(lambda x: (x.floor() + 0,), x)[0].sum().backward()
     assert torch.equal(x.grad, torch.zeros(3))
+
+
+def test_a_saved_input_that_is_overwritten_is_kept_densely():
+    x, mean, var = torch.randn(4, 2, requires_grad=True), torch.zeros(2, 2)[:, 1], torch.ones(2, 2)[:, 1]
+
+    def norm(x, mean, var):
+        y = x * mean.exp()
+        mean.add_(var)
+        return (y,)
+    expected = torch.autograd.grad(norm(x, mean.clone(), var)[0].sum(), x)
+    assert torch.equal(torch.autograd.grad(lowered(norm, x, mean, var)[0].sum(), x)[0], expected[0])
