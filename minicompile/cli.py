@@ -80,24 +80,29 @@ def target(text: str) -> Any:
 
 
 def cache_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--clear", action="store_true", help="remove every entry")
+    p.add_argument("action", nargs="?", default="info", choices=("info", "clear", "verify"),
+                   help="info: where it is and how much there is; clear: remove every entry; verify: read "
+                        "every entry, tell what is wrong, status 1 if anything is")
 
 
-@command("cache", "where compiled code is cached and how much there is", cache_options)
+@command("cache", "the disk cache of compiled code: info, clear, verify", cache_options)
 def run_cache(args: argparse.Namespace) -> int:
     folder = cache.folder()
     if folder is None:
-        print("no disk cache: turned off by cache_size_mb = 0, or its folder cannot be used")
+        print("no disk cache: " + ("it is turned off by cache_size_mb = 0" if config.cache_size_mb == 0
+                                   else "its folder cannot be used"))
         return 1
-    files = [f for f in folder.iterdir() if f.suffix in (".so", ".sum", ".lock")]
-    if args.clear:
-        for f in files:
-            f.unlink(missing_ok=True)       # another process may be clearing, too
-        files = []
-    size = sum(f.stat().st_size for f in files) / 2**20
-    print(f"{folder}: {sum(f.suffix == '.so' for f in files)} compiled graphs, {size:.1f} MiB "
-          f"of at most {config.cache_size_mb}")
-    return 0
+    if args.action == "clear":
+        print(f"{folder}: {cache.clear(folder)} compiled graphs removed")
+        return 0
+    entries = cache.entries(folder, verify=args.action == "verify")
+    for e in entries:
+        if e.fault:
+            print(f"{e.path}: {e.fault}")
+    print(f"{folder}: {len(entries)} compiled graphs, {sum(e.size for e in entries) / 2**20:.1f} MiB "
+          f"of at most {config.cache_size_mb}"
+          + (f"; {sum(e.fault is not None for e in entries)} bad" if args.action == "verify" else ""))
+    return 1 if any(e.fault for e in entries) else 0
 
 
 @command("doctor", "what minicompile found on this machine, and every setting")

@@ -153,7 +153,12 @@ def test_cache_counts_and_clears(run: Run, user_file: Path, tmp_path: Path) -> N
     with config.patch(cache_dir=str(tmp_path / "cache")):
         assert run("explain", f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)")[0] == 0
         assert "1 compiled graphs" in run("cache")[1]
-        assert "0 compiled graphs" in run("cache", "--clear")[1]
+        assert run("cache", "verify")[:2] == (0, run("cache", "info")[1].strip() + "; 0 bad\n")
+        entry = next((tmp_path / "cache").glob("*.so"))
+        entry.write_bytes(entry.read_bytes()[:-1])
+        status, out, _ = run("cache", "verify")
+        assert status == 1 and "cut short" in out and "1 bad" in out
+        assert "1 compiled graphs removed" in run("cache", "clear")[1]
         assert "0 compiled graphs" in run("cache")[1]
     with config.patch(cache_size_mb=0):
         assert run("cache")[0] == 1

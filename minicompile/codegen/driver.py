@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import ToolchainError
 from ..ir.spec import TensorSpec
 from ..loops.ir import Buffer, Extern, View
 from ..runtime import cache, toolchain
-from ..runtime.library import Library, kernel_library
+from ..runtime.library import GraphLibrary, Library, kernel_library
 from ..schedule.plan import Plan
 from .externs import call_of
 from .source import Source
@@ -48,7 +50,6 @@ class Executable:
 
     source: Source
     call: Callable[..., tuple[torch.Tensor, ...]]
-    library: Path
     cached: bool
     seconds: dict[str, float] = field(default_factory=dict)
     externs: dict[str, str] = field(default_factory=dict)
@@ -60,36 +61,58 @@ class Executable:
 
 
 def load(source: Source) -> Executable:
-    """Compiles and binds. Raises ToolchainError where there is no compiler, or it fails."""
+    """Compiles and binds. Raises ToolchainError where there is no compiler, it fails, or this machine cannot
+    run the code."""
     start = time.perf_counter()
     _bind()
-    headers = headers_folder()
+    if source.isa not in toolchain.machine_isas():
+        raise ToolchainError(f"this machine cannot run code for {source.isa}; it has "
+                             f"{', '.join(toolchain.machine_isas())}")
     tool = toolchain.find()
-    key = cache.key_of(
-        source.text,
-        " ".join(source.flags),
-        source.isa,
-        tool.version,
-        " ".join(tool.command),
-        _headers_hash(headers),
-        torch.__version__,
-    )
+    try:
+        library, cached = _library(source, tool)
+    except OSError:
+        # what the cache gave went between its check and its use; the next try makes it
+        library, cached = _library(source, tool)
+    built = time.perf_counter()
+    graph, externs = _graph(source, library)
+    seconds = {"compile": 0.0 if cached else built - start, "load": time.perf_counter() - built}
+    return Executable(source, graph, cached, seconds, externs)
+
+
+def _library(source: Source, tool: toolchain.Toolchain) -> tuple[GraphLibrary, bool]:
+    """The library of a source, bound, and whether it came from the cache."""
+    headers = headers_folder()
+    kernels = _kernels_of(source)
 
     def make(path: Path) -> None:
         text = path.with_suffix(".cpp")
         text.write_text(source.text)
         toolchain.build(tool, text, path, source.flags, headers)
 
-    path, cached = cache.get_or_make(key, make)
-    built = time.perf_counter()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as e:
-        raise ToolchainError(f"the compiled library does not load: {e}") from e
-    library.mc_bind(ctypes.c_void_p(_launch.lookup_address()), ctypes.byref(_kernels_of(source)))
-    graph, externs = _graph(source, library)
-    seconds = {"compile": 0.0 if cached else built - start, "load": time.perf_counter() - built}
-    return Executable(source, graph, path, cached, seconds, externs)
+    with cache.get_or_make(cache_key(source, tool), make) as (path, cached):
+        try:
+            library = GraphLibrary(path)
+            library.function("mc_bind")(ctypes.c_void_p(_launch.lookup_address()), ctypes.byref(kernels))
+        except (OSError, AttributeError) as e:
+            if cached:
+                raise OSError(str(e)) from e
+            raise ToolchainError(f"the compiled library does not load: {e}; {toolchain.HELP}") from e
+    return library, cached
+
+
+def cache_key(source: Source, tool: toolchain.Toolchain) -> str:
+    """Of everything that goes into a source's library."""
+    return cache.key_of(
+        __version__,
+        torch.__version__,
+        source.text,
+        " ".join(source.flags),
+        source.isa,
+        " ".join(tool.command),
+        tool.identity,
+        _headers_hash(headers_folder()),
+    )
 
 
 def _kernels_of(source: Source) -> Library:
@@ -131,6 +154,14 @@ def _bind() -> None:
     t = torch.zeros(3, 5, dtype=torch.float64)[1:]
     if _launch.probe(t)[0] != t.data_ptr() or _launch.probe(t)[2] != tuple(t.shape):
         raise ToolchainError(f"torch {torch.__version__} lays out its tensor objects differently")
+    os.register_at_fork(after_in_child=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    """In a forked process, where OpenMP waits for ever for the threads that the fork left behind (as eager
+    mode does there); torch's own DataLoader does the same in its workers."""
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
 
 
 @functools.lru_cache(maxsize=None)
@@ -148,7 +179,7 @@ def _geometry(spec: TensorSpec) -> tuple:
     )
 
 
-def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, str]]:
+def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     """The native Graph of a source's plan, and how it makes each library call."""
     plan = source.plan
     names = list(plan.buffers)
@@ -174,7 +205,7 @@ def _graph(source: Source, library: ctypes.CDLL) -> tuple[Any, dict[str, str]]:
             address = _launch.symbol(call.function) if call.function else 0
             steps.append((1, address, (), frees, call.template))
         else:
-            function = ctypes.cast(getattr(library, launch.function), ctypes.c_void_p).value
+            function = library.address(launch.function)
             if isinstance(step, Extern):
                 how[step.name] = "kernel library"
             steps.append((0, function, tuple(number[b] for b in launch.buffers), frees, None))
@@ -233,10 +264,8 @@ def _is_whole(v: View, b: Buffer) -> bool:
 
 
 def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | None]:
-    b = plan.buffers[r.buffer]
-    same = (r.spec.shape, r.spec.stride) == (b.spec.shape, b.spec.stride)
-    if not r.alias or (same and r.spec.offset == b.spec.offset):
-        return number[r.buffer], None
+    if not r.alias:
+        return number[r.buffer], None           # an alias is a tensor of its own, also of the same geometry
     return number[r.buffer], (tuple(r.spec.shape), tuple(r.spec.stride), r.spec.offset)
 
 

@@ -3,7 +3,8 @@ never trusted.
 
 Takes a key (a hash of everything that goes into a file) and a function that makes the file; gives its path.
 Any fault - wrong owner, wrong permissions, bad checksum, full disk - is a miss: the file is then made in a
-private temporary folder. Entries are `<key>.so` and `<key>.sum`; nothing is unpickled.
+private temporary folder. An entry is one file, `<key>.so`: the library and, behind its end, where loaders
+don't look, a checksum of key and library. It appears and goes in one step; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -12,20 +13,26 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_cache_dir
 
 from ..config import config
+from ..errors import ToolchainError
 
 log = logging.getLogger("minicompile.cache")
 # another process may be making the same file; after this, we make it too
 LOCK_SECONDS = 60.0
+STALE_SECONDS = 3600.0  # a temporary file of a process that was killed is removed after this
+MARK = b"minicompile-1\n"
+SUM_BYTES = 32
 
 
 def key_of(*parts: str | bytes) -> str:
@@ -38,141 +45,266 @@ def key_of(*parts: str | bytes) -> str:
 
 
 def folder() -> Path | None:
-    """The cache folder, made with mode 0700; None where it cannot be used (the reason is logged)."""
+    """The cache folder, made with mode 0700; None where it is turned off or cannot be used, which is logged
+    once."""
     if config.cache_size_mb == 0:
         return None
     path = Path(config.cache_dir or user_cache_dir("minicompile"))
+    reason = _why_not(path)
+    if reason is None:
+        return path
+    _say_once(f"no disk cache in {path}: {reason}")
+    return None
+
+
+def _why_not(path: Path) -> str | None:
+    """Why `path`, which is made if need be, is no cache folder."""
+    if not path.is_absolute() and not config.cache_dir:
+        return "this user has no home folder"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = path.stat(follow_symlinks=False)
     except OSError as e:
-        log.warning("no disk cache in %s: %s", path, e)
-        return None
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-        log.warning("no disk cache in %s: it is not a folder that only this user can write to", path)
-        return None
-    return path
+        return str(e)
+    if stat.S_ISLNK(info.st_mode):
+        return "it is a symbolic link"
+    return _not_private(info, stat.S_ISDIR)
 
 
-def get_or_make(key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
-    """(path of the file for `key`, whether it was there). `make` writes the file to the path it is given;
-    what it
-    raises passes through. The file stays for the life of the process."""
+def _not_private(info: os.stat_result, kind: Callable[[int], bool]) -> str | None:
+    if not kind(info.st_mode):
+        return "it is of another kind"
+    if info.st_uid != os.getuid():
+        return "it belongs to another user"
+    return "others may write to it" if info.st_mode & 0o022 else None
+
+
+_said: set[str] = set()
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        log.warning("%s", text)
+
+
+@contextmanager
+def get_or_make(key: str, make: Callable[[Path], None]) -> Iterator[tuple[Path, bool]]:
+    """(path of the file for `key`, whether it was there), to be loaded inside the with block: after it, a
+    file that could not be put into the cache is gone. `make` writes the file to the path it is given; what
+    it raises passes through. What raises inside the block takes the entry with it: it is no good.
+    Raises ToolchainError where no folder can be written to."""
     home = folder()
-    if home is None:
-        return _private(key, make), False
-    found = _read(home, key)
-    if found is not None:
-        return found, True
-    with _single_flight(home / f"{key}.lock"):
-        found = _read(home, key)  # somebody else may have made it meanwhile
-        if found is not None:
-            return found, True
-        return _write(home, key, make)
+    path = _read(home, key) if home else None
+    if path is None:
+        with _making(home, key, make) as (path, cached):
+            yield path, cached
+        return
+    try:
+        yield path, True
+    except Exception:
+        _remove(path)
+        raise
+
+
+@contextmanager
+def _making(home: Path | None, key: str, make: Callable[[Path], None]) -> Iterator[tuple[Path, bool]]:
+    """get_or_make after a miss. The file is loaded from where it was made, and published when it has
+    been."""
+    with _single_flight(home / f"{key}.lock") if home else _no_lock():
+        path = _read(home, key) if home else None  # somebody else may have made it meanwhile
+        if path is not None:
+            yield path, True
+            return
+        with _workshop(home) as work:
+            made = work / f"{key}.so"
+            make(made)
+            yield made, False
+            if home:
+                _publish(home, key, made)
+
+
+@contextmanager
+def _no_lock() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _workshop(home: Path | None) -> Iterator[Path]:
+    """A private temporary folder, outside the cache if possible: a full cache is no reason not to compile."""
+    work, why = None, None
+    for place in (None, home):
+        try:
+            work = Path(tempfile.mkdtemp(dir=place, prefix="making-minicompile-"))
+            break
+        except OSError as e:
+            why = e
+    if work is None:
+        raise ToolchainError(f"there is no folder to compile in: {why}; set TMPDIR to one") from why
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(home: Path, key: str, made: Path) -> None:
+    """Puts a file into the cache: written beside its place, flushed to disk, then renamed."""
+    temporary = None
+    try:
+        data = made.read_bytes()
+        fd, temporary = tempfile.mkstemp(dir=home, prefix="making-")  # mode 0600
+        with os.fdopen(fd, "wb") as file:
+            file.write(data + _sum(key, data) + MARK)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, home / f"{key}.so")
+        _trim(home)
+    except OSError as e:
+        _say_once(f"cannot write to the disk cache in {home}: {e.strerror}")
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def _sum(key: str, data: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b":" + data).digest()
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with the entry `path`; None if nothing. Raises OSError where it cannot be read."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        why = _not_private(os.fstat(fd), stat.S_ISREG)
+        if why is not None:
+            return why
+        whole = file.read()
+    end = len(whole) - SUM_BYTES - len(MARK)
+    if end < 0 or whole[end + SUM_BYTES:] != MARK:
+        return "it is no entry, or cut short"
+    if whole[end:end + SUM_BYTES] != _sum(path.stem, whole[:end]):
+        return "it does not match its checksum"
+    return None
 
 
 def _read(home: Path, key: str) -> Path | None:
-    path, sums = home / f"{key}.so", home / f"{key}.sum"
+    path = home / f"{key}.so"
     try:
-        info = path.stat(follow_symlinks=False)
-        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-            log.warning("%s is not a private file of this user; it is not used", path)
-            return None
-        if sums.read_text() != _checksum(path):
-            log.warning("%s does not match its checksum; it is made again", path)
-            return None
-        os.utime(path)  # for the size cap: the oldest used goes first
-        return path
-    except OSError:
+        why = fault(path)
+    except FileNotFoundError:
         return None
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write(home: Path, key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
-    try:
-        work = Path(tempfile.mkdtemp(dir=home, prefix="making-"))
     except OSError as e:
-        log.warning("cannot write to the disk cache: %s", e)
-        return _private(key, make), False
-    try:
-        made = work / f"{key}.so"
-        make(made)
-        try:
-            made.chmod(0o600)
-            (work / "sum").write_text(_checksum(made))
-            _sync(made)
-            os.replace(work / "sum", home / f"{key}.sum")
-            os.replace(made, home / f"{key}.so")
-        except OSError as e:
-            log.warning("cannot write to the disk cache: %s", e)
-            return _private(key, make), False
-        _trim(home)
-        return home / f"{key}.so", False
-    finally:
-        for left in work.iterdir():
-            left.unlink(missing_ok=True)
-        work.rmdir()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _private(key: str, make: Callable[[Path], None]) -> Path:
-    """A file outside the cache, removed with the folder at exit."""
-    holder = tempfile.TemporaryDirectory(prefix="minicompile-")
-    _held.append(holder)
-    path = Path(holder.name) / f"{key}.so"
-    make(path)
+        why = str(e.strerror)
+    if why is not None:
+        _say_once(f"{path} is not used: {why}")
+        return None
+    with suppress(OSError):  # a folder that can only be read
+        os.utime(path)  # for the size cap: the least recently used goes first
     return path
-
-
-_held: list[tempfile.TemporaryDirectory] = []  # keeps private folders until the process ends
 
 
 @contextmanager
 def _single_flight(path: Path) -> Iterator[None]:
     """Only one process makes an entry; the others wait, at most LOCK_SECONDS, and then go on without the
-    lock."""
+    lock. The lock of a process that died is free."""
+    fd = _locked(path)
     try:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        yield
-        return
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                time.sleep(0.02)
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(fd)
+        if fd is not None:
+            with suppress(OSError):
+                path.unlink()
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a forked process may hold the descriptor, too
+            os.close(fd)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock; None where it cannot be had."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return None
+        held = False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # who held it before has removed the file: then ours is the lock of nothing
+            held = _is_at(fd, path)
+            if held:
+                return fd
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:
+            return None  # a file system without locks
+        finally:
+            if not held:
+                os.close(fd)
+    return None
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of the cache, for people: its path, bytes, time of last use, and what is wrong with it."""
+
+    path: Path
+    size: int
+    used: float
+    fault: str | None = None
+
+
+def entries(home: Path, verify: bool = False) -> list[Entry]:
+    """All entries, least recently used first; `verify` reads each and says what is wrong with it."""
+    found = []
+    for path in home.glob("*.so"):
+        try:
+            info = path.stat(follow_symlinks=False)
+            why = fault(path) if verify else None
+        except FileNotFoundError:
+            continue  # another process removed it
+        except OSError as e:
+            why = str(e.strerror)
+        found.append(Entry(path, info.st_size, info.st_mtime, why))
+    return sorted(found, key=lambda e: (e.used, e.path))
+
+
+def clear(home: Path) -> int:
+    """Removes everything this module writes, also what killed processes left; gives the number of
+    entries."""
+    gone = sum(_remove(e.path) for e in entries(home))
+    for left in (*home.glob("*.lock"), *home.glob("making-*")):
+        _remove(left)
+    return gone
+
+
+def _remove(path: Path) -> bool:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return True
+    except OSError:
+        return False  # gone already, or not ours to remove
 
 
 def _trim(home: Path) -> None:
-    """Removes the least recently used entries beyond config.cache_size_mb."""
-    entries = []
-    for path in home.glob("*.so"):
-        try:
-            info = path.stat()
-            entries.append((info.st_mtime, info.st_size, path))
-        except OSError:
-            continue  # another process removed it
-    total = sum(size for _, size, _ in entries)
-    for _, size, path in sorted(entries):
+    """Removes the least recently used entries beyond config.cache_size_mb, and temporary files nobody will
+    finish."""
+    kept = entries(home)
+    total = sum(e.size for e in kept)
+    for e in kept:
         if total <= config.cache_size_mb * 2**20:
             break
-        path.unlink(missing_ok=True)
-        path.with_suffix(".sum").unlink(missing_ok=True)
-        total -= size
+        _remove(e.path)
+        total -= e.size
+    for left in home.glob("making-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                _remove(left)

@@ -6,11 +6,14 @@ torch.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +51,28 @@ MISSING = (
 )
 
 
+HELP = (
+    "check that it works (`g++ --version`), install g++ (Debian and Ubuntu: apt-get install g++), or set CXX "
+    "to another compiler"
+)
+VERSION_SECONDS = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """A working compiler: the command (words of CXX) and what it says its version is."""
+    """A compiler: the command (words of CXX), and what tells its files from those of any other version.
+
+    identity   path, size and time of change of each program in the command: a new version of the compiler
+               has another one. It is read without running the compiler, which a warm start doesn't need
+    """
 
     command: tuple[str, ...]
-    version: str
+    identity: str
+
+    @property
+    def version(self) -> str:
+        """The first line it says of itself. Raises ToolchainError where it does not answer."""
+        return _version(self.command, self.identity)
 
     def __str__(self) -> str:
         return f"{self.version} ({shlex.join(self.command)}), {detect_isa()}"
@@ -87,29 +106,34 @@ def flags_for(isa: str) -> tuple[str, ...]:
 
 
 def find() -> Toolchain:
-    """The compiler named by CXX (which may hold options), else g++, else clang++.
+    """The compiler named by CXX (which may hold options), else g++, else clang++; it is not run.
 
-    Raises ToolchainError where there is none, or it does not answer.
+    Raises ToolchainError where there is none.
     """
-    return _find(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+    cxx = os.environ.get("CXX", "").strip()
+    for command in [tuple(shlex.split(cxx))] if cxx else [("g++",), ("clang++",)]:
+        program = shutil.which(command[0])
+        if program is not None:
+            return Toolchain((program, *command[1:]), _identity((program, *command[1:])))
+    raise ToolchainError(f"CXX={cxx!r} is not a program; {MISSING}" if cxx else MISSING)
+
+
+def _identity(command: Sequence[str]) -> str:
+    """Of every word that names a program, so that "ccache g++" changes with g++."""
+    found = []
+    for program in filter(None, map(shutil.which, command)):
+        real = os.path.realpath(program)
+        info = os.stat(real)
+        found.append(f"{real} {info.st_size} {info.st_mtime_ns}")
+    return "; ".join(found)
 
 
 @functools.lru_cache(maxsize=8)
-def _find(cxx: str, path: str) -> Toolchain:
-    candidates = [tuple(shlex.split(cxx))] if cxx.strip() else [("g++",), ("clang++",)]
-    for command in candidates:
-        program = shutil.which(command[0], path=path)
-        if program is None:
-            continue
-        words = (program, *command[1:])
-        try:
-            said = subprocess.run([*words, "--version"], capture_output=True, text=True, timeout=30)
-        except (OSError, subprocess.TimeoutExpired) as e:
-            raise ToolchainError(f"the C++ compiler {' '.join(words)} does not run: {e}") from e
-        if said.returncode != 0:
-            raise ToolchainError(f"the C++ compiler {' '.join(words)} fails: {said.stderr.strip()[:500]}")
-        return Toolchain(words, said.stdout.splitlines()[0] if said.stdout else "unknown")
-    raise ToolchainError(f"CXX={cxx!r} is not a program; {MISSING}" if cxx.strip() else MISSING)
+def _version(command: tuple[str, ...], identity: str) -> str:
+    code, out, err = _run((*command, "--version"), VERSION_SECONDS)
+    if code != 0:
+        raise ToolchainError(f"the C++ compiler {shlex.join(command)} {_ending(code)}: {err[:500]}; {HELP}")
+    return out.splitlines()[0] if out else "unknown"
 
 
 def build(tool: Toolchain, source: Path, output: Path, flags: tuple[str, ...], include: Path) -> None:
@@ -117,15 +141,64 @@ def build(tool: Toolchain, source: Path, output: Path, flags: tuple[str, ...], i
 
     Raises ToolchainError with the compiler's own words, or after config.compile_timeout_s.
     """
-    command = [*tool.command, *flags, f"-I{include}", str(source), "-o", str(output)]
-    limit = config.compile_timeout_s
+    command = (*tool.command, *flags, f"-I{include}", str(source), "-o", str(output))
+    code, _, err = _run(command, config.compile_timeout_s)
+    if code != 0:
+        raise ToolchainError(f"the C++ compiler {_ending(code)}; {HELP}\n{shlex.join(command)}\n{err[:4000]}")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired as e:
-        raise ToolchainError(
-            f"the C++ compiler took more than {limit:g} s (MINICOMPILE_COMPILE_TIMEOUT_S)"
-        ) from e
+        with output.open("rb") as file:
+            is_library = file.read(4) == b"\x7fELF"
+    except OSError:
+        is_library = False
+    if not is_library:
+        raise ToolchainError(f"the C++ compiler wrote no shared library; {HELP}\n{shlex.join(command)}")
+
+
+def _ending(code: int) -> str:
+    return f"failed with status {code}" if code > 0 else f"was killed by signal {-code}"
+
+
+_running: set[tuple[int, int]] = set()  # (our process, compiler's process group): see _stop_all
+
+
+def _run(command: Sequence[str], limit: float) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of a command in a process group of its own, none of which outlives the call:
+    a compiler has children, and Ctrl-C must raise one KeyboardInterrupt here, not end them one by one."""
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True, errors="replace",
+                                 start_new_session=True)
     except OSError as e:
-        raise ToolchainError(f"the C++ compiler {tool.command[0]} does not run: {e}") from e
-    if done.returncode != 0:
-        raise ToolchainError(f"the C++ compiler failed:\n{shlex.join(command)}\n{done.stderr.strip()[:4000]}")
+        raise ToolchainError(f"the C++ compiler {command[0]} does not run: {e}; {HELP}") from e
+    entry = (os.getpid(), child.pid)
+    _running.add(entry)
+    try:
+        out, err = child.communicate(timeout=limit)
+        return child.returncode, out.strip(), err.strip()
+    except subprocess.TimeoutExpired as e:
+        raise ToolchainError(f"the C++ compiler took more than {limit:g} s "
+                             f"(MINICOMPILE_COMPILE_TIMEOUT_S); {HELP}") from e
+    finally:
+        if child.returncode != 0:
+            _stop(child.pid)
+            child.wait()
+        _running.discard(entry)
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _stop(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # ended already, which is what is wanted
+
+
+@atexit.register
+def _stop_all() -> None:
+    """The interpreter ends while a thread compiles: its compiler ends too. A forked process leaves its
+    parent's alone."""
+    for owner, group in list(_running):
+        if owner == os.getpid():
+            _stop(group)
