@@ -16,7 +16,7 @@ import torch
 from ..ir.fake import Fake
 from . import policy
 from .frame import NULL
-from .reads import CONTAINERS, FIXED, IDENTITIES, lookup, python_method
+from .reads import CONTAINERS, FIXED, IDENTITIES, LEAVES, lookup, python_method
 from .writes import Writes
 
 HEAP_TYPE = 1 << 9  # tp_flags: a class made by a class statement
@@ -96,19 +96,36 @@ class Attributes(Writes):
         return getattr(obj, name)
 
     def getattr_tensor(self, fake: Fake, name: str) -> Any:
+        i = self.input_of.get(id(fake))
+        if name in ("grad_fn", "is_leaf", "storage_offset"):
+            return self.getattr_history(fake, name, i)
         if name in UNSAFE_TENSOR_ATTRIBUTES:
             raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
         if name == "__class__":
             return self.type_of(fake)
         if name in ("meta", "known", "spec", "from_spec"):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
-        i = self.input_of.get(id(fake))
         if i is not None and not hasattr(torch.Tensor, name) and name != "_is_param":
             source, t, _ = self.inputs[i]
             if name in t.__dict__:
                 return self.read(source.dict_attr(name), t.__dict__[name])
             self.guard(source.dict_attr(name), "absent")
         return getattr(fake, name)
+
+    def getattr_history(self, fake: Fake, name: str, i: int | None) -> Any:
+        """What tensor guards leave open: an input may be a leaf or not, and a view of anything."""
+        if name == "storage_offset":
+            for source, t, _ in self.inputs:
+                self.guard(source.call(torch.Tensor.storage_offset), "equals", t.storage_offset())
+            return getattr(fake, name)
+        if i is not None and fake.requires_grad:
+            source, t, _ = self.inputs[i]
+            self.guard(source.attr("is_leaf"), "id", t.is_leaf)
+            if name == "is_leaf" or t.is_leaf:
+                return t.is_leaf if name == "is_leaf" else None
+        elif not fake.requires_grad or name == "is_leaf":
+            return getattr(fake, name)
+        raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
 
     def getattr_module(self, module: ModuleType, name: str) -> Any:
         changes = self.changed.get(id(module.__dict__))
@@ -124,12 +141,18 @@ class Attributes(Writes):
         if self.classes_changed and (id(owner), name) in self.slots and not hasattr(type(found), "__get__"):
             return found
         meta, meta_owner = self.find(type(cls), name)
+        if owner is None and meta_owner is None and name not in FIXED:
+            self.absent_from_class(cls, name)
         if issubclass(type(meta), property) or name in FIXED or owner is None and meta_owner is None:
             return getattr(cls, name)
         if owner is None:
             if issubclass(type(meta), FunctionType):
                 return MethodType(meta, cls)
-            return getattr(cls, name)
+            self.absent_from_class(cls, name)
+            value = getattr(cls, name)
+            if type(value) in LEAVES and not policy.trusted(cls.__module__):
+                return self.read(self.const(cls).attr(name), value)
+            return value
         if type(found) is classmethod:
             self.read_class_entry(cls, owner, name, found)
             inner = found.__func__
@@ -152,7 +175,8 @@ class Attributes(Writes):
             return self.read_constant(
                 owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), entry
             )
-        return self.read_constant(owner.__module__, self.const(owner).type_attr(name), entry)
+        seen = owner if id(cls) in self.born else cls  # a subclass may come to hide the owner's entry
+        return self.read_constant(owner.__module__, self.const(seen).type_attr(name), entry)
 
     def getattr_instance(self, obj: Any, name: str, fallback: bool) -> Any:
         """What object.__getattribute__ does, then `__getattr__` if `fallback`."""
@@ -167,12 +191,17 @@ class Attributes(Writes):
                 return value
         if owner is not None:
             return self.get_from_class(obj, kind, name, found, owner)
+        self.absent_from_class(kind, name)
         method, _ = self.find(kind, "__getattr__")
         if fallback and issubclass(type(method), FunctionType):
             return self.call(self.current, method, [obj, name])
         if method is not NULL and fallback:
             return getattr(obj, name)
         raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}", name=name, obj=obj)
+
+    def absent_from_class(self, cls: type, name: str) -> None:
+        if not policy.trusted(cls.__module__) and id(cls) not in self.born:
+            self.guard(self.const(cls).attr(name), "absent")
 
     def get_data_descriptor(self, obj: Any, kind: type, name: str, found: Any, owner: type) -> Any:
         if name == "__dict__":
@@ -188,7 +217,12 @@ class Attributes(Writes):
                 if slot[1] is NULL:
                     raise AttributeError(name)
                 return slot[1]
-            return self.read(self.origin[id(obj)].attr(name), found.__get__(obj, kind))
+            source = self.origin[id(obj)].attr(name)
+            try:
+                return self.read(source, found.__get__(obj, kind))
+            except AttributeError:
+                self.guard(source, "absent")
+                raise
         get = python_method(type(found), "__get__")
         if get is None:
             raise self.refuse("descriptor", f"{kind.__name__}.{name} is a {type(found).__name__}")
@@ -241,6 +275,8 @@ class Attributes(Writes):
         """What object.__setattr__ (object.__delattr__ for NULL) does, on an object of the world: nothing
         real changes yet."""
         if issubclass(type(obj), ModuleType):
+            if policy.trusted(obj.__name__):
+                raise self.refuse("module-write", f"{obj.__name__}.{name} is set")
             self.dicts.setdefault(id(obj.__dict__), (obj.__dict__, None))
             return self.dict_set(obj.__dict__, name, value)
         if issubclass(type(obj), type):

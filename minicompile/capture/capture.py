@@ -443,7 +443,7 @@ def _codes(module: ModuleType) -> list[CodeType]:
     found: list[CodeType] = []
     for value in vars(module).values():
         if isinstance(value, FunctionType):
-            found.append(value.__code__)
+            found += [value.__code__] if value.__code__.co_filename.startswith(policy.OWN) else []
         elif isinstance(value, type) and value.__module__ == module.__name__:
             for entry in vars(value).values():
                 inner = getattr(entry, "__func__", None) or getattr(entry, "fget", None) or entry

@@ -92,8 +92,9 @@ class World:
     def made_function(self, function: FunctionType) -> None:
         """Told of every function object that a frame makes."""
 
-    def defaulted(self, function: FunctionType) -> None:
-        """Told when a call of `function` takes a value from its defaults."""
+    def default(self, function: FunctionType, where: str, key: Any, value: Any) -> Any:
+        """A value that a call takes from the function's defaults."""
+        return value
 
     def call(self, frame: Frame, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
         kind = type(f)
@@ -199,20 +200,16 @@ def _fill_defaults(
 ) -> None:
     raw, defaults, keyword = f.__code__, f.__defaults__ or (), f.__kwdefaults__ or {}
     positional = raw.co_argcount
-    used = False
     for i in range(min(given, positional), positional + raw.co_kwonlyargcount):
         if slots[i] is not NULL:
             continue
         name, j = raw.co_varnames[i], i - positional + len(defaults)
         if i < positional and j >= 0:
-            slots[i] = defaults[j]
+            slots[i] = world.default(f, "__defaults__", j, defaults[j])
         elif i >= positional and name in keyword:
-            slots[i] = keyword[name]
+            slots[i] = world.default(f, "__kwdefaults__", name, keyword[name])
         else:
             _misfit(f, args, kwargs)
-        used = True
-    if used:
-        world.defaulted(f)
 
 
 def _misfit(f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> None:

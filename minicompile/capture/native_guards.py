@@ -56,6 +56,8 @@ class Lowering:
             self.add("NOT_PRESENT", self.instance_dict(parent), s.key)
         elif s.kind == "item":
             self.add("NOT_PRESENT", self.source(parent), s.key)
+        elif s.kind == "attr" and isinstance(parent.value, type):
+            self.add("NOT_PRESENT", self.source(parent), s.key)
         elif s.kind == "attr" and not isinstance(parent.value, CellType):
             self.add("NO_ATTR", self.source(parent), s.key)
         else:

@@ -11,9 +11,16 @@ Takes code objects and callables, gives one of these with a reason; used by `wor
 
 from __future__ import annotations
 
+import datetime
 import functools
+import inspect
+import operator
 import os
+import re
 import sys
+from collections import OrderedDict, defaultdict, deque
+from contextvars import ContextVar
+from decimal import Decimal
 from enum import Enum
 from types import (
     BuiltinFunctionType,
@@ -21,9 +28,11 @@ from types import (
     CodeType,
     MethodDescriptorType,
     ModuleType,
+    SimpleNamespace,
     WrapperDescriptorType,
 )
-from typing import Any
+from threading import Lock
+from typing import Any, Generic
 
 import torch
 
@@ -45,6 +54,8 @@ _TORCH_INTERPRETED = tuple(
     for p in (
         "nn/modules/",
         "nn/utils/",
+        "optim/",
+        "distributions/",
         "utils/hooks.py",
         "amp/autocast_mode.py",
         "utils/_contextlib.py",
@@ -66,6 +77,8 @@ _STDLIB_INTERPRETED = frozenset(
         "heapq.py",
         "bisect.py",
         "logging/__init__.py",
+        "weakref.py",
+        "_weakrefset.py",
     )
 )
 # Parts of torch that only pass a call on to the recorder: nothing below them is the program's own.
@@ -79,7 +92,7 @@ _STDLIB_PURE = frozenset(
     for p in (
         "abc.py", "enum.py", "typing.py", "inspect.py", "re", "sre_compile.py", "sre_parse.py", "keyword.py",
         "numbers.py", "fractions.py", "decimal.py", "_pydecimal.py", "statistics.py", "textwrap.py",
-        "string.py", "json", "copyreg.py", "weakref.py", "_weakrefset.py", "reprlib.py", "pprint.py",
+        "string.py", "json", "copyreg.py", "reprlib.py", "pprint.py",
         "colorsys.py", "ast.py", "dis.py", "opcode.py", "traceback.py", "linecache.py", "hashlib.py",
         "base64.py", "datetime.py", "posixpath.py", "ntpath.py", "genericpath.py", "importlib",
         "graphlib.py", "difflib.py", "calendar.py", "__future__.py", "_weakref.py", "codecs.py", "encodings")
@@ -87,7 +100,7 @@ _STDLIB_PURE = frozenset(
 # Functions that act on the autograd engine, on hooks or on the outside world: (refusal, reason).
 _HOOK, _ENGINE, _SEED = "backward-hook", "autograd-inside", "impure-call"
 _REFUSED = {
-    f.__code__: (code, f"{f.__qualname__}() is called")
+    inspect.unwrap(f).__code__: (code, f"{f.__qualname__}() is called")
     for code, functions in (
         (_HOOK, (
             torch.utils.hooks.BackwardHook.__init__, torch.Tensor.register_hook,
@@ -103,6 +116,8 @@ _REFUSED = {
 
 
 _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
+# The wrapper of functions that torch's own compiler is kept out of. It would put our hook out of place.
+UNSEEN = torch._compile._disable_dynamo(lambda: None).__code__
 COROUTINE, OPTIMIZED = 0x80 | 0x200, 0x1
 # Attributes and names of these top-level modules are constants as far as functions, classes and modules go.
 _TRUSTED = frozenset(
@@ -120,7 +135,7 @@ _PURE = frozenset(
 _IMPURE = frozenset(
     {
         "input", "open", "exec", "compile", "breakpoint", "__import__", "now", "today", "utcnow",
-        "manual_seed", "seed", "initial_seed", "set_state", "set_rng_state", "set_num_threads",
+        "manual_seed", "seed", "get_state", "clone_state", "initial_seed", "set_state", "set_rng_state", "set_num_threads",
         "set_num_interop_threads", "set_flush_denormal", "tofile", "fromfile", "save", "load", "from_file"}
 )
 _PURE_OF = {"sys": {"intern", "getrecursionlimit", "exc_info", "getdefaultencoding"}, "_warnings": set(),
@@ -165,6 +180,12 @@ def is_user_file(filename: str) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=None)
+def is_editable(filename: str) -> bool:
+    """Whether functions of this file may be given other code while the process runs: not those installed."""
+    return is_user_file(filename) and "site-packages" not in filename
+
+
 def trusted(module: str | None) -> bool:
     """Whether functions, classes and modules found in this module are taken as constants, without a
     guard."""
@@ -191,6 +212,28 @@ def why_not_native(f: Any) -> str | None:
     top = module.partition(".")[0]
     pure = name in _PURE_OF[top] if top in _PURE_OF else top.lstrip("_") in _PURE and name not in _IMPURE
     return None if pure and not module.startswith("numpy.random") else f"impure native call {module}.{name}"
+
+
+# What instances of a class written in C may be used for. Their state is Python's, or what shadows copy:
+_OPEN = frozenset(
+    {object, list, dict, set, tuple, deque, OrderedDict, defaultdict, SimpleNamespace, Generic, type(Lock())})
+# it never changes, so that identity stands for it:
+_FIXED = frozenset(
+    {
+        int, float, complex, str, bytes, frozenset, re.Pattern, re.Match, ContextVar, operator.attrgetter,
+        operator.itemgetter, operator.methodcaller, datetime.date, datetime.datetime, datetime.time,
+        datetime.timedelta, datetime.timezone, torch.Generator, torch.finfo, torch.iinfo, Decimal}
+)
+
+
+def state_of(kind: type) -> str:
+    """"open": guards see all state of instances of `kind`; "fixed": their identity stands for it; "hidden": it
+    lies in C, where guards cannot see it change."""
+    base = native_base(kind)
+    if base in _OPEN:
+        return "open"
+    scalar = base.__module__ == "numpy" and base.__name__ != "ndarray"
+    return "fixed" if base in _FIXED or scalar else "hidden"
 
 
 @functools.lru_cache(maxsize=None)

@@ -144,6 +144,14 @@ class Reads(World):
         if source is not None and not issubclass(type(value), IDENTITIES) and type(value) not in LEAVES:
             self.guard(source, "id", value)
 
+    def identify_all(self, values: Any) -> None:
+        """`identify` for each value and for what is in it, one level deep."""
+        for value in values:
+            self.identify(value)
+            if issubclass(type(value), (list, tuple, set, deque)):
+                for inner in value:
+                    self.identify(inner)
+
     # Values
 
     def read(self, source: Source, value: Any) -> Any:
@@ -175,6 +183,10 @@ class Reads(World):
             return self.read_tuple(source, value)
         self.guard(source, "type", kind)
         self.remember(value, source)
+        if kind is frozenset and all(type(v) in LEAVES for v in value):
+            self.guard(source.call(tuple), "equals", tuple(value))
+        elif policy.state_of(kind) == "fixed":
+            self.guard(source, "id", value)
         return value
 
     def read_twice(self, source: Source, known: Source, value: Any) -> None:
@@ -278,18 +290,19 @@ class Reads(World):
 
     def enter_function(self, f: FunctionType) -> None:
         """A function of the world is about to run: the cells of its closure belong to the world."""
+        if id(f) not in self.born and policy.is_editable(f.__code__.co_filename):
+            self.guard(self.const(f).attr("__code__"), "id", f.__code__)
         if f.__closure__ and id(f) not in self.born:
             for cell in f.__closure__:
                 if id(cell) not in self.world_cells:
                     self.world_cells[id(cell)] = cell
                     self.keep.append(cell)
 
-    def defaulted(self, function: FunctionType) -> None:
+    def default(self, function: FunctionType, where: str, key: Any, value: Any) -> Any:
         if id(function) in self.born or policy.trusted(function.__module__):
-            return
-        for name in ("__defaults__", "__kwdefaults__"):
-            if getattr(function, name):
-                self.guard(self.const(function).attr(name), "id", getattr(function, name))
+            return value
+        source = self.const(function).attr(where)
+        return self.read(source.index(key) if where == "__defaults__" else source.item(key), value)
 
 
 def lookup(kind: type, name: str) -> tuple[Any, type | None]:

@@ -21,7 +21,7 @@ class Source:
     const      no parent; the object `value` itself, kept alive
     attr       getattr(parent, key)
     dict_attr  parent.__dict__[key], without descriptors and __getattr__
-    type_attr  the entry `key` of the class parent's own __dict__
+    type_attr  the entry `key` that the class parent finds in its own or its bases' __dict__
     item       parent[key] for a dict; the key is a constant
     index      parent[key] for a list or tuple, with type(parent)'s own lookup
     call       value(parent)
@@ -116,5 +116,5 @@ def _index(container: Any, i: int) -> Any:
 
 _STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "attr": getattr, "dict_attr": _dict_attr,
-    "type_attr": lambda cls, name: type.__dict__["__dict__"].__get__(cls)[name], "item": _item,
+    "type_attr": lambda cls, name: next(vars(c)[name] for c in cls.__mro__ if name in vars(c)), "item": _item,
     "index": _index, "call": lambda value, function: function(value)}

@@ -40,7 +40,7 @@ from . import functions, outside, policy
 from .attributes import Attributes
 from .frame import NULL, Frame
 from .interp import World, bind
-from .policy import Policy
+from .policy import OPTIMIZED, Policy
 from .reads import CONTAINERS, IDENTITIES, LEAVES, python_method
 from .sources import Source
 
@@ -49,6 +49,8 @@ _LOOKS_AT_TYPE = {
     id(f): f
     for f in (isinstance, issubclass, callable, id, object.__new__, super, operator.is_, operator.is_not)
 }
+_LOOKS_AT_IDENTITY = {id(f): f for f in (id, hash, str, repr, format, ascii)}
+_SEARCHES = frozenset({"index", "remove", "count"})  # methods of sequences
 _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
 _BUILTIN_METHODS = (BuiltinFunctionType, MethodWrapperType)
 
@@ -93,6 +95,8 @@ class CaptureWorld(Attributes):
             return self.call(
                 frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args), merged
             )
+        if kind in _GETTERS:
+            return _GETTERS[kind](self, frame, f, *args)
         if kind is weakref.ref and id(f) in self.origin:
             return self.read(self.origin[id(f)].call(_dereference), f())
         method = python_method(kind, "__call__")
@@ -110,14 +114,22 @@ class CaptureWorld(Attributes):
     def call_function(self, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
         if "__minicompile_disabled__" in f.__dict__:
             raise self.refuse("disabled", f"{f.__qualname__}() is marked to run as in eager mode")
+        if f.__code__ is policy.UNSEEN:
+            return self.call(self.current, f.__wrapped__, args, kwargs)
         chosen = self.policy_of(f.__code__)
-        if chosen is Policy.INTERPRET:
+        if chosen is Policy.INTERPRET or chosen is Policy.NATIVE and args and self.is_method(f, args[0]):
             self.enter_function(f)
             code = self.code_of(f.__code__)
             return self.run_slots(code, f, bind(self, code, f, args, kwargs))
         if chosen is Policy.FORBID:
             raise self.refuse(*policy.why_forbidden(f.__code__))
         return self.call_native(f, args, kwargs)
+
+    def is_method(self, f: FunctionType, obj: Any) -> bool:
+        """Whether f is a method of an object of the world whose attributes it may read unseen."""
+        if id(obj) not in self.origin or issubclass(type(obj), IDENTITIES):
+            return False
+        return f.__code__.co_flags & OPTIMIZED and self.find(type(obj), f.__name__)[0] is f
 
     def policy_of(self, code: CodeType) -> Policy:
         known = self.policies.get(id(code))
@@ -181,6 +193,8 @@ class CaptureWorld(Attributes):
                 raise self.refuse("external-iterator", f"{self.origin[id(owner)]} would be advanced")
             elif issubclass(type(owner), contextvars.ContextVar):
                 return self.context_variable(owner, name, f, args)
+            else:
+                self.consumed(owner)
         if owner is not None and type(owner).__module__ == "_thread" and name in _LOCKING:
             return _LOCKING[name]  # nobody else sees what happens while capturing
         if id(f) in _LOOKS_AT_TYPE:
@@ -196,6 +210,7 @@ class CaptureWorld(Attributes):
         given = (*args, *(kwargs or {}).values())
         if not all(type(a) in LEAVES or id(a) in self.origin for a in given):
             return self.call(frame, f.__wrapped__, args, kwargs)
+        self.identify_all(given)
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
             out = _native.suspend(f, *args, **kwargs or {})
         if type(out) in LEAVES or issubclass(type(out), IDENTITIES) or id(out) in self.origin:
@@ -225,6 +240,9 @@ class CaptureWorld(Attributes):
             reason = policy.why_not_native(f)
             if reason is not None:
                 raise self.refuse("impure-call", reason)
+        if id(f) in _LOOKS_AT_IDENTITY or getattr(f, "__name__", "") in _SEARCHES:
+            self.identify_all(args)
+            self.identify_all([getattr(f, "__self__", None)])
         if id(f) not in _LOOKS_AT_TYPE:
             args = [self.consumed(a) for a in args]
             if kwargs:
@@ -244,6 +262,8 @@ class CaptureWorld(Attributes):
         kind = type(value)
         if kind in LEAVES:
             return value
+        if kind in _GETTERS or kind is BuiltinFunctionType and id(value) in self.special:
+            return Routed(self, value)
         if kind is MethodType or kind in _BUILTIN_METHODS:
             owner = value.__self__
             if issubclass(type(owner), CONTAINERS) and id(owner) in self.origin:
@@ -257,12 +277,21 @@ class CaptureWorld(Attributes):
             return value
         if issubclass(type(value), CONTAINERS):
             return self.shadow(value)
+        if issubclass(type(value), IDENTITIES):
+            return value
         if (
             issubclass(type(value), GeneratorType)
             or issubclass(type(value), Iterator)
             and not issubclass(type(value), IDENTITIES)
         ):
             raise self.refuse("external-iterator", f"{self.origin[id(value)]} would be advanced")
+        if issubclass(kind, functools.partial):
+            return Routed(self, value)
+        if policy.state_of(kind) == "hidden":
+            reason = f"{self.origin[id(value)]} is a {kind.__name__}: guards cannot see its state"
+            raise self.refuse("hidden-state", reason)
+        if policy.native_base(kind) is object:
+            self.instance_dict(value)  # C code may hand it out
         return value
 
     @staticmethod
@@ -285,6 +314,8 @@ class CaptureWorld(Attributes):
             return self.run_slots(normal, f, [NULL] * len(normal.locals), namespace)
         if f is functions.APPLY:
             return functions.call_apply(self, *slots[:3])
+        if code is policy.UNSEEN and f is not None:
+            return self.call(self.current, f.__wrapped__, *slots[:2])
         chosen = self.policy_of(code)
         if chosen is Policy.NATIVE or f is None or namespace is not None:
             _native.set_policy(
@@ -317,7 +348,7 @@ class CaptureWorld(Attributes):
             self.read_method(obj, "__getitem__")
             return self.call(self.current, method, (obj, key))
         if not issubclass(type(obj), CONTAINERS) or id(obj) in self.shadows:
-            return operator.getitem(self.resolve(obj), key)
+            return operator.getitem(self.consumed(obj), key)
         if issubclass(type(obj), dict):
             return self.item_of_dict(obj, key)
         if issubclass(type(obj), list) and type(key) is int and -len(obj) <= key < len(obj):
@@ -367,8 +398,8 @@ class CaptureWorld(Attributes):
             issubclass(type(v), Fake) for v in self.resolve(obj)
         ):
             return any(v is key or self.truth(self.operate(operator.eq, v, key)) for v in self.resolve(obj))
-        if issubclass(type(obj), MappingProxyType):
-            return operator.contains(obj, key)
+        if issubclass(type(obj), list | tuple | set):
+            self.identify_all((obj, key))
         if (
             id(obj) in self.origin
             and not issubclass(type(obj), CONTAINERS)
@@ -405,7 +436,7 @@ class CaptureWorld(Attributes):
             self.read_method(obj, "__len__")
             return self.call(self.current, method, (obj,))
         if not issubclass(type(obj), CONTAINERS):
-            return len(obj)
+            return len(self.consumed(obj))
         if id(obj) in self.shadows or id(obj) in self.changed or not issubclass(type(obj), list | dict):
             return len(self.shadow(obj))
         self.guard(source, "len", len(obj))
@@ -420,6 +451,7 @@ class CaptureWorld(Attributes):
                 return bool(self.call(self.current, method, (obj,)))
             if issubclass(type(obj), CONTAINERS) or python_method(type(obj), "__len__"):
                 return self.len(obj) != 0
+            self.consumed(obj)
         return operator.truth(obj)
 
     def is_(self, a: Any, b: Any) -> bool:  # type: ignore[override]
@@ -444,6 +476,8 @@ class CaptureWorld(Attributes):
     def operate(self, function: Callable[..., Any], *args: Any) -> Any:
         for a in args:
             if type(a) not in LEAVES:
+                if function in _COMPARES:
+                    self.identify_all(args)
                 return function(*[self.consumed(a) for a in args])
         return function(*args)
 
@@ -453,6 +487,34 @@ class CaptureWorld(Attributes):
         if not level and name not in sys.modules:
             raise self.refuse("import", f"module {name} would be loaded")
         return _native.suspend(World.import_name, self, frame, name, level, names)
+
+
+class Routed:
+    """A callable that C code is handed in place of one that must be called through the world."""
+
+    __slots__ = ("function", "world")
+
+    def __init__(self, world: CaptureWorld, function: Any):
+        self.world, self.function = world, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.world.call(self.world.current, self.function, args, kwargs)
+
+
+def _attributes(world: CaptureWorld, frame: Frame | None, f: operator.attrgetter, obj: Any) -> Any:
+    paths = f.__reduce__()[1]
+    found = tuple(functools.reduce(world.getattr, path.split("."), obj) for path in paths)
+    return found if len(found) > 1 else found[0]
+
+
+def _method(world: CaptureWorld, frame: Frame | None, f: operator.methodcaller, obj: Any) -> Any:
+    maker, args = f.__reduce__()
+    name, args = (maker.args[0], args) if type(maker) is functools.partial else (args[0], args[1:])
+    return world.call(frame, world.getattr(obj, name), args, getattr(maker, "keywords", None))
+
+
+_GETTERS: dict[type, Callable[..., Any]] = {operator.attrgetter: _attributes, operator.methodcaller: _method}
+_COMPARES = frozenset({operator.eq, operator.ne, str, repr, format, ascii})
 
 
 def _dereference(reference: weakref.ref) -> Any:

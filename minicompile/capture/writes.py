@@ -113,6 +113,7 @@ class Writes(Reads):
         if changes is not None and key in changes:
             return changes[key]
         value = dict.get(d, key, NULL)
+        self.identify(key)
         if type(key) not in LEAVES and id(key) not in self.origin and not issubclass(type(key), type):
             return dict.get(self.shadow(d), key, NULL)
         source = self.item_source(d, key)
@@ -129,6 +130,7 @@ class Writes(Reads):
         changes = self.changed.get(id(d))
         if changes is not None and key in changes:
             return changes[key] is not NULL
+        self.identify(key)
         if type(key) not in LEAVES and id(key) not in self.origin and not issubclass(type(key), type):
             return dict.__contains__(self.shadow(d), key)
         here = dict.__contains__(d, key)
@@ -210,9 +212,7 @@ class Writes(Reads):
         if base is set:
             if not all(type(v) in LEAVES or id(v) in self.origin for v in real):
                 raise self.refuse("set", f"{source} is a set of objects")
-            self.guard(source, "equals", frozenset(real)) if type(real) is frozenset else self.guard(
-                source.call(frozenset), "equals", frozenset(real)
-            )
+            self.guard(source.call(tuple), "equals", tuple(real))
             set.update(copy, real)
             return
         if base is deque:

@@ -119,7 +119,7 @@ def saves(x):
 @pytest.mark.parametrize(
     "f",
     [
-        prints_tensor, prints_list_of_tensors, formats, texts, clock, counter, randomness, numpy_randomness,
+        prints_tensor, prints_list_of_tensors, texts, clock, counter, randomness, numpy_randomness,
         environment, writes, opens, identifier, seeds, saves],
     ids=lambda f: f.__name__,
 )
