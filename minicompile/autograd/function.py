@@ -62,9 +62,9 @@ def viewed(results: list[torch.Tensor], outputs: Sequence[Output], primals: Sequ
 
 
 def view_of(t: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    """t's storage with spec's geometry; t itself where that is its own."""
+    """A view of t with spec's geometry; a tensor of its own, as in eager mode, also where that is t's."""
     if (tuple(t.shape), t.stride(), t.storage_offset()) == (spec.shape, spec.stride, spec.offset):
-        return t
+        return t.view_as(t)
     return t.as_strided(spec.shape, spec.stride, spec.offset)
 
 

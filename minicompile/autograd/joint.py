@@ -70,11 +70,18 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     into.where = None
     with recorder:
         if tangents:
-            gradients = engine_gradients([results[i] for i in tangents], [given[i] for i in leaves], seeds)
+            gradients = _gradients([results[i] for i in tangents], [given[i] for i in leaves], seeds)
     flowing = [(i, g) for i, g in zip(leaves, gradients) if g is not None]
     graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
     return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached)
+
+
+def _gradients(results: list[Any], leaves: list[Any], seeds: list[Any]) -> list[Any]:
+    try:
+        return engine_gradients(results, leaves, seeds)
+    except RuntimeError as e:        # eager mode raises the same, but not before there is a backward
+        raise Refusal("raises", f"the backward cannot be traced: {e}") from e
 
 
 def dense(spec: TensorSpec) -> TensorSpec:
@@ -85,7 +92,14 @@ def dense(spec: TensorSpec) -> TensorSpec:
     return TensorSpec.contiguous(spec.dtype, spec.shape, spec.device)
 
 
+def overlaps_itself(spec: TensorSpec) -> bool:
+    return any(s == 0 and n > 1 for n, s in zip(spec.shape, spec.stride))
+
+
 def _check_aliases(given: Sequence[Fake], results: Sequence[Fake], tangents: Sequence[int]) -> None:
+    expanded = {storage_key(f) for f in given if f.requires_grad and overlaps_itself(f.spec)}
+    if any(r.requires_grad and storage_key(r) in expanded and all(r is not f for f in given) for r in results):
+        raise Refusal("alias-grad", "a result is a view of an expanded input that needs a gradient")
     seen: dict[int, Fake] = {}
     for i in tangents:
         r = results[i]

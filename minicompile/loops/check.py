@@ -38,7 +38,7 @@ def check_loops(loops: Loops) -> None:
         for name in reads:
             if name not in stored:
                 raise CheckError(stage, step.name, f"reads {name} before anything is stored there")
-            if name in overwritten:
+            if name in overwritten and not (name in writes and _reads_what_it_stores(step, name)):
                 raise CheckError(
                     stage, step.name, f"reads {name} after {overwritten[name]} has overwritten it"
                 )
@@ -52,6 +52,12 @@ def check_loops(loops: Loops) -> None:
             stored.setdefault(name, step.name)
     check_coverage(stage, loops.steps, loops.buffers)
     check_results(stage, loops, set(stored), set(overwritten))
+
+
+def _reads_what_it_stores(step: Loop | Extern, name: str) -> bool:
+    """Whether a loop reads of `name` only the element it stores: no other loop stores that one, too."""
+    return isinstance(step, Loop) and not step.out.indirect and all(
+        not x.indirect and x.index == step.out.index for x in step.loads() if x.buffer == name)
 
 
 def check_results(stage: str, loops: Loops, stored: set[str], overwritten: set[str]) -> None:

@@ -114,12 +114,7 @@ def _result(r: Result, memory: Memory) -> Tensor:
     base = memory.given.get(r.buffer)
     spec = r.spec
     if r.alias and base is not None:
-        same = (tuple(base.shape), tuple(base.stride()), base.storage_offset()) == (
-            spec.shape,
-            spec.stride,
-            spec.offset,
-        )
-        return base if same else base.detach().as_strided(spec.shape, spec.stride, spec.offset)
+        return base.as_strided(spec.shape, spec.stride, spec.offset)
     flat = memory.get(r.buffer)
     offset = flat.storage_offset() + (spec.offset if r.alias else 0)
     return flat.as_strided(spec.shape, spec.stride, offset)
@@ -170,6 +165,8 @@ class Grid:
 
 def run_loop(loop: Loop, memory: Memory) -> None:
     """Evaluates one loop nest and stores its result."""
+    if any(int(a.size) == 0 for a in loop.store_axes):
+        return                                  # no point: no index is looked at, either
     grid = Grid(loop.axes + loop.reduce_axes)
     memo: dict[Val, Tensor] = {}
     value = evaluate_val(loop.body, grid, memory, memo)

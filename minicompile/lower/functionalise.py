@@ -281,11 +281,12 @@ class Functionaliser:
     ) -> None:
         """The outputs that share one storage."""
         aliases = [self.aliases[id(outputs[i])] for i in members]
-        if base.constant:
-            for i, alias in zip(members, aliases):
-                node = self.inferred(aten.clone.default, self.read(alias))
-                results[i] = Output(node, node.tensor)
+        if base.constant and len(members) == 1:
+            node = self.inferred(aten.clone.default, self.read(aliases[0]))
+            results[members[0]] = Output(node, node.tensor)
             return
+        if base.constant:                   # the caller may write to one, and see it in the others
+            base.value, base.version = self.inferred(aten.clone.default, base.value), base.version + 1
         if base.input is not None:
             for i, alias in zip(members, aliases):
                 self._same_dtype(alias, base.spec)

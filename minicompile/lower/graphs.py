@@ -208,13 +208,7 @@ def _results(graph: Graph, values: dict[Node, Any], inputs: Sequence[Tensor]) ->
 def _alias(o: Output, bases: Any) -> Tensor:
     assert o.alias is not None
     base, spec = bases[o.alias[1]], o.spec
-    if (tuple(base.shape), tuple(base.stride()), base.storage_offset()) == (
-        spec.shape,
-        spec.stride,
-        spec.offset,
-    ):
-        return base
-    return base.detach().as_strided(spec.shape, spec.stride, spec.offset)
+    return base.as_strided(spec.shape, spec.stride, spec.offset)
 
 
 def lay_out(value: Tensor, spec: TensorSpec) -> Tensor:
