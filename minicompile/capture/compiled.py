@@ -161,7 +161,7 @@ class Compiled:
 
     def build(self, slots: list[Any]) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
         start = time.perf_counter()
-        volatile = frozenset(site for site, n in self.changes.items() if n >= PATIENCE)
+        volatile = frozenset(site for site, n in self.changes.items() if n > PATIENCE)
         done, tensors = capture(self.function, slots, volatile)
         self.capture_seconds = time.perf_counter() - start
         self.on_event("capture", done)

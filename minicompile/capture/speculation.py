@@ -188,8 +188,10 @@ def _no_override(*args: Any) -> bool:
 
 def nonzero(x: torch.Tensor, *, as_tuple: bool = False) -> Any:
     found = torch.nonzero_static(x, size=torch.count_nonzero(x).item(), fill_value=0)
-    found = found.t().contiguous().t()          # one dimension after the other in memory, as in eager mode
-    return found.unbind(1) if as_tuple else found
+    if not x.dim():
+        return NotImplemented if as_tuple else found
+    columns = torch.stack(found.unbind(1))      # one dimension after the other in memory, as in eager mode
+    return columns.unbind(0) if as_tuple else columns.t()
 
 
 def where(condition: torch.Tensor, *rest: Any) -> Any:

@@ -104,7 +104,8 @@ class Explanation:
             graph_break_count=len(refusals),
             break_reasons=tuple(Break(r.code, r.reason, r.where) for r in refusals),
             graphs=graphs,
-            guards=tuple(tuple(s["capture"].guards) for s in stages if "capture" in s),
+            guards=tuple((*s["capture"].guards, *getattr(s["capture"], "data_guards", ()))
+                         for s in stages if "capture" in s),
             kernels=tuple(k for c in parts if c.plan for k in kernels_of(c)),
             not_fused=tuple(r for c in parts if c.plan for r in c.plan.refused),
             stages=stages,
