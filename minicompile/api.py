@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,7 @@ class Handle:
     compilations: list[Compilation] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     keep_inputs: bool = False
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     compiled: Compiled = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class Handle:
 
     def _compile(self, capture: Any, examples: Sequence[Any]) -> Callable:
         with config.patch(**(self.settings.options or {})):
-            name = f"{self.name}_{len(self.compilations)}"
+            name = f"{self.name}_{next(self.numbers)}"
             done = compile_graph(name, capture, examples, self.settings.backend, capture.where,
                                  self.keep_inputs)
         done.seconds = {"capture": self.compiled.capture_seconds, **done.seconds}
@@ -77,12 +79,15 @@ class Handle:
         if kind == "refusal":
             self.refusals.append(payload)
             log("breaks", lambda: f"{self.name} runs as in eager mode: {payload}")
-        else:
-            log("guards", lambda: f"{self.name}: {kind}: {payload}")
+            return
+        if kind == "evicted":  # nothing else holds its code and plan
+            self.compilations[:] = [c for c in self.compilations if c.capture is not payload.capture]
+        log("guards", lambda: f"{self.name}: {kind}: {payload}")
 
     def reset(self) -> None:
         self.compiled.reset()
         self.compilations.clear()
+        self.numbers = itertools.count()
         self.refusals.clear()
 
 

@@ -87,7 +87,10 @@ def _library(source: Source, tool: toolchain.Toolchain) -> tuple[GraphLibrary, b
 
     def make(path: Path) -> None:
         text = path.with_suffix(".cpp")
-        text.write_text(source.text)
+        try:
+            text.write_text(source.text)
+        except OSError as e:
+            raise ToolchainError(f"the C++ text cannot be written: {e}") from e
         toolchain.build(tool, text, path, source.flags, headers)
 
     with cache.get_or_make(cache_key(source, tool), make) as (path, cached):
