@@ -1,9 +1,9 @@
 """Decompose: ATen graph to prims and externs.
 
 Takes an `AtenGraph` from `trace`, gives `Prims` for `loops.build`. One pass: each call goes to its
-decomposition (`pointwise`, `reduction`, `views`, `indexing`, `backward`), or stays whole as an extern where
-there is none, where it declines (NotImplemented), or where a dtype is not for prims. Then what no result
-needs is dropped.
+decomposition (`pointwise`, `reduction`, `views`, `indexing`, `backward`, `foreach`), or stays whole as an
+extern where there is none, where it declines (NotImplemented), or where a dtype is not for prims. Then
+what no result needs is dropped.
 """
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from ..errors import Refusal
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Misfit
-from . import backward, indexing, pointwise, products, reduction, views
+from . import backward, foreach, indexing, pointwise, products, reduction, views
 from .builder import RULES, SUPPORTED, Builder
 from .graphs import AtenGraph, Prims, infer
 
-assert all((backward, indexing, pointwise, products, reduction, views))  # they register decompositions
+assert all((backward, foreach, indexing, pointwise, products, reduction, views))  # each registers its rules
 
 
 def decompose(aten_graph: AtenGraph) -> Prims:

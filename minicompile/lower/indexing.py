@@ -1,5 +1,4 @@
-"""Decompositions of indexing by tensors: gathers and scatters, with eager's checks and messages; and
-foreach operators.
+"""Decompositions of indexing by tensors: gathers and scatters, with eager's checks and messages.
 
 Takes a builder and operands, gives nodes. Each is one `gather` or `scatter` prim with an index per
 dimension; dimensions that are not indexed get an iota, which the loop builder folds away.
@@ -12,7 +11,7 @@ import torch
 
 from ..ir.elementwise import broadcast
 from ..ir.graph import Node
-from .builder import RULES, Builder, as_dtype, rule
+from .builder import Builder, as_dtype, rule
 
 aten = torch.ops.aten
 NO_MASKS = (torch.int64, torch.int32, torch.int16, torch.int8)
@@ -216,38 +215,3 @@ def _masked_put(b: Builder, x: Node, indices: Any, values: Node, accumulate: boo
     mask = b.reshape(mask, mask.tensor.shape + (1,) * (x.tensor.ndim - mask.tensor.ndim))
     value = b.expand(b.reshape(values, ()), x.tensor.shape)
     return b.where(b.expand(mask, x.tensor.shape), value, x)
-
-
-# ---- foreach: the same decomposition for each tensor ----------------------------------------------
-
-def _each(op: Any) -> Any:
-    """The decomposition of a foreach operator, made of that of `op` on each tensor of the list(s)."""
-    def decompose(b: Builder, *args: Any, **kwargs: Any) -> Any:
-        outs, results = b.out, []
-        for i, spec in enumerate(outs):
-            b.out = spec
-            one = RULES[op](b, *(a[i] if isinstance(a, tuple) else a for a in args), **kwargs)
-            if one is NotImplemented:
-                b.out = outs
-                return NotImplemented
-            results.append(b.laid_out(one, spec))
-            b.mark = len(b.nodes)
-        b.out = outs
-        return tuple(results)
-    return decompose
-
-
-FOREACH = {"List": "Tensor", "Scalar": "Tensor", "ScalarList": "Tensor", "Tensor": "Tensor"}
-
-
-def register_foreach() -> None:
-    """Every _foreach_<op> whose <op> has a decomposition."""
-    for name in [n for n in dir(aten) if n.startswith("_foreach_") and not n.endswith("_")]:
-        packet, base = getattr(aten, name), getattr(aten, name.removeprefix("_foreach_"), None)
-        for overload in packet.overloads() if base is not None else ():
-            for target in (FOREACH.get(overload, overload), "default", "Tensor_Scalar"):
-                op = getattr(base, target, None) if target in base.overloads() else None
-                if op in RULES and not getattr(packet, overload)._schema.is_mutable:
-                    RULES.setdefault(getattr(packet, overload), _each(op))
-                    break
-
