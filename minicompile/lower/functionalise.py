@@ -124,6 +124,8 @@ class Functionaliser:
         """One recorded ATen call, whose arguments and results are fakes."""
         facts = facts_of(op)
         if op is aten.as_strided.default:          # a window on the storage: as well one on the base itself
+            if self.aliases[id(args[0])].base.spec.offset:
+                raise Refusal("as-strided", "a window on memory of which the base is a part", self.where)
             args, kwargs = (self.aliases[id(args[0])].base.fake, *args[1:3], out.meta.storage_offset()), {}
         if facts.inplace_view:
             return self._restride(op, args, kwargs)
@@ -475,8 +477,7 @@ UNDO: dict[str, Undo] = {
     "permute": _undo_permute,
     "t": lambda f, parent, new, alias: f.inferred(aten.t.default, new),
     "transpose": lambda f, parent, new, alias: f.inferred(aten.transpose.int, new, *alias.args),
-    "split": _undo_chunks,
-    "split_with_sizes": _undo_chunks,
+    **dict.fromkeys(("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes"), _undo_chunks),
     "unbind": _undo_chunks,
     "slice": _scatter(aten.slice_scatter.default),
     "select": _scatter(aten.select_scatter.default),

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.nn.utils.stateless import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .. import api
@@ -364,6 +365,50 @@ def database() -> list[Any]:
     return op_db
 
 
+def modules() -> list[Any]:
+    """PyTorch's modules, each in train and eval mode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.testing._internal.common_modules import module_db  # optional: needs expecttest
+    return [Module(i, training) for i in module_db for training in (True, False)]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One of PyTorch's modules, with what `examine` asks of an operator. Its parameters and buffers are inputs."""
+
+    info: Any
+    training: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.info.name}.{'train' if self.training else 'eval'}"
+
+    variant_test_name, decorators, supports_autograd = "", (), True
+
+    def supported_dtypes(self, device: str) -> tuple[torch.dtype, ...]:
+        return self.info.dtypes
+
+    supported_backward_dtypes = supported_dtypes
+
+    def cases(self, dtype: torch.dtype, how: How) -> Iterator[Case]:
+        found = self.info.module_inputs_func(self.info, device="cpu", dtype=dtype, requires_grad=how.grad,
+                                             training=self.training)
+        for i, given in enumerate(spread(found, how.samples)):
+            ctor, call = given.constructor_input, given.forward_input
+            module = self.info.module_cls(*ctor.args, **ctor.kwargs).to(dtype).train(self.training)
+            if call is None:
+                continue
+            if self.info.is_lazy:
+                module(*call.args, **call.kwargs)
+            state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+            def run(state: dict, args: tuple, kwargs: dict, module: torch.nn.Module = module) -> Any:
+                return functional_call(module, state, args, kwargs)
+            state = {k: t.detach().requires_grad_(how.grad and t.requires_grad) for k, t in state.items()}
+            yield Case(f"sample {i}", run, (state, call.args, call.kwargs), {}, how.grad)
+
+
 def unseeded(op: Any, *args: Any, **kwargs: Any) -> Any:
     return op(*args, **kwargs)
 
@@ -389,6 +434,9 @@ def spread(items: Iterable[Any], count: int) -> list[Any]:
 def cases(info: Any, dtype: torch.dtype, how: How) -> Iterator[Case]:
     """The calls to try. Raises what the database's generator raises."""
     seeded()
+    if isinstance(info, Module):
+        yield from info.cases(dtype, how)
+        return
     samples = spread(info.sample_inputs("cpu", dtype, requires_grad=how.grad), how.samples)
     for i, s in enumerate(samples):
         yield _case(info, s, info.op, f"sample {i}", how)
@@ -510,6 +558,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                                 description="PyTorch's operators, compiled, against eager mode.")
     p.add_argument("--op", action="append", default=[], help="a name in the database (again for more)")
     p.add_argument("--dtype", action="append", default=[], help="float32, … (again for more); all by default")
+    p.add_argument("--modules", action="store_true", help="PyTorch's modules instead of its operators")
     p.add_argument("--grad", action="store_true", help="gradients too")
     p.add_argument("--backend", default="reference", help="reference (default) or cpp")
     p.add_argument("--compile", action="store_true", help="through minicompile.compile, capture included")
@@ -528,7 +577,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     samples = given.samples if given.samples is not None else 1 if given.backend == "cpp" else 12
     how = How(given.backend, given.compile, given.grad, samples, given.seconds)
     dtypes = [getattr(torch, d) for d in given.dtype] or list(DTYPES)
-    infos = [i for i in database() if not given.op or i.name in given.op or name_of(i) in given.op]
+    infos = [i for i in (modules if given.modules else database)() if not given.op or i.name in given.op or name_of(i) in given.op]
     todo = [(i, d) for d in dtypes for i in infos if supports(i, d, how.grad)]
     rows, total = [], Counter[str]()
     for row in shared_out(todo, how, not given.quiet, given.jobs):
