@@ -1,4 +1,4 @@
-"""The command line: `python -m minicompile demo | explain | cache | doctor`.
+"""The command line: `python -m minicompile demo | explain | cache | fuzz | doctor`.
 
 Takes argv, gives the exit status; sits on top of everything. Each command is one function below.
 """
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import platform
 import runpy
 import sys
@@ -21,6 +22,7 @@ from . import __version__
 from .config import config
 from .errors import MinicompileError, ToolchainError
 from .runtime import cache, toolchain
+from .testing import fuzz
 from .viz import demo
 from .viz.explanation import explain
 
@@ -103,6 +105,19 @@ def run_cache(args: argparse.Namespace) -> int:
           f"of at most {config.cache_size_mb}"
           + (f"; {sum(e.fault is not None for e in entries)} bad" if args.action == "verify" else ""))
     return 1 if any(e.fault for e in entries) else 0
+
+
+def fuzz_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--minutes", type=float, default=2.0)
+    p.add_argument("--seed", type=int, default=0, help="of the first program; the others follow")
+    p.add_argument("--out", default="minicompile-fuzz", help="folder for scripts of what fails")
+
+
+@command("fuzz", "compile random programs and compare them with eager mode", fuzz_options)
+def run_fuzz(args: argparse.Namespace) -> int:
+    report = fuzz.fuzz(itertools.count(args.seed), 60 * args.minutes, Path(args.out))
+    print(report)
+    return 1 if report.failures else 0
 
 
 @command("doctor", "what minicompile found on this machine, and every setting")

@@ -129,7 +129,8 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
     if target == "capture":
         done.call, done.runs = capture.gm, "capture"
         return done
-    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in examples):
+    if any(isinstance(x, torch.Tensor) and x.requires_grad for x in examples):   # with no grad mode, too: a
+        # result may have been detached
         joint = done.put("joint", lambda: trace_joint(capture.gm, examples, where))
         if joint.tangents:
             return _finish_training(done, joint, "prims" if target == "aten" else target)

@@ -98,7 +98,8 @@ def overlaps_itself(spec: TensorSpec) -> bool:
 
 def _check_aliases(given: Sequence[Fake], results: Sequence[Fake], tangents: Sequence[int]) -> None:
     expanded = {storage_key(f) for f in given if f.requires_grad and overlaps_itself(f.spec)}
-    if any(r.requires_grad and storage_key(r) in expanded and all(r is not f for f in given) for r in results):
+    views = [r for r in results if r.requires_grad and storage_key(r) in expanded]
+    if torch.is_grad_enabled() and any(all(r is not f for f in given) for r in views):
         raise Refusal("alias-grad", "a result is a view of an expanded input that needs a gradient")
     seen: dict[int, Fake] = {}
     for i in tangents:
