@@ -263,22 +263,18 @@ class _Fusion:
     def _private(self, group: Group) -> set[str]:
         """Temps that nothing outside the group touches."""
         shown = {r.buffer for r in self.loops.results}
-        mine = {
-            i
-            for i, g in self.groups.items()
-            if isinstance(g, Group) and g.parts[0].order in {p.order for p in group.parts}
-        }
         orders = {p.order for p in group.parts}
-        out = set()
-        for name in group.writes():
-            users = self.touching[name] - mine
-            outside = any(
-                isinstance(self.groups[u], Extern) or not {p.order for p in self.groups[u].parts} <= orders
-                for u in users
-            )
-            if self.buffers[name].kind == "temp" and not outside and name not in shown:
-                out.add(name)
-        return out
+
+        def outside(u: int) -> bool:
+            g = self.groups[u]
+            return isinstance(g, Extern) or g.parts[0].order not in orders
+        return {
+            name
+            for name in group.writes()
+            if self.buffers[name].kind == "temp"
+            and name not in shown
+            and not any(map(outside, self.touching[name]))
+        }
 
     def finished(self) -> tuple[list[Kernel | Extern], dict[str, Buffer]]:
         """Kernels and library calls in a legal order near the program's, and the buffers that are left."""
