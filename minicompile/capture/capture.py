@@ -34,6 +34,7 @@ from . import (
     guards,
     handlers,
     interp,
+    optimizers,
     outside,
     policy,
     program,
@@ -141,6 +142,7 @@ class Partial(Exception):
     def __init__(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]):
         super().__init__(str(refusal))
         self.refusal, self.guards, self.tensors = refusal, guards, tensors
+        self.whole = False  # refused after capture
 
 
 class _DeepStack:
@@ -416,7 +418,7 @@ def _restore_torch_state(state: dict[str, Any]) -> None:
 
 
 _MODULES: tuple[ModuleType, ...] = (
-    attributes, bytecode, frame, functions, guards, handlers, interp, outside, policy, program, reads, record, sources, world,
+    attributes, bytecode, frame, functions, guards, handlers, interp, optimizers, outside, policy, program, reads, record, sources, world,
     writes, fake_module, spec_module, errors)
 _excluded: list[bool] = []
 

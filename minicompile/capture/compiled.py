@@ -25,7 +25,8 @@ import torch
 
 from .. import _native
 from ..config import config
-from ..errors import MinicompileError, Refusal
+from ..errors import MinicompileError, Refusal, Where
+from .callees import Callees, eager, parameters
 from .capture import Capture, Partial, capture
 from .guards import Guard
 from .native_guards import lower_guards
@@ -35,6 +36,8 @@ from .speculation import Missed, Site
 
 log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
+FEW = 3  # torch calls that a callee of a refused function must make to be compiled
+_WHOLE = frozenset({"raises", "internal", "few"})  # refusals that its callees would share
 PATIENCE = 2  # variants made for other values of a tensor that one line looks at
 
 
@@ -93,6 +96,8 @@ class Compiled:
         self.on_event = on_event or (lambda kind, payload: None)
         self.capture_seconds = 0.0                      # of the last capture
         self.lock = threading.RLock()                   # held while a variant is made
+        self.reported: set[tuple[str, Where | None]] = set()  # refusals, callees' included
+        self.is_callee = False
         self.changes: Counter[Site] = Counter()         # variants made because a value differed there
         self.native = _native.CompiledFunction(function, self.miss)
 
@@ -108,6 +113,7 @@ class Compiled:
             entry.forget()
         self.native.entries.clear()
         self.changes.clear()
+        self.reported.clear()
 
     def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
         """A call that no entry stands for: capture and compile it, then run what was compiled."""
@@ -142,7 +148,7 @@ class Compiled:
             entry, program, sources, tensors = self.build(slots)
         except Partial as partial:
             entry, program, sources, tensors = self.refused(
-                partial.refusal, partial.guards, partial.tensors
+                partial.refusal, partial.guards, partial.tensors, partial.whole
             )
         except MinicompileError:
             raise
@@ -153,7 +159,7 @@ class Compiled:
                 "%s runs as in eager mode after an internal error\n%s", self.function.__qualname__,
                 traceback.format_exc())
             refusal = Refusal("internal", f"{type(error).__name__}: {error}")
-            entry, program, sources, tensors = self.refused(refusal, (), {})
+            entry, program, sources, tensors = self.refused(refusal, (), {}, True)
         self.enter(entry, program, sources, tensors)
         if entry.refusal is not None:
             return program, tuple(slots)
@@ -172,7 +178,9 @@ class Compiled:
                 else _no_graph
             )
         except Refusal as refusal:
-            raise Partial(refusal, done.guards, tensors) from refusal
+            partial = Partial(refusal, done.guards, tensors)
+            partial.whole = True
+            raise partial from refusal
         name = f"<minicompile {self.function.__qualname__} {next(_numbers)}>"
         linecache.cache[name] = (len(done.program.text), None, done.program.text.splitlines(True), name)
         sources = [s for _, s in done.program.fetches]
@@ -183,14 +191,33 @@ class Compiled:
         return entry, speculative, sources + _slot_sources(self.function), tensors
 
     def refused(
-        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
+        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any], whole: bool
     ) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
-        """An entry that runs the function as it is, for calls like this one."""
+        """An entry that runs the function as it is, for calls like this one; what it calls is compiled,
+        unless the refusal concerns the `whole` of it."""
         if self.fullgraph:
             raise refusal
-        self.on_event("refusal", refusal)
-        return (
-            Entry(None, refusal, guards, {}), eager(self.function), _slot_sources(self.function), tensors)
+        place = (refusal.code, refusal.where)  # met once by each callee on the way there
+        if refusal.code != "few" and not (self.is_callee and place in self.reported):
+            self.on_event("refusal", refusal)
+        self.reported.add(place)
+        whole = whole or refusal.code in _WHOLE
+        program = eager(self.function) if whole else Callees(self.function, self.callee)
+        return Entry(None, refusal, guards, {}), program, _slot_sources(self.function), tensors
+
+    def callee(self, function: FunctionType) -> Compiled:
+        """A Compiled for a function that this one, refused, calls; it reports what is new."""
+        child = Compiled(
+            function, _unless_small(self.compile_graph), limit=self.limit, on_event=self.on_event)
+        child.reported, child.is_callee = self.reported, True
+        return child
+
+    @property
+    def worth(self) -> bool:
+        """Whether any call runs a graph."""
+        return any(
+            e.capture.has_graph if e.capture is not None else getattr(e.program, "useful", False)
+            for e in self.entries)
 
     def retry(self, entry: Entry, missed: Missed, slots: list[Any]) -> Any:
         """A call whose data guards fail in an entry that its other guards allow: the other entries are
@@ -286,28 +313,21 @@ class Speculative:
 
 def _slot_sources(function: FunctionType) -> list[Source]:
     code = function.__code__
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
-    return [Source.local(i, code.co_varnames[i]) for i in range(count)]
+    return [Source.local(i, code.co_varnames[i]) for i in range(parameters(code))]
+
+
+def _unless_small(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_larger(capture: Capture, examples: list[Any]) -> Any:
+        count = sum(n.op not in ("placeholder", "output") for n in capture.gm.graph.nodes)
+        if count < FEW:
+            raise Refusal("few", f"{count} torch calls are not worth a graph")
+        return compile_graph(capture, examples)
+
+    return compile_larger
 
 
 def _no_graph(*tensors: Any) -> tuple:
     return ()
-
-
-def eager(function: FunctionType) -> Callable[..., Any]:
-    """`function` called with the values of its slots, *args and **kwargs packed as the frame has them."""
-    code = function.__code__
-    positional, keyword = code.co_argcount, code.co_kwonlyargcount
-    has_args, has_kwargs = bool(code.co_flags & 4), bool(code.co_flags & 8)
-    names = code.co_varnames[positional : positional + keyword]
-
-    def run(*slots: Any) -> Any:
-        rest = slots[positional + keyword :]
-        args = rest[0] if has_args else ()
-        kwargs = dict(rest[-1]) if has_kwargs else {}
-        return function(*slots[:positional], *args, **dict(zip(names, slots[positional:])), **kwargs)
-
-    return run
 
 
 def force_eager(fn: Callable[..., Any]) -> Callable[..., Any]:
