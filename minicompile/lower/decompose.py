@@ -85,7 +85,7 @@ def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     if op in UNVIEWED:
         op = UNVIEWED[op]
         spec = infer(op, args, kwargs)
-    elif op.is_view or op in ALIASING:
+    elif op.is_view:
         packet = op._overloadpacket.__name__.strip("_") + "_copy"
         op = getattr(getattr(torch.ops.aten, packet), op._overloadname)
         spec = infer(op, args, kwargs)
@@ -93,9 +93,10 @@ def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
 
 
 UNVIEWED = {torch.ops.aten._unsafe_view.default: torch.ops.aten.view_copy.default,
+            torch.ops.aten._reshape_alias.default: torch.ops.aten._reshape_alias_copy.default,
+            torch.ops.aten.reshape.default: torch.ops.aten._reshape_copy.default,
             torch.ops.aten._conj.default: torch.ops.aten._conj_physical.default,
             torch.ops.aten._neg_view.default: torch.ops.aten.neg.default}
-ALIASING = frozenset((torch.ops.aten._reshape_alias.default,))
 
 
 def alive(nodes: list[Node], roots: list[Node]) -> list[Node]:

@@ -45,12 +45,16 @@ AGREES: list[tuple[Callable, tuple]] = [
     (lambda x, y: (x @ y).reshape(9), (COMPLEX, torch.randn(4, 3, dtype=torch.complex64))),
     (lambda x, y: torch.add(x, y, out=x), (X.clone(), Y)),
     (lambda x: x.t().unbind(), (torch.zeros(2, 3),)),
+    (lambda x: [p.add_(1) for p in x.unsafe_split(2)] + [x], (torch.zeros(6),)),
+    (lambda *a: torch.gru_cell(*a), (torch.randn(2, 3), torch.randn(2, 4), torch.randn(12, 3), torch.randn(12, 4),
+                                     torch.randn(12), torch.randn(12))),
 ]
 REFUSED: list[tuple[Callable, tuple]] = [
     (lambda x: x.conj(), (COMPLEX,)),
     (lambda x, y: torch.mm(x, y, out=x), (torch.randn(3, 3), torch.randn(3, 3))),
     (lambda x, o: torch.cumsum(x, 0, out=o), (X, torch.zeros(3, 4, dtype=torch.float64))),
     (lambda x: x.normal_(), (torch.zeros(4, 4)[:, ::2],)),
+    (lambda x, y: x.clone().resize_as_(y), (X, Y)),
 ]
 
 
