@@ -54,7 +54,7 @@ def test_text_has_the_sections_in_order(told: Explanation) -> None:
 
 def test_a_refusal_keeps_code_reason_and_place() -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
-        return x if bool(x.sum() > 0) else -x
+        return x if x.numpy().any() else -x
 
     told = minicompile.explain(f)(torch.randn(3))
     assert (told.graph_count, told.graph_break_count) == (0, 1)
