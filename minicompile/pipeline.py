@@ -166,7 +166,7 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilatio
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward))
     done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients,
-                       done.capture.gm, joint.attached)
+                       done.capture.gm, joint.attached, joint.views, joint.returned)
     return done
 
 

@@ -28,6 +28,8 @@ class Halves:
     gradients  the primals that the gradients belong to, in order
     eager      the captured graph, for a backward that is itself differentiated
     attached   the outputs that require grad
+    views      (i, j): output i is a view of output j
+    returned   how many outputs are the user's
     """
 
     forward: Call
@@ -36,11 +38,15 @@ class Halves:
     gradients: tuple[int, ...]
     eager: Call
     attached: tuple[int, ...]
+    views: tuple[tuple[int, int], ...] = ()
+    returned: int | None = None
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
-        outputs = list(_Function.apply(self, *primals))
-        return viewed(outputs, self.split.forward.outputs[:self.split.outputs], primals, self.attached)
+        outputs, described = list(_Function.apply(self, *primals)), self.split.forward.outputs
+        for i, j in self.views:
+            outputs[i] = view_of(outputs[j], described[i].spec)
+        return viewed(outputs, described[:self.split.outputs], primals, self.attached)[:self.returned]
 
     @property
     def repeatable(self) -> bool:
@@ -82,8 +88,11 @@ class _Function(torch.autograd.Function):
         # and eager mode asks that of no input that its own formulas do not need.
         ctx.halves, ctx.primals, ctx.versions = halves, primals, versions(primals)
         ctx.set_materialize_grads(False)
-        outputs = [None if o.alias is not None and o.alias[0] == "input" else r
-                   for o, r in zip(split.forward.outputs, results[:split.outputs])]
+        later = {i for i, _ in halves.views}
+        outputs = [None if i in later or o.alias is not None and o.alias[0] == "input" else r
+                   for i, (o, r) in enumerate(zip(split.forward.outputs, results[:split.outputs]))]
+        for i in {j for _, j in halves.views}:          # to the engine a tensor of its own, not a view
+            outputs[i] = torch.empty(0, dtype=results[i].dtype).set_(results[i])
         fixed = [o for i, o in enumerate(outputs) if o is not None and i not in split.tangents]
         ctx.mark_non_differentiable(*fixed)
         return tuple(outputs)
@@ -126,7 +135,9 @@ def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],
                            "writes to its inputs, which cannot be run again; leave it out: "
                            "minicompile.disable(fn)")
     outputs = halves.eager(*primals)
-    results, wanted = [outputs[i] for i in halves.split.tangents], [primals[i] for i in halves.gradients]
+    base = {j: outputs[i]._base for i, j in halves.views}
+    results = [outputs[i] if i < len(outputs) else base[i] for i in halves.split.tangents]
+    wanted = [primals[i] for i in halves.gradients]
     return torch.autograd.grad(results, wanted, tangents, create_graph=True, allow_unused=True)
 
 

@@ -29,6 +29,8 @@ class Joint:
     attached   which of those outputs require grad (the rest are constants to the engine)
     tangents   which of those outputs have an incoming gradient
     gradients  the primals that the gradients belong to, in order
+    views      (i, j): output i is a view of output j, which has the incoming gradient for both
+    returned   how many outputs are the user's; further ones are only bases of views
     """
 
     aten: AtenGraph
@@ -37,6 +39,8 @@ class Joint:
     tangents: tuple[int, ...]
     gradients: tuple[int, ...]
     attached: tuple[int, ...] = ()
+    views: tuple[tuple[int, int], ...] = ()
+    returned: int | None = None
 
     def __str__(self) -> str:
         return str(self.aten)
@@ -53,15 +57,18 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
                 where: Mapping[fx.Node, Where] | None = None) -> Joint:
     """The joint graph of `gm` for inputs like these. Without a differentiable result it has no tangents.
 
-    Raises Refusal "alias-grad" for results that share memory with each other or with a written input and
-    need a gradient, and what `trace` raises.
+    Raises Refusal "alias-grad" for results that need a gradient and share memory with a written input, or
+    with each other without being views of one tensor; and what `trace` raises.
     """
     into = Functionaliser()
     recorder, fakes, results = record(runner(gm, into, where), inputs, input_names(gm), into)
     given = [f for f in fakes if isinstance(f, Fake)]
     storages = {storage_key(f) for f in given}
     tangents = tuple(i for i, r in enumerate(results) if r.requires_grad and storage_key(r) not in storages)
-    _check_aliases(given, results, tangents)
+    _check_aliases(given, results)
+    returned, views = len(results), _share_bases(results, tangents)
+    at = dict(views)
+    tangents = tuple(dict.fromkeys(at.get(i, i) for i in tangents))
     leaves = [i for i, f in enumerate(given) if f.requires_grad]
     gradients: list[Any] = []
     seeds = [Fake.from_spec(dense(results[i].spec)) for i in tangents]
@@ -74,7 +81,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     flowing = [(i, g) for i, g in zip(leaves, gradients) if g is not None]
     graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
-    return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached)
+    return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached,
+                 views, returned)
 
 
 def _gradients(results: list[Any], leaves: list[Any], seeds: list[Any]) -> list[Any]:
@@ -96,16 +104,34 @@ def overlaps_itself(spec: TensorSpec) -> bool:
     return any(s == 0 and n > 1 for n, s in zip(spec.shape, spec.stride))
 
 
-def _check_aliases(given: Sequence[Fake], results: Sequence[Fake], tangents: Sequence[int]) -> None:
+def _check_aliases(given: Sequence[Fake], results: Sequence[Fake]) -> None:
     expanded = {storage_key(f) for f in given if f.requires_grad and overlaps_itself(f.spec)}
     views = [r for r in results if r.requires_grad and storage_key(r) in expanded]
     if torch.is_grad_enabled() and any(all(r is not f for f in given) for r in views):
         raise Refusal("alias-grad", "a result is a view of an expanded input that needs a gradient")
-    seen: dict[int, Fake] = {}
-    for i in tangents:
-        r = results[i]
-        if seen.setdefault(storage_key(r), r) is not r:
-            raise Refusal("alias-grad", "two results that need gradients share memory")
     for f in given:
         if f.grad_fn is not None:
             raise Refusal("alias-grad", "an input that needs a gradient is written to")
+
+
+def _share_bases(results: list[Fake], tangents: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(i, j) for each result i that needs a gradient and shares memory with another: it is a view of result
+    j, which is added where the user does not get it. The engine then knows them for what they are."""
+    groups: dict[int, list[int]] = {}
+    for i in tangents:
+        groups.setdefault(storage_key(results[i]), []).append(i)
+    views: list[tuple[int, int]] = []
+    for members in groups.values():
+        if len({id(results[i]) for i in members}) == 1:
+            continue
+        bases = [results[i]._base if results[i]._is_view() else results[i] for i in members]
+        base = bases[0]
+        if any(b is not base for b in bases) or not base.requires_grad or base.spec.offset or not (
+                base.spec.is_dense and all(results[i].spec.dtype is base.spec.dtype for i in members)):
+            raise Refusal("alias-grad", "two results that need gradients share memory, and are not views of "
+                                        "one tensor that does")
+        at = next((i for i in members if results[i] is base), len(results))
+        if at == len(results):
+            results.append(base)
+        views += [(i, at) for i in members if i != at]
+    return tuple(views)

@@ -255,3 +255,31 @@ def test_a_saved_input_that_is_overwritten_is_kept_densely():
         return (y,)
     expected = torch.autograd.grad(norm(x, mean.clone(), var)[0].sum(), x)
     assert torch.equal(torch.autograd.grad(lowered(norm, x, mean, var)[0].sum(), x)[0], expected[0])
+
+
+VIEWS = {
+    "whole": lambda x, w: (lambda h: (h, h[:, 0], h.t()))(x @ w),
+    "chunks": lambda x, w: tuple((x @ w).chunk(2, -1)),
+    "hidden": lambda x, w: (lambda h: (h.view(-1), h.view(2, -1).sin(), h[1:].detach(), h[1:]))(
+        torch.tanh(x @ w)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_results_that_are_views_of_one_tensor(name: str) -> None:
+    x, w, fn = torch.randn(4, 6), torch.randn(6, 8, requires_grad=True), VIEWS[name]
+    compiled = minicompile.compile(fn, fullgraph=True)
+    for used in ([0], [1], [0, 1]):
+        want, got = fn(x, w), compiled(x, w)
+        assert [t.requires_grad for t in got] == [t.requires_grad for t in want]
+        one, other = (torch.autograd.grad(sum(out[i].square().sum() for i in used), w) for out in (want, got))
+        torch.testing.assert_close(other, one)
+    if name == "chunks":
+        return          # eager mode refuses to write to them
+    before = [t.detach().clone() for t in got]
+    for out in (want, got):
+        with torch.no_grad():
+            out[0].mul_(2)
+    assert not torch.equal(before[-1], got[-1])
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a.detach(), b.detach())
