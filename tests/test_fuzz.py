@@ -1,5 +1,6 @@
 """The fuzzer: programs of fixed seeds and the corpus of what it found agree with eager mode; planted faults
 are found, named and shrunk."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -15,7 +16,10 @@ CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.py"))
 PROGRAM = programs.Program(
     ("tensor(1, (m, n), torch.float32, 'transposed')", "tensor(2, (n,), torch.int64)"),
     ("a0 = x0 + 1", "a1 = x1.cumsum(0)", "a2 = a0[1:]", "a2.mul_(2)", "a3 = a0.sum(0) + a1"),
-    ("a3", "a2"), ((3, 5, 2), (7, 5, 2)), "leaf")
+    ("a3", "a2"),
+    ((3, 5, 2), (7, 5, 2)),
+    "leaf",
+)
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=[p.stem for p in CORPUS])
@@ -61,8 +65,10 @@ def test_a_planted_fault_is_found_and_shrunk(name: str, monkeypatch: pytest.Monk
         def wrong(*args):
             out = list(compiled(*args))
             return tuple(damage(out) if len(out) > 1 or name != "a stride" else out)
+
         wrong.__minicompile__ = compiled.__minicompile__
         return wrong
+
     monkeypatch.setattr(fuzz, "api", type("Api", (), {**vars(api), "compile": staticmethod(compile_wrongly)}))
     program = replace(PROGRAM, grad="") if name == "a stride" else PROGRAM
     found = fuzz.Failure(program, fuzz.judge(program))
@@ -82,6 +88,7 @@ def test_a_lost_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         if api.handle_of(fn):
             done[0].values[1] = done[0].values[1] - 1
         return done
+
     monkeypatch.setattr(fuzz, "session", without_write)
     assert fuzz.judge(program).startswith("input 0 differs")
 

@@ -67,6 +67,8 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
     direct = DIRECT.get(e.op)
     try:
         values = bound_arguments(e.op._schema, e.args, e.kwargs)
+        if e.op.namespace == "minicompile":
+            raise Unsupported("it is written in Python")
         if any(r.real_type.kind() != "TensorType" for r in e.op._schema.returns):
             raise Unsupported("it does not return plain tensors")
         if direct and (e.into is not None) == (direct[1] in (OUT_TT, OUT_TTT_DD)):

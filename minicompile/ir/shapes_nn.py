@@ -400,6 +400,21 @@ def _layer_norm_backward(
             fresh(bias.shape, bias.dtype) if mask[2] and bias is not None else None)
 
 
+@rule(aten.mse_loss_backward.default)
+def _mse_backward(g: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor | None:
+    return like(x) if x.dtype == target.dtype == g.dtype and x.shape == target.shape else None
+
+
+@rule(aten.rrelu_with_noise.default)
+def _rrelu(x: Tensor, *_: Any) -> Tensor:
+    return fresh(x.shape, x.dtype)
+
+
+@rule(aten.rrelu_with_noise_functional.default)
+def _rrelu_functional(x: Tensor, noise: Tensor, *_: Any) -> Any:
+    return fresh(x.shape, x.dtype), like(noise)
+
+
 @rule(aten._native_batch_norm_legit_functional.default)
 def _batch_norm_functional(
     x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool, momentum: float, eps: float

@@ -19,6 +19,7 @@ from ..ir.elementwise import ROWS as ELEMENTWISE
 from ..ir.fake import Fake, facts_of, storage_key
 from ..ir.graph import Graph, Names, Node, Output
 from ..ir.spec import TensorSpec
+from .draws import LAYOUT_KEPT
 from .graphs import infer, same_strides, spec_of
 
 aten = torch.ops.aten
@@ -168,6 +169,8 @@ class Functionaliser:
         pure = functional(op)
         if pure is None or old.base.input is not None and old.parent is None:
             raise Refusal("geometry-write", f"{op} changes the geometry of an input", self.where)
+        if any(isinstance(a, Fake) for a in args[1:]):
+            raise Refusal("geometry-write", f"{op} takes its geometry from a tensor", self.where)
         spec = infer(pure, (self.read(old), *args[1:]), kwargs)
         self.aliases[id(fake)] = Alias(old.base, spec, old, pure, args[1:], kwargs)
 
@@ -187,8 +190,11 @@ class Functionaliser:
         call_args = reordered(op, pure, tuple([self.lowered(a) for a in with_defaults(op, args, kwargs)]))
         call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
         self._check_overlap(written, args, kwargs)
-        if torch.Tag.nondeterministic_seeded in op.tags and not all(f.spec.is_dense for f in written):
-            raise Refusal("layout", f"{op} draws other numbers for a tensor with holes", self.where)
+        if torch.Tag.nondeterministic_seeded in op.tags:
+            if not all(f.spec.is_dense for f in written):
+                raise Refusal("layout", f"{op} draws other numbers for a tensor with holes", self.where)
+            if not all(f.spec.is_contiguous for f in written):
+                pure = LAYOUT_KEPT.get(pure, pure)
         spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
         for s, f in zip((spec,) if isinstance(spec, TensorSpec) else (), written):
             if not torch.can_cast(s.dtype, f.dtype):
@@ -294,8 +300,8 @@ class Functionaliser:
                 self._same_dtype(alias, base.spec)
                 results[i] = Output(self.read(alias), alias.spec, ("input", base.input))
             return
-        roots = [i for i, a in zip(members, aliases) if a.spec.numel == base.spec.numel and a.spec.is_dense
-                 and a.spec.dtype.itemsize == base.spec.dtype.itemsize and not a.spec.offset]
+        roots = [i for i, a in zip(members, aliases)
+                 if a.spec.nbytes == base.spec.nbytes and a.spec.is_dense and not a.spec.offset]
         if roots:
             root = roots[0]
             alias = self.aliases[id(outputs[root])]

@@ -253,6 +253,8 @@ def _call_text(n: Node) -> str:
     if n.op == "getitem":
         return f"{n.args[0].name}[{n.args[1]}]"
     name = f"prims.{n.op.text_name}" if isinstance(n.op, Prim) else str(n.op)
+    if not name.startswith(("prims.", "aten.")):
+        name = f"torch.ops.{name}"
     arguments = [*map(_arg_text, n.args), *(f"{k}={_arg_text(v)}" for k, v in n.kwargs.items())]
     return f"{name}({', '.join(arguments)})"
 

@@ -2,11 +2,12 @@
 
 Takes a seed and minutes, gives `Failure`s: each with a standalone script, shrunk, and the first bad stage.
 Compared are values (against the program in float64), dtypes, strides, what is an input or shares memory with
-what, writes to inputs (and versions, where a value changed), gradients, exceptions, and the random state afterwards; for a first
-call, a call after the inputs' values changed in place, and a call with other shapes.
+what, writes to inputs (and versions, where a value changed), gradients, exceptions, and the random state
+afterwards; for a first call, a call after the inputs' values changed in place, and a call with other shapes.
 
     python -m minicompile fuzz --minutes 2 --seed 0
 """
+
 from __future__ import annotations
 
 import logging
@@ -77,10 +78,12 @@ class Failure:
         about = "\n".join(f"# {line}" for line in f"{self.reason}\n{self.stage}".splitlines() if line)
         return f"{about}\n# seed {self.seed}\n{self.program}\n\n" + (
             'if __name__ == "__main__":\n    from minicompile.testing.fuzz import replay\n\n'
-            '    print(replay(__file__) or "as in eager mode")\n')
+            '    print(replay(__file__) or "as in eager mode")\n'
+        )
 
 
 # ---- running --------------------------------------------------------------------------------------
+
 
 def observe(fn: Callable, inputs: Sequence[Any], leaves: Sequence[Any], grad: bool) -> Observation:
     """fn(*inputs) from a fixed random state; with gradients for `leaves`."""
@@ -98,18 +101,26 @@ def observe(fn: Callable, inputs: Sequence[Any], leaves: Sequence[Any], grad: bo
     both = [*results, *tensors]
     storages = [x.untyped_storage()._cdata if isinstance(x, torch.Tensor) else 0 for x in both]
     return Observation(
-        None, [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in both], len(results),
+        None,
+        [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in both],
+        len(results),
         [(TensorSpec.of(x), x.requires_grad) if isinstance(x, torch.Tensor) else type(x) for x in both],
-        [storages.index(s) for s in storages], [next(i for i, y in enumerate(both) if y is x) for x in both],
+        [storages.index(s) for s in storages],
+        [next(i for i, y in enumerate(both) if y is x) for x in both],
         [t._version != v for t, v in zip(tensors, versions)],
-        [same(t.detach(), b) for t, b in zip(tensors, before)], gradients, torch.get_rng_state())
+        [same(t.detach(), b) for t, b in zip(tensors, before)],
+        gradients,
+        torch.get_rng_state(),
+    )
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are equal, NaN for NaN."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    return (
+        torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
 
 
 def _gradients(results: list[Any], leaves: Sequence[Any]) -> list[torch.Tensor | None]:
@@ -124,8 +135,9 @@ def _gradients(results: list[Any], leaves: Sequence[Any]) -> list[torch.Tensor |
     return list(found)
 
 
-def session(fn: Callable, program: Program, make: Callable, wide: bool = False, noise: float = 0.0,
-            calls: int = 3) -> list[Observation]:
+def session(
+    fn: Callable, program: Program, make: Callable, wide: bool = False, noise: float = 0.0, calls: int = 3
+) -> list[Observation]:
     """A first call, a call after values changed in place, a call with other shapes."""
     inputs = _widened(make(*program.sizes[0])) if wide else make(*program.sizes[0])
     done = []
@@ -166,8 +178,11 @@ def _flat_storages(inputs: list[Any]) -> Iterator[torch.Tensor]:
 
 def _change_in_place(inputs: list[Any]) -> None:
     for flat in _flat_storages(inputs):
-        flat.copy_(flat.logical_not() if flat.dtype is torch.bool else (flat * 2 if flat.dtype.is_floating_point
-                                                                        else (flat + 1) % 7))
+        flat.copy_(
+            flat.logical_not()
+            if flat.dtype is torch.bool
+            else (flat * 2 if flat.dtype.is_floating_point else (flat + 1) % 7)
+        )
 
 
 def _disturb(inputs: list[Any], noise: float) -> None:
@@ -179,13 +194,20 @@ def _disturb(inputs: list[Any], noise: float) -> None:
 
 def _widened(inputs: list[Any]) -> list[Any]:
     """The inputs in float64, sharing storage as the originals do."""
-    bases = {t.untyped_storage()._cdata: flat.double() if flat.is_floating_point() else flat
-             for t, flat in zip(inputs, [next(_flat_storages([t])) for t in inputs])}
-    return [torch.empty(0, dtype=bases[c].dtype).set_(bases[c].untyped_storage(), t.storage_offset(), t.shape, t.stride())
-            for t, c in ((t, t.untyped_storage()._cdata) for t in inputs)]
+    bases = {
+        t.untyped_storage()._cdata: flat.double() if flat.is_floating_point() else flat
+        for t, flat in zip(inputs, [next(_flat_storages([t])) for t in inputs])
+    }
+    return [
+        torch.empty(0, dtype=bases[c].dtype).set_(
+            bases[c].untyped_storage(), t.storage_offset(), t.shape, t.stride()
+        )
+        for t, c in ((t, t.untyped_storage()._cdata) for t in inputs)
+    ]
 
 
 # ---- judging --------------------------------------------------------------------------------------
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -222,7 +244,13 @@ def judge(program: Program, refusals: Counter | None = None, keep_dead: bool = F
         found = _difference(got, eager, [None] * 3)
         if found.startswith("raises None") and program.statements and not keep_dead:
             # an error in what nothing uses may go with it: but the rest must be right
-            names = {n for s in program.statements for n in re.findall(r"^(a\d+)|^a\d+, (b\d+) =", s) for n in n if n}
+            names = {
+                n
+                for s in program.statements
+                for n in re.findall(r"^(a\d+)|^a\d+, (b\d+) =", s)
+                for n in n
+                if n
+            }
             return judge(replace(program, returns=(*program.returns, *sorted(names))), None, True)
         if found and "differs" in found:
             found = _difference(got, eager, _precise(program))
@@ -254,13 +282,15 @@ def _unstable(program: Program, make: Callable, fn: Callable, eager: list[Observ
 def _values_differ(other: list[Observation], eager: list[Observation]) -> bool:
     """Whether any result moved by more than a compiled program's may."""
     for a, b in zip(other, eager):
-        pairs = list(zip(a.values[:a.results] + a.gradients, b.values[:b.results] + b.gradients))
+        pairs = list(zip(a.values[: a.results] + a.gradients, b.values[: b.results] + b.gradients))
         if any(isinstance(x, torch.Tensor) and value_differs(x, y) for x, y in pairs):
             return True
     return False
 
 
-def _difference(got: list[Observation], eager: list[Observation], precise: Sequence[Observation | None]) -> str:
+def _difference(
+    got: list[Observation], eager: list[Observation], precise: Sequence[Observation | None]
+) -> str:
     for call, (g, e, p) in enumerate(zip(got, eager, precise)):
         reason = _call_difference(g, e, p)
         if reason:
@@ -278,12 +308,16 @@ def _call_difference(got: Observation, eager: Observation, precise: Observation 
     exact = precise is not None and not precise.raised and len(precise.values) == len(eager.values)
     for i in range(len(eager.values)):
         what = f"result {i}" if i < eager.results else f"input {i - eager.results}"
-        alone = eager.shared.count(eager.shared[i]) == 1        # then where its memory begins is nobody's business
+        alone = eager.shared.count(eager.shared[i]) == 1  # then where its memory begins is nobody's business
         reason = _spec_difference(got.specs[i], eager.specs[i], alone)
-        reason = reason or _value_difference(got.values[i], eager.values[i], precise.values[i] if exact else None)
+        reason = reason or _value_difference(
+            got.values[i], eager.values[i], precise.values[i] if exact else None
+        )
         if reason:
             return f"{what} {reason}"
-    got.written[:] = [w or e and unchanged for w, e, unchanged in zip(got.written, eager.written, eager.unchanged)]
+    got.written[:] = [
+        w or e and unchanged for w, e, unchanged in zip(got.written, eager.written, eager.unchanged)
+    ]
     for what in ("shared", "identical", "written"):
         if getattr(got, what) != getattr(eager, what):
             return f"{what}: {getattr(got, what)}, not {getattr(eager, what)}"
@@ -309,7 +343,9 @@ def _spec_difference(got: Any, eager: Any, alone: bool) -> str:
 
 def _value_difference(got: Any, eager: Any, precise: Any) -> str:
     if not isinstance(got, torch.Tensor) or not isinstance(eager, torch.Tensor):
-        return "" if type(got) is type(eager) and (got == eager or got != got) else f"is {got!r}, not {eager!r}"
+        return (
+            "" if type(got) is type(eager) and (got == eager or got != got) else f"is {got!r}, not {eager!r}"
+        )
     if same(got, eager):
         return ""
     return value_differs(got, eager, precise if isinstance(precise, torch.Tensor) else None)
@@ -323,12 +359,13 @@ def first_bad_stage(program: Program) -> str:
             _, given = _with_grad(space["inputs"](*program.sizes[0]), program.grad)
             torch.manual_seed(5)
             finding = bisect(space["fn"], *given)
-        except Exception as e:          # bisecting is a help, not the verdict
+        except Exception as e:  # bisecting is a help, not the verdict
             return f"not bisected: {type(e).__name__}: {e}".splitlines()[0]
     return "" if finding.agrees else str(finding)
 
 
 # ---- shrinking ------------------------------------------------------------------------------------
+
 
 def shrink(failure: Failure) -> Failure:
     """The same kind of failure with as few results, statements and oddities as it takes."""
@@ -340,7 +377,7 @@ def shrink(failure: Failure) -> Failure:
                 return best
             try:
                 found = Failure(smaller, judge(smaller), failure.seed)
-            except Exception:           # no longer a program
+            except Exception:  # no longer a program
                 continue
             if found.reason and found.kind.split(",")[0] == best.kind.split(",")[0]:
                 best, progress = found, True
@@ -352,15 +389,17 @@ def _smaller(p: Program) -> Iterator[Program]:
     """Programs a step simpler, most promising first."""
     if len(p.returns) > 1:
         for i in range(len(p.returns)):
-            yield replace(p, returns=p.returns[:i] + p.returns[i + 1:])
+            yield replace(p, returns=p.returns[:i] + p.returns[i + 1 :])
     for i in reversed(range(len(p.statements))):
-        yield replace(p, statements=p.statements[:i] + p.statements[i + 1:])
+        yield replace(p, statements=p.statements[:i] + p.statements[i + 1 :])
     for i in reversed(range(len(p.statements))):
         made = re.match(r"(\w+) = ", p.statements[i])
-        for name in set(re.findall(r"\b[axb]\d+\b", p.statements[i][len(made.group(0)):] if made else "")):
+        for name in set(re.findall(r"\b[axb]\d+\b", p.statements[i][len(made.group(0)) :] if made else "")):
             rename = re.compile(rf"\b{made.group(1)}\b")
-            rest = tuple(rename.sub(name, s) for s in p.statements[i + 1:])
-            yield replace(p, statements=p.statements[:i] + rest, returns=tuple(rename.sub(name, r) for r in p.returns))
+            rest = tuple(rename.sub(name, s) for s in p.statements[i + 1 :])
+            yield replace(
+                p, statements=p.statements[:i] + rest, returns=tuple(rename.sub(name, r) for r in p.returns)
+            )
     last = len(p.inputs) - 1
     if last > 0 and not re.search(rf"\bx{last}\b", " ".join((*p.statements, *p.returns))):
         yield replace(p, inputs=p.inputs[:-1])
@@ -371,10 +410,11 @@ def _smaller(p: Program) -> Iterator[Program]:
     for i, e in enumerate(p.inputs):
         plain = re.sub(r"'\w+'", "'contiguous'", e)
         if plain != e:
-            yield replace(p, inputs=p.inputs[:i] + (plain,) + p.inputs[i + 1:])
+            yield replace(p, inputs=p.inputs[:i] + (plain,) + p.inputs[i + 1 :])
 
 
 # ---- the loop -------------------------------------------------------------------------------------
+
 
 @dataclass
 class Report:
@@ -398,8 +438,12 @@ def program_of(seed: int) -> Program:
     return replace(generate(seed), backend="cpp" if seed % CPP_ONE_IN == 0 else "reference")
 
 
-def fuzz(seeds: Iterator[int] | Sequence[int], seconds: float = 1e9, out: Path | None = None,
-         tell: Callable[[str], None] = print) -> Report:
+def fuzz(
+    seeds: Iterator[int] | Sequence[int],
+    seconds: float = 1e9,
+    out: Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> Report:
     """Judges the programs of `seeds` until the time is up. Scripts go into `out`, together with the program
     that is running: a crash of the process leaves it there."""
     report, end, seen = Report(), time.monotonic() + seconds, set()
@@ -446,8 +490,15 @@ class Written(Program):
     """A program that was read from a file."""
 
     def __init__(self, text: str, space: dict[str, Any]) -> None:
-        fields = {"inputs": (), "statements": (), "returns": (), "sizes": space["SIZES"], "grad": space["GRAD"],
-                  "backend": space["BACKEND"], "text": text}
+        fields = {
+            "inputs": (),
+            "statements": (),
+            "returns": (),
+            "sizes": space["SIZES"],
+            "grad": space["GRAD"],
+            "backend": space["BACKEND"],
+            "text": text,
+        }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
