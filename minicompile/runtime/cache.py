@@ -18,7 +18,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def get_or_make(key: str, make: Callable[[Path], None]) -> Iterator[tuple[Path, 
 def _making(home: Path | None, key: str, make: Callable[[Path], None]) -> Iterator[tuple[Path, bool]]:
     """get_or_make after a miss. The file is loaded from where it was made, and published when it has
     been."""
-    with _single_flight(home / f"{key}.lock") if home else _no_lock():
+    with _single_flight(home / f"{key}.lock") if home else nullcontext():
         path = _read(home, key) if home else None  # somebody else may have made it meanwhile
         if path is not None:
             yield path, True
@@ -122,11 +122,6 @@ def _making(home: Path | None, key: str, make: Callable[[Path], None]) -> Iterat
             yield made, False
             if home:
                 _publish(home, key, made)
-
-
-@contextmanager
-def _no_lock() -> Iterator[None]:
-    yield
 
 
 @contextmanager

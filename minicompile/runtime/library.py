@@ -6,6 +6,7 @@ Takes a file or an instruction set, gives functions' addresses for `codegen.driv
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import functools
 import logging
@@ -13,8 +14,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import _ctypes
 
 log = logging.getLogger("minicompile.code")
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,10 +190,8 @@ def _run(command: Sequence[str], limit: float) -> tuple[int, str, str]:
 
 
 def _stop(group: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # ended already, which is what is wanted
         os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass  # ended already, which is what is wanted
 
 
 @atexit.register

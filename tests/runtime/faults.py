@@ -60,7 +60,8 @@ def compiles(folder: Path) -> int:
 def environment(folder: Path, **more: str | None) -> dict[str, str]:
     """That of a fresh user whose cache is folder/cache; None takes a variable out."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MINICOMPILE_", "XDG_")) and k != "CXX"}
-    env |= {"PYTHONPATH": str(ROOT), "MINICOMPILE_CACHE_DIR": str(folder / "cache"), "GROUP": str(folder / "group")}
+    env |= {"PYTHONPATH": str(ROOT), "MINICOMPILE_CACHE_DIR": str(folder / "cache"),
+            "GROUP": str(folder / "group")}
     for name, value in more.items():
         env.pop(name, None)
         if value is not None:
@@ -78,7 +79,8 @@ class Child:
 
     def __init__(self, body: str, env: dict[str, str], number: int = 1):
         self.folder = Path(tempfile.mkdtemp(prefix="child-", dir=Path(env["GROUP"]).parent))
-        self.process = FORKS.Process(target=_body, args=(HEAD.format(number=number) + body, env, str(self.folder)))
+        program = HEAD.format(number=number) + body
+        self.process = FORKS.Process(target=_body, args=(program, env, str(self.folder)))
         self.process.start()
 
     def finish(self, status: int = 0, seconds: float = 50) -> tuple[str, str]:

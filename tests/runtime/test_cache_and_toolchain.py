@@ -98,7 +98,7 @@ def test_faults_are_misses(home, harm, tmp_path):
 
 
 def test_another_users_entry_is_not_used(home, monkeypatch):
-    write, made = make()
+    write, _ = make()
     get("k", write)
     uid = os.getuid()
     monkeypatch.setattr(cache.os, "getuid", lambda: uid + 1)
@@ -140,7 +140,7 @@ def test_a_failing_maker_leaves_nothing(home):
 
 
 def test_what_does_not_load_is_not_kept(home):
-    write, made = make()
+    write, _ = make()
     for _ in range(2):  # made just now, and found
         with pytest.raises(OSError), cache.get_or_make("k", write):
             raise OSError("it does not load")

@@ -14,6 +14,7 @@ from faults import BOTH, COMPILERS, Child, compiler, compiles, counting, ends, e
 
 from minicompile.runtime import cache
 
+
 @pytest.fixture(scope="module", autouse=True)
 def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The process that children are copied from has imported torch."""
@@ -49,6 +50,16 @@ try: g(x)
 except minicompile.ToolchainError as e: print(e)
 """, environment(tmp_path, MINICOMPILE_STRICT="1", **more))
     assert "install g++" in out
+
+
+def test_code_this_machine_cannot_run(tmp_path: Path) -> None:
+    """As if a machine with wider vectors had been left: no SIGILL."""
+    out, err = run("""
+from minicompile.runtime import toolchain
+toolchain.cpu_flags = lambda: frozenset()
+print(right(), runs())
+""", environment(tmp_path, MINICOMPILE_ISA="avx2", CXX=str(counting(tmp_path))))
+    assert out == "True loops" and "cannot run code for avx2" in err and compiles(tmp_path) == 0
 
 
 # ---- Ctrl-C, kill, exit (F13, F14) ---------------------------------------------------------------------
@@ -198,6 +209,31 @@ def test_a_warm_start_runs_no_compiler_and_gives_the_same_bits(tmp_path: Path) -
     assert warm.stdout.split("\n")[:2] == [cold, "set()"] and compiles(tmp_path) == 1
     one, _ = run("torch.set_num_threads(1)\n" + SUM, env)
     assert one == cold
+
+
+@pytest.mark.slow
+def test_a_warm_start_of_a_model(tmp_path: Path) -> None:
+    """A 4-layer BERT: seconds of processor time of the compile, beyond a second call."""
+    pytest.importorskip("transformers")
+    env = environment(tmp_path, CXX=str(counting(tmp_path)), HF_HUB_OFFLINE="1")
+    body = """
+from transformers import BertConfig, BertModel
+torch.manual_seed(0)
+m = BertModel(BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
+                         vocab_size=2000)).eval()
+c, ids, times = minicompile.compile(m), torch.randint(0, 2000, (4, 128)), [time.process_time()]
+with torch.no_grad():
+    for _ in range(2):
+        c(input_ids=ids)
+        times.append(time.process_time())
+print(2 * times[1] - times[0] - times[2])
+print([(k, round(v, 3)) for d in handle_of(c).compilations for k, v in d.seconds.items()], file=sys.stderr)
+"""
+    run(body, env)
+    before = compiles(tmp_path)
+    assert before >= 1
+    out, err = run(body, env)
+    assert compiles(tmp_path) == before and float(out) < 1, out + err
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -121,8 +121,9 @@ def test_the_floating_point_environment_is_untouched(tmp_path: Path) -> None:
     (tmp_path / "csr.cpp").write_text('extern "C" unsigned csr() { return __builtin_ia32_stmxcsr(); }\n')
     out, _ = run(f"""
 import ctypes, subprocess
-subprocess.run(["g++", "-shared", "-fPIC", {str(tmp_path / "csr.cpp")!r}, "-o", {str(tmp_path / "csr.so")!r}], check=True)
-csr = ctypes.CDLL({str(tmp_path / "csr.so")!r}).csr
+name = {str(tmp_path / "csr")!r}
+subprocess.run(["g++", "-shared", "-fPIC", name + ".cpp", "-o", name + ".so"], check=True)
+csr = ctypes.CDLL(name + ".so").csr
 tiny = torch.full((8,), 1e-40)
 CONTROL = ~0x3f  # without the sticky flags
 def state():
@@ -147,7 +148,7 @@ def test_dropped_variants_leave_nothing(tmp_path: Path) -> None:
     """2,000 calls with 30 shapes where 8 variants are kept: memory, descriptors, mapped libraries and sources
     are those of the warm-up."""
     quick = compiler(tmp_path, '#!/bin/sh\nexec g++ "$@" -O0\n')
-    out, err = run("""
+    out, _ = run("""
 import gc, linecache, logging, random
 logging.disable(logging.WARNING)  # that variants are dropped
 random.seed(0)
@@ -156,7 +157,8 @@ g = minicompile.compile(f)
 xs = [torch.randn(n, 16) for n in range(2, 32)]
 def state():
     gc.collect()
-    maps = {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line and ("cache" in line or "making" in line)}
+    files = {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}
+    maps = [name for name in files if "/cache/" in name or "making-" in name]
     rss = int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
     return (len(os.listdir("/proc/self/fd")), len(maps), sum("<minicompile" in n for n in linecache.cache),
             len(handle_of(g).compilations), threading.active_count()), rss
