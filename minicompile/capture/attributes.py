@@ -21,8 +21,16 @@ from .writes import Writes
 
 HEAP_TYPE = 1 << 9  # tp_flags: a class made by a class statement
 UNSAFE_TENSOR_ATTRIBUTES = frozenset(
-    {"grad", "data", "_base", "_grad", "names", "grad_fn", "_version", "is_inference", "_backward_hooks", "_cdata"}
+    {"grad", "data", "_base", "_grad", "names", "grad_fn", "_version", "is_inference",
+     "_backward_hooks", "_cdata"}
 )
+
+
+def fact(t: torch.Tensor, name: str) -> Any:
+    """A property of a real tensor, or what a method gives, unseen by the recorder."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        value = getattr(t, name)
+        return value() if callable(value) else value
 
 
 class Attributes(Writes):
@@ -99,6 +107,10 @@ class Attributes(Writes):
         i = self.input_of.get(id(fake))
         if name in ("grad_fn", "is_leaf", "storage_offset"):
             return self.getattr_history(fake, name, i)
+        if name == "grad" and i is not None and fact(self.inputs[i][1], "is_leaf"):
+            source, t, _ = self.inputs[i]
+            self.guard(source.attr("is_leaf"), "id", True)
+            return self.read(source.attr("grad"), fact(t, "grad"))
         if name in UNSAFE_TENSOR_ATTRIBUTES:
             raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
         if name == "__class__":
@@ -116,13 +128,14 @@ class Attributes(Writes):
         """What tensor guards leave open: an input may be a leaf or not, and a view of anything."""
         if name == "storage_offset":
             for source, t, _ in self.inputs:
-                self.guard(source.call(torch.Tensor.storage_offset), "equals", t.storage_offset())
+                self.guard(source.call(torch.Tensor.storage_offset), "equals", fact(t, "storage_offset"))
             return getattr(fake, name)
         if i is not None and fake.requires_grad:
             source, t, _ = self.inputs[i]
-            self.guard(source.attr("is_leaf"), "id", t.is_leaf)
-            if name == "is_leaf" or t.is_leaf:
-                return t.is_leaf if name == "is_leaf" else None
+            leaf = fact(t, "is_leaf")
+            self.guard(source.attr("is_leaf"), "id", leaf)
+            if name == "is_leaf" or leaf:
+                return leaf if name == "is_leaf" else None
         elif not fake.requires_grad or name == "is_leaf":
             return getattr(fake, name)
         raise self.refuse("tensor-attribute", f"Tensor.{name} is read")

@@ -195,7 +195,7 @@ class Capturer:
         self.recorder = Recorder(self.world.where, self.world.exact)
         self.mode = _CaptureMode()
         reality = Reality(
-            self.recorder.graph, self.recorder.reals, (_torch_state, _restore_torch_state))
+            self.recorder.graph, self.recorder.reals, (torch_state, restore_torch_state))
         self.speculation = Speculation(self.recorder, reality, volatile)
         self.recorder.speculate = self.speculation.call
         self.names: dict[str, int] = {}
@@ -218,8 +218,8 @@ class Capturer:
 
     @contextlib.contextmanager
     def one_node(self, target: Callable[..., Any]) -> Iterator[Callable[..., None]]:
-        """What is recorded inside gives way to one call of `target`, whose arguments and result are handed to
-        what this gives."""
+        """What is recorded inside gives way to one call of `target`, whose arguments and result are handed
+        to what this gives."""
         graph, nodes = self.recorder.graph, self.recorder.nodes
         before = set(graph.nodes)
 
@@ -235,7 +235,7 @@ class Capturer:
         yield record
 
     def run(self) -> Capture:
-        state = _torch_state()
+        state = torch_state()
         try:
             with _deep_stack:
                 return self.captured(state)
@@ -244,7 +244,7 @@ class Capturer:
         finally:
             self.world.dead = True
             self.speculation.reality.restart()
-            _restore_torch_state(state)
+            restore_torch_state(state)
 
     def captured(self, state: dict[str, Any]) -> Capture:
         depths = _mode_depths()
@@ -263,7 +263,7 @@ class Capturer:
         finally:
             _leave_modes(depths)
             leave.close()
-        if _torch_state() != state:
+        if torch_state() != state:
             raise self.world.refuse(
                 "ambient-state", "the call leaves grad mode, autocast or default dtype changed"
             )
@@ -387,7 +387,7 @@ def capture_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Cap
 # it changes back.
 
 
-def _torch_state() -> dict[str, Any]:
+def torch_state() -> dict[str, Any]:
     with torch._C.DisableTorchFunction():
         return {
             "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
@@ -409,7 +409,7 @@ def _leave_modes(depths: tuple[int, int]) -> None:
         _python_dispatch._pop_mode()
 
 
-def _restore_torch_state(state: dict[str, Any]) -> None:
+def restore_torch_state(state: dict[str, Any]) -> None:
     torch._C._set_grad_enabled(state["grad"])
     torch.set_default_dtype(state["dtype"])
     torch.set_autocast_enabled("cpu", state["autocast"])
@@ -418,7 +418,8 @@ def _restore_torch_state(state: dict[str, Any]) -> None:
 
 
 _MODULES: tuple[ModuleType, ...] = (
-    attributes, bytecode, frame, functions, guards, handlers, interp, optimizers, outside, policy, program, reads, record, sources, world,
+    attributes, bytecode, frame, functions, guards, handlers, interp, optimizers, outside, policy,
+    program, reads, record, sources, world,
     writes, fake_module, spec_module, errors)
 _excluded: list[bool] = []
 

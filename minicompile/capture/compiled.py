@@ -27,7 +27,7 @@ from .. import _native
 from ..config import config
 from ..errors import MinicompileError, Refusal, Where
 from .callees import Callees, eager, parameters
-from .capture import Capture, Partial, capture
+from .capture import Capture, Partial, capture, restore_torch_state, torch_state
 from .guards import Guard
 from .native_guards import lower_guards
 from .reality import generator_state, set_generator_state
@@ -171,6 +171,7 @@ class Compiled:
         done, tensors = capture(self.function, slots, volatile)
         self.capture_seconds = time.perf_counter() - start
         self.on_event("capture", done)
+        state = torch_state()
         try:
             graph = (
                 self.compile_graph(done, [tensors[i.source] for i in done.inputs])
@@ -181,6 +182,8 @@ class Compiled:
             partial = Partial(refusal, done.guards, tensors)
             partial.whole = True
             raise partial from refusal
+        finally:
+            restore_torch_state(state)  # graphs that switch modes may be left half-way
         name = f"<minicompile {self.function.__qualname__} {next(_numbers)}>"
         linecache.cache[name] = (len(done.program.text), None, done.program.text.splitlines(True), name)
         sources = [s for _, s in done.program.fetches]

@@ -1,7 +1,9 @@
-"""Custom autograd functions: one call of the graph each, so that the joint trace runs the user's own backward.
+"""Custom autograd functions: one call of the graph each, so that the joint trace runs the user's own
+backward.
 
-Takes a call of `torch.autograd.Function.apply` met while capturing. The forward runs once in the interpreter, which
-guards what it reads; what it recorded is dropped for a single node that applies the function. Used by `world`.
+Takes a call of `torch.autograd.Function.apply` met while capturing. The forward runs once in the
+interpreter, which guards what it reads; what it recorded is dropped for a single node that applies the
+function. Used by `world`.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from ..ir.fake import Fake
 from . import policy
 from .reads import IDENTITIES, LEAVES
 
+CHECKPOINT = checkpoint.__wrapped__
 APPLY = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
 
 
@@ -39,7 +43,8 @@ def plain(value: Any) -> bool:
 
 
 def call_apply(world: Any, cls: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """cls.apply(*args, **kwargs) as one node. Raises Refusal for arguments or effects that a graph cannot hold."""
+    """cls.apply(*args, **kwargs) as one node. Raises Refusal for arguments or effects that a graph cannot
+    hold."""
     args = [world.consumed(a) for a in args]
     if world.getattr(cls, "setup_context") is not torch.autograd.Function.setup_context:
         read_names(world, world.getattr(cls, "setup_context"))
@@ -95,3 +100,14 @@ def constant(world: Any, value: Any) -> None:
         return
     elif issubclass(type(value), type) and not policy.trusted(value.__module__) or not plain(value):
         raise world.refuse("autograd-function", f"a backward looks into a {type(value).__name__}")
+
+
+def call_checkpoint(world: Any, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """torch.utils.checkpoint.checkpoint: what to compute again is the partitioner's choice, so the function
+    is just called."""
+    reentrant = kwargs.pop("use_reentrant", None)
+    if reentrant is not False and torch.is_grad_enabled() or "context_fn" in kwargs:
+        raise world.refuse("autograd-function", "a reentrant checkpoint, or one with contexts of its own")
+    for name in ("preserve_rng_state", "determinism_check", "debug", "early_stop"):
+        kwargs.pop(name, None)
+    return world.call(world.current, function, args, kwargs)

@@ -1,7 +1,8 @@
 """The outside world: calls whose effect no later read can see are kept, and made after the graph has run.
 
-Takes print, warnings.warn and logging calls met while capturing, renders what they say, and leaves "call" effects
-in program order. What is said must be constant under the guards; anything else is refused. Used by `world`.
+Takes print, warnings.warn and logging calls met while capturing, renders what they say, and leaves "call"
+effects in program order. What is said must be constant under the guards; anything else is refused. Used by
+`world`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from .writes import Effect
 
 
 def text_of(world: Any, value: Any) -> str:
-    """str(value) as the guards make it constant. Raises Refusal for what holds a tensor or shows an address."""
+    """str(value) as the guards make it constant. Raises Refusal for what holds a tensor or shows an
+    address."""
     if type(value) in LEAVES:
         return str(value)
     if holds_tensor(value):
@@ -41,7 +43,8 @@ def _print(frame: Frame, *args: Any, file: Any = None, flush: Any = False, **spa
     if file is not None and world.source_of(file) is None:
         raise world.refuse("impure-call", "print() writes into an object made inside the call")
     text = (" " if spacing.get("sep") is None else spacing["sep"]).join(text_of(world, a) for a in args)
-    world.calls.append(Effect("call", print, {"end": spacing.get("end"), "file": file, "flush": flush}, (text,)))
+    words = {"end": spacing.get("end"), "file": file, "flush": flush}
+    world.calls.append(Effect("call", print, words, (text,)))
 
 
 def _warn(
@@ -76,7 +79,8 @@ def _log(function: FunctionType) -> Callable[..., None]:
     def logged(frame: Frame, *args: Any, **kwargs: Any) -> None:
         world: Any = frame.world
         first = 0 if function.__qualname__ == function.__name__ else 1
-        if kwargs or any(type(a) not in LEAVES for a in args[first:]) or first and not world.source_of(args[0]):
+        plain = not kwargs and all(type(a) in LEAVES for a in args[first:])
+        if not plain or first and not world.source_of(args[0]):
             raise world.refuse("impure-call", f"{function.__qualname__}() is given more than constants")
         world.calls.append(Effect("call", function, None, args))
 

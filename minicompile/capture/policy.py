@@ -18,20 +18,20 @@ import operator
 import os
 import re
 import sys
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from contextvars import ContextVar
 from decimal import Decimal
 from enum import Enum
+from threading import Lock
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,
     CodeType,
     MethodDescriptorType,
-    ModuleType,
     SimpleNamespace,
     WrapperDescriptorType,
 )
-from threading import Lock
 from typing import Any, Generic
 
 import torch
@@ -127,7 +127,8 @@ _TRUSTED = frozenset(
 _PURE = frozenset(
     {
         "builtins", "operator", "math", "cmath", "itertools", "functools", "collections", "abc", "heapq",
-        "bisect", "struct", "copyreg", "weakref", "weakrefset", "contextvars", "typing", "types", "statistics",
+        "bisect", "struct", "copyreg", "weakref", "weakrefset", "contextvars", "typing", "types",
+        "statistics",
         "unicodedata", "binascii", "json", "string", "enum", "inspect", "re", "sre", "decimal", "fractions",
         "numbers", "copy", "dataclasses", "textwrap", "hashlib", "base64", "zlib", "datetime", "contextlib",
         "array", "pprint", "reprlib", "typing_extensions", "torch", "numpy", "minicompile"}
@@ -135,7 +136,8 @@ _PURE = frozenset(
 _IMPURE = frozenset(
     {
         "input", "open", "exec", "compile", "breakpoint", "__import__", "now", "today", "utcnow",
-        "manual_seed", "seed", "get_state", "clone_state", "initial_seed", "set_state", "set_rng_state", "set_num_threads",
+        "manual_seed", "seed", "get_state", "clone_state", "initial_seed", "set_state", "set_rng_state",
+        "set_num_threads",
         "set_num_interop_threads", "set_flush_denormal", "tofile", "fromfile", "save", "load", "from_file"}
 )
 _PURE_OF = {"sys": {"intern", "getrecursionlimit", "exc_info", "getdefaultencoding"}, "_warnings": set(),
@@ -182,7 +184,8 @@ def is_user_file(filename: str) -> bool:
 
 @functools.lru_cache(maxsize=None)
 def is_editable(filename: str) -> bool:
-    """Whether functions of this file may be given other code while the process runs: not those installed."""
+    """Whether functions of this file may be given other code while the process runs: not those
+    installed."""
     return is_user_file(filename) and "site-packages" not in filename
 
 
@@ -222,13 +225,14 @@ _FIXED = frozenset(
     {
         int, float, complex, str, bytes, frozenset, re.Pattern, re.Match, ContextVar, operator.attrgetter,
         operator.itemgetter, operator.methodcaller, datetime.date, datetime.datetime, datetime.time,
-        datetime.timedelta, datetime.timezone, torch.Generator, torch.finfo, torch.iinfo, Decimal}
+        datetime.timedelta, datetime.timezone, weakref.ref, torch.Generator, torch.finfo, torch.iinfo,
+        Decimal}
 )
 
 
 def state_of(kind: type) -> str:
-    """"open": guards see all state of instances of `kind`; "fixed": their identity stands for it; "hidden": it
-    lies in C, where guards cannot see it change."""
+    """"open": guards see all state of instances of `kind`; "fixed": their identity stands for it; "hidden":
+    it lies in C, where guards cannot see it change."""
     base = native_base(kind)
     if base in _OPEN:
         return "open"
@@ -238,13 +242,12 @@ def state_of(kind: type) -> str:
 
 @functools.lru_cache(maxsize=None)
 def native_base(kind: type) -> type:
-    """The class written in C that lays out instances of `kind`: `object` if all their state is in `__dict__`
-    and slots."""
-    return next(c for c in kind.__mro__ if c is object or any(map(functools.partial(_in_c, c), vars(c).items())))
+    """The class written in C that lays out instances of `kind`: `object` if all their state is in
+    `__dict__` and slots."""
+    return next(c for c in kind.__mro__ if c is object or any(_in_c(c, *entry) for entry in vars(c).items()))
 
 
-def _in_c(kind: type, entry: tuple[str, Any]) -> bool:
-    name, value = entry
+def _in_c(kind: type, name: str, value: Any) -> bool:
     if issubclass(type(value), BuiltinFunctionType):
         return name == "__new__" and value.__self__ is kind
     return type(value) in _C_METHODS and value.__objclass__ is kind

@@ -139,7 +139,8 @@ class Reads(World):
         self.keep.append(value)
 
     def identify(self, value: Any) -> None:
-        """Guards that `value`, an object of the world, stays the same one: its identity is about to matter."""
+        """Guards that `value`, an object of the world, stays the same one: its identity is about to
+        matter."""
         source = self.origin.get(id(value))
         if source is not None and not issubclass(type(value), IDENTITIES) and type(value) not in LEAVES:
             self.guard(source, "id", value)

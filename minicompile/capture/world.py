@@ -15,6 +15,7 @@ import functools
 import operator
 import sys
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from types import (
     BuiltinFunctionType,
@@ -22,7 +23,6 @@ from types import (
     CodeType,
     FunctionType,
     GeneratorType,
-    MappingProxyType,
     MethodDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -36,7 +36,7 @@ import torch
 from .. import _native
 from ..errors import Refusal
 from ..ir.fake import Fake
-from . import functions, outside, policy
+from . import functions, optimizers, outside, policy
 from .attributes import Attributes
 from .frame import NULL, Frame
 from .interp import World, bind
@@ -49,6 +49,7 @@ _LOOKS_AT_TYPE = {
     id(f): f
     for f in (isinstance, issubclass, callable, id, object.__new__, super, operator.is_, operator.is_not)
 }
+_KEYS = LEAVES | {Fake}
 _LOOKS_AT_IDENTITY = {id(f): f for f in (id, hash, str, repr, format, ascii)}
 _SEARCHES = frozenset({"index", "remove", "count"})  # methods of sequences
 _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
@@ -66,7 +67,7 @@ class CaptureWorld(Attributes):
         self.inference = False  # the mode around the capture
         self.names_read: set[FunctionType] = set()
         self.policies: dict[int, Policy] = {}  # by id of the code object
-        self.special |= {id(f): h for f, h in (SPECIAL | outside.SPECIAL).items()}
+        self.special |= {id(f): h for f, h in (SPECIAL | outside.SPECIAL | optimizers.SPECIAL).items()}
 
     # Calls
 
@@ -115,6 +116,8 @@ class CaptureWorld(Attributes):
         if "__minicompile_disabled__" in f.__dict__:
             raise self.refuse("disabled", f"{f.__qualname__}() is marked to run as in eager mode")
         if f.__code__ is policy.UNSEEN:
+            if f.__wrapped__ is functions.CHECKPOINT:
+                return functions.call_checkpoint(self, args[0], args[1:], dict(kwargs or {}))
             return self.call(self.current, f.__wrapped__, args, kwargs)
         chosen = self.policy_of(f.__code__)
         if chosen is Policy.INTERPRET or chosen is Policy.NATIVE and args and self.is_method(f, args[0]):
@@ -176,6 +179,8 @@ class CaptureWorld(Attributes):
         shadow or overlay."""
         owner = f.__self__
         name = f.__name__
+        if name == "addcdiv_" and issubclass(type(owner), Fake):
+            return self.call(self.current, torch.Tensor.addcdiv_, (owner, *args), kwargs)
         if owner is not None and not issubclass(type(owner), ModuleType) and id(owner) in self.origin:
             if issubclass(type(owner), CONTAINERS):
                 keyed = _KEYED.get(name) if issubclass(type(owner), dict) and not kwargs else None
@@ -360,13 +365,16 @@ class CaptureWorld(Attributes):
 
     def item_of_dict(self, d: dict, key: Any) -> Any:
         value = self.dict_get(d, key)
+        if value is NULL and issubclass(type(key), Fake) and issubclass(type(d), defaultdict):
+            value = self.call(self.current, self.getattr(d, "default_factory"), [])
+            self.dict_set(d, key, value)
         return operator.getitem(self.shadow(d), key) if value is NULL else value
 
     def setitem(self, obj: Any, key: Any, value: Any) -> None:  # type: ignore[override]
         method = python_method(type(obj), "__setitem__") if not issubclass(type(obj), Fake) else None
         if method is not None:
             self.call(self.current, method, (obj, key, value))
-        elif issubclass(type(obj), dict) and id(obj) in self.origin and type(key) in LEAVES:
+        elif issubclass(type(obj), dict) and id(obj) in self.origin and type(key) in _KEYS:
             self.dict_set(obj, key, value)
         else:
             operator.setitem(
@@ -380,7 +388,7 @@ class CaptureWorld(Attributes):
         elif (
             issubclass(type(obj), dict)
             and id(obj) in self.origin
-            and type(key) in LEAVES
+            and type(key) in _KEYS
             and self.dict_has(obj, key)
         ):
             self.dict_set(obj, key, NULL)
@@ -567,6 +575,8 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.overrides._get_current_function_mode_stack: lambda frame: (
         torch.overrides._get_current_function_mode_stack()[:-1]
     ),
+    # only names for a profiler
+    torch.autograd.profiler.record_function: lambda frame, *a: contextlib.nullcontext(),
     torch.is_inference_mode_enabled: lambda frame: frame.world.inference,
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),
     bool: lambda frame, *a: frame.world.truth(*a) if a else False,

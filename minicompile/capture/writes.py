@@ -12,6 +12,9 @@ from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from ..ir.fake import Fake
 from .frame import NULL, Frame
 from .guards import same_value
 from .reads import CONTAINERS, EXACT, LEAVES, Reads
@@ -104,8 +107,26 @@ class Writes(Reads):
             return self.origin[id(owner[1])].dict_attr(key)
         return self.origin[id(d)].item(key)
 
+    def real_key(self, key: Any) -> Any:
+        """What a dict of the world has for a key; an object's identity is guarded."""
+        self.identify(key)
+        if not issubclass(type(key), Fake):
+            return key
+        i = self.input_of.get(id(key))
+        if i is None:
+            raise self.refuse("tensor-key", "a tensor that was computed is the key of a dict from outside")
+        source, t, _ = self.inputs[i]
+        self.guard(source, "id", t)
+        return t
+
+    def unknown(self, key: Any) -> bool:
+        """Whether a key is none that guards can name."""
+        named = type(key) in LEAVES or id(key) in self.origin or id(key) in self.fakes
+        return not named and not issubclass(type(key), type)
+
     def dict_get(self, d: dict, key: Any) -> Any:
         """The value at a key of a dict of the world, guarded; NULL (guarded as absent) if there is none."""
+        key = self.real_key(key)
         shadow = self.shadows.get(id(d))
         if shadow is not None:
             return dict.get(shadow.copy, key, NULL)
@@ -113,8 +134,7 @@ class Writes(Reads):
         if changes is not None and key in changes:
             return changes[key]
         value = dict.get(d, key, NULL)
-        self.identify(key)
-        if type(key) not in LEAVES and id(key) not in self.origin and not issubclass(type(key), type):
+        if self.unknown(key):
             return dict.get(self.shadow(d), key, NULL)
         source = self.item_source(d, key)
         if value is NULL:
@@ -124,14 +144,14 @@ class Writes(Reads):
 
     def dict_has(self, d: dict, key: Any) -> bool:
         """Whether a dict of the world has a key, guarded, without looking at the value."""
+        key = self.real_key(key)
         shadow = self.shadows.get(id(d))
         if shadow is not None:
             return dict.__contains__(shadow.copy, key)
         changes = self.changed.get(id(d))
         if changes is not None and key in changes:
             return changes[key] is not NULL
-        self.identify(key)
-        if type(key) not in LEAVES and id(key) not in self.origin and not issubclass(type(key), type):
+        if self.unknown(key):
             return dict.__contains__(self.shadow(d), key)
         here = dict.__contains__(d, key)
         self.guard(self.item_source(d, key), "present" if here else "absent")
@@ -139,6 +159,7 @@ class Writes(Reads):
 
     def dict_set(self, d: dict, key: Any, value: Any) -> None:
         """Changes (NULL: removes) one key of a dict of the world, in the overlay."""
+        key = self.real_key(key)
         shadow = self.shadows.get(id(d))
         if shadow is not None:
             put(shadow.copy, key, value)
@@ -203,6 +224,8 @@ class Writes(Reads):
 
     def fill(self, base: type, real: Any, copy: Any, source: Source) -> None:
         if base is dict:
+            if any(issubclass(type(k), torch.Tensor) for k in real):
+                raise self.refuse("tensor-key", f"{source}, whose keys are tensors, is read as a whole")
             self.guard_keys(source, real)
             changes = self.changed.pop(id(real), {})
             for key, value in items(real):
@@ -280,7 +303,7 @@ class Writes(Reads):
                 how, target = ("attr", owner) if owner is not None else ("item", d)
                 out.append(
                     Effect(
-                        ("del" if value is NULL else "set") + how, target, key,
+                        ("del" if value is NULL else "set") + how, target, self.fakes.get(id(key), key),
                         None if value is NULL else value)
                 )
         for (_, name), (obj, value) in self.slots.items():

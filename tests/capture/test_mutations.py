@@ -1,7 +1,8 @@
-"""Any state that a captured program has read may change between two calls: the second call gives eager's answer.
+"""Any state that a captured program has read may change between two calls: the second call gives eager's
+answer.
 
-A program is put together from reads; then one of the things they read is changed. MINICOMPILE_FUZZ sets the number
-of examples.
+A program is put together from reads; then one of the things they read is changed. MINICOMPILE_FUZZ sets the
+number of examples.
 """
 
 import os
