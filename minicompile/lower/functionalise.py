@@ -240,8 +240,8 @@ class Functionaliser:
         """Refuses what eager mode refuses, or leaves to chance: writes to elements that share memory."""
         others = [a for a in (*args, *kwargs.values()) if isinstance(a, Fake)]
         for w in written:
-            spec = self.aliases[id(w)].spec
-            if any(s == 0 and n > 1 for n, s in zip(spec.shape, spec.stride)):
+            spec, base = self.aliases[id(w)].spec, self.aliases[id(w)].base.spec
+            if any(s == 0 and n > 1 for x in (spec, base) for n, s in zip(x.shape, x.stride)):
                 raise Refusal("overlap", "a write to an expanded tensor", self.where)
             for o in others:
                 if (

@@ -24,6 +24,7 @@ from plans import (
     spec,
 )
 
+import minicompile
 from minicompile.ir.spec import TensorSpec
 from minicompile.loops.ir import Extern
 
@@ -155,6 +156,17 @@ def test_inputs_with_an_offset(into):
     torch.testing.assert_close(
         build(plan_of([mm], buffers, [Result("o", out.spec)], ["q", "k"]))(q, k)[0], q @ k.t()
     )
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_views_of_inputs_with_an_offset_and_results_laid_out_by_the_library(backend):
+    def fn(x):
+        return (*torch.linalg.svd(x.t()[1:], full_matrices=False), torch.fft.rfft(x[1:].t()).abs(),
+                torch.linalg.eigh(x[1:, 1:] @ x[1:, 1:].mT)[0], torch.sort(x[2:, 1:].t(), 0)[0])
+    x = R(40)[4:].view(6, 6)
+    for got, want in zip(minicompile.compile(fn, backend=backend, fullgraph=True)(x), fn(x)):
+        torch.testing.assert_close(got, want)
+        assert got.stride() == want.stride()
 
 
 def test_nothing_is_recorded_for_autograd():
