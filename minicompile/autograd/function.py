@@ -57,8 +57,8 @@ class Halves:
 
 def viewed(results: list[torch.Tensor], outputs: Sequence[Output], primals: Sequence[torch.Tensor],
            attached: Sequence[int]) -> list[torch.Tensor]:
-    """`results`, in which views of inputs are taken outside of any compiled function, so that the engine knows
-    them as the views they are; those not in `attached` are detached."""
+    """`results`, in which views of inputs are taken outside of any compiled function, so that the engine
+    knows them as the views they are; those not in `attached` are detached."""
     for i, o in enumerate(outputs):
         if o.alias is not None and o.alias[0] == "input":
             base = primals[o.alias[1]]
@@ -115,7 +115,8 @@ class _Function(torch.autograd.Function):
         # apart.
         arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
         whole = len(arrived) == len(split.tangents)          # a formula may give zeros that depend on nothing
-        given = {i: g for i, g, flow in zip(halves.gradients, gradients, split.flows) if whole or flow & arrived}
+        given = {i: g for i, g, flow in zip(halves.gradients, gradients, split.flows)
+                 if whole or flow & arrived}
         return (None, *[given.get(i) for i in range(len(ctx.primals))])
 
 

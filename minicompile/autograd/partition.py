@@ -244,8 +244,8 @@ def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list
 
 def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: list[Node],
               kept: list[Node]) -> Graph:
-    """The nodes between (saved, tangents) and the gradients, on new input nodes; `kept` are copies made by the
-    forward. Gradients are fresh tensors."""
+    """The nodes between (saved, tangents) and the gradients, on new input nodes; `kept` are copies made by
+    the forward. Gradients are fresh tensors."""
     new: dict[Node, Node] = {}
     for i, n in enumerate((*saved, *joint.inputs[primals:])):
         spec = n.tensor if n.op == "input" and n not in kept else dense(n.tensor)
