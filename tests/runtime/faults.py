@@ -61,7 +61,8 @@ def environment(folder: Path, **more: str | None) -> dict[str, str]:
     """That of a fresh user whose cache is folder/cache; None takes a variable out."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MINICOMPILE_", "XDG_")) and k != "CXX"}
     env |= {"PYTHONPATH": str(ROOT), "MINICOMPILE_CACHE_DIR": str(folder / "cache"),
-            "GROUP": str(folder / "group")}
+            "GROUP": str(folder / "group"), "TMPDIR": str(folder / "temporary")}
+    (folder / "temporary").mkdir(exist_ok=True)
     for name, value in more.items():
         env.pop(name, None)
         if value is not None:

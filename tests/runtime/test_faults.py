@@ -77,6 +77,7 @@ print(right(), runs())
     out, err = child.finish()
     assert out.split() == ["interrupted", "True", "executable"]
     assert "KeyboardInterrupt" not in err and ends(group)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def wait_for(file: Path) -> int:
@@ -142,12 +143,12 @@ PLACES = {f.__name__: f for f in (no_home, in_the_way, others_may_write, a_link)
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_cache_folder_that_cannot_be_used(place: str, tmp_path: Path) -> None:
-    env = environment(tmp_path, TMPDIR=str(tmp_path))
+    env = environment(tmp_path)
     PLACES[place](env, tmp_path)
     out, err = run(BOTH, env)
     assert out == "True executable\nTrue executable"
     assert err.count("no disk cache") == 1 and len(err.splitlines()) == 1, err
-    assert not list(tmp_path.glob("making-*"))
+    assert not list((tmp_path / "temporary").glob("making-*"))
 
 
 @pytest.mark.parametrize("state", ["read-only", "full"])
