@@ -9,7 +9,7 @@ so aliasing is torch's own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import CellType, FunctionType
 from typing import Any
 
@@ -323,15 +323,16 @@ class FakeMode(TorchDispatchMode):
         """Nothing here; see `lower.trace`."""
 
 
-# Operators whose results' geometry torch has no rule for, or a rule that the CPU kernel does not follow. It is a
-# function of the arguments' geometry alone, so the kernel is asked, with zeros.
+# Operators whose results' geometry torch has no rule for, or a rule that the CPU kernel does not follow. It
+# is a function of the arguments' geometry alone, so the kernel is asked, with zeros.
 PROBED = frozenset(getattr(getattr(torch.ops.aten, name), overload) for name, _, overload in (
-    text.partition(".") for text in """_fft_c2c.default _fft_c2r.default _fft_r2c.default _linalg_svd.default
-    linalg_eig.default frexp.Tensor ormqr.default geqrf.default max_unpool2d.default _histogramdd_bin_edges.default
-    _histogramdd_from_bin_cts.default histogram.bin_ct _embedding_bag.default
+    text.partition(".") for text in """_fft_c2c.default _fft_c2r.default _fft_r2c.default
+    _linalg_svd.default linalg_eig.default frexp.Tensor ormqr.default geqrf.default max_unpool2d.default
+    _histogramdd_bin_edges.default _histogramdd_from_bin_cts.default histogram.bin_ct _embedding_bag.default
     _embedding_bag_forward_only.default _native_batch_norm_legit.default _native_batch_norm_legit.no_stats
-    _batch_norm_with_update.default _batch_norm_with_update_functional.default multi_margin_loss_backward.default
-    fractional_max_pool3d_backward.default multilabel_margin_loss_backward.default
+    _batch_norm_with_update.default _batch_norm_with_update_functional.default
+    multi_margin_loss_backward.default fractional_max_pool3d_backward.default
+    multilabel_margin_loss_backward.default nonzero_static.default
     multilabel_margin_loss_forward.default""".split()))
 
 

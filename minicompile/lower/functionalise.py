@@ -257,7 +257,8 @@ class Functionaliser:
         """Refuses `out=` tensors for which eager mode may raise: of another dtype, or sharing memory."""
         specs = spec if isinstance(spec, tuple) else (spec,)
         keys = [storage_key(f) for f in written]
-        given = [x for a in args for x in (a if isinstance(a, (tuple, list)) else (a,)) if isinstance(x, Fake)]
+        each = (x for a in args for x in (a if isinstance(a, (tuple, list)) else (a,)))
+        given = [x for x in each if isinstance(x, Fake)]
         keys += {storage_key(f) for f in given}
         if len(set(keys)) < len(keys) or any(s.dtype != f.spec.dtype for s, f in zip(specs, written)):
             raise Refusal("out", f"{op} gets an `out` that shares memory or has another dtype", self.where)

@@ -295,7 +295,7 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> Any:
-    if x.tensor.numel == 0 or not b.source.args[0].tensor.is_contiguous:          # eager raises for the latter
+    if x.tensor.numel == 0 or not b.source.args[0].tensor.is_contiguous:          # eager raises
         return NotImplemented
     outs, shape = b.out, x.tensor.shape
     y = b.reshape(b.widen(x), (n, groups, c // groups * hw))

@@ -199,7 +199,8 @@ def judge(case: Case, how: How, limits: tuple[float, float] | None, values: bool
         usual = all(map(plain, inputs))
         expected = observe(run, copies(inputs), case.grad) if usual else Outcome()
         try:
-            call = (captured if how.capture else lowered)(case, how, done)
+            shared = usual and len({_storage(t) for t in inputs}) < len(inputs)          # capture's business
+            call = (captured if how.capture or shared else lowered)(case, how, done)
             if not usual:
                 return "crash", "an input that is not a plain tensor is compiled", None
             got = observe(call, copies(inputs), case.grad)
@@ -375,7 +376,8 @@ def modules() -> list[Any]:
 
 @dataclass(frozen=True)
 class Module:
-    """One of PyTorch's modules, with what `examine` asks of an operator. Its parameters and buffers are inputs."""
+    """One of PyTorch's modules, with what `examine` asks of an operator. Its parameters and buffers are
+    inputs."""
 
     info: Any
     training: bool
@@ -577,7 +579,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     samples = given.samples if given.samples is not None else 1 if given.backend == "cpp" else 12
     how = How(given.backend, given.compile, given.grad, samples, given.seconds)
     dtypes = [getattr(torch, d) for d in given.dtype] or list(DTYPES)
-    infos = [i for i in (modules if given.modules else database)() if not given.op or i.name in given.op or name_of(i) in given.op]
+    infos = [i for i in (modules if given.modules else database)()
+             if not given.op or i.name in given.op or name_of(i) in given.op]
     todo = [(i, d) for d in dtypes for i in infos if supports(i, d, how.grad)]
     rows, total = [], Counter[str]()
     for row in shared_out(todo, how, not given.quiet, given.jobs):

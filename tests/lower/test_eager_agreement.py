@@ -42,6 +42,8 @@ AGREES: list[tuple[Callable, tuple]] = [
     (lambda: torch.arange(1.0, 5.000001, 2.0, dtype=torch.int64), ()),
     (lambda x: x.polygamma_(1), (torch.rand(3) + 1,)),
     (lambda x: (x * 2).real, (COMPLEX,)),
+    (lambda x: torch.view_as_complex(x * 2), (torch.randn(3, 2),)),
+    (lambda x: torch.view_as_real(x * 2), (COMPLEX,)),
     (lambda x, y: (x @ y).reshape(9), (COMPLEX, torch.randn(4, 3, dtype=torch.complex64))),
     (lambda x, y: torch.add(x, y, out=x), (X.clone(), Y)),
     (lambda x: x.t().unbind(), (torch.zeros(2, 3),)),
