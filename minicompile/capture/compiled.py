@@ -90,14 +90,16 @@ class Compiled:
         fullgraph: bool = False,
         limit: int = 8,
         on_event: Callable[[str, Any], None] | None = None,
+        callees: bool = False,
     ):
+        """callees: what a refused function calls is compiled in its turn."""
         self.function, self.compile_graph, self.fullgraph, self.limit = (
             function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
         self.capture_seconds = 0.0                      # of the last capture
         self.lock = threading.RLock()                   # held while a variant is made
         self.reported: set[tuple[str, Where | None]] = set()  # refusals, callees' included
-        self.is_callee = False
+        self.is_callee, self.callees = False, callees
         self.changes: Counter[Site] = Counter()         # variants made because a value differed there
         self.native = _native.CompiledFunction(function, self.miss)
 
@@ -204,14 +206,15 @@ class Compiled:
         if refusal.code != "few" and not (self.is_callee and place in self.reported):
             self.on_event("refusal", refusal)
         self.reported.add(place)
-        whole = whole or refusal.code in _WHOLE
+        whole = whole or not self.callees or refusal.code in _WHOLE
         program = eager(self.function) if whole else Callees(self.function, self.callee)
         return Entry(None, refusal, guards, {}), program, _slot_sources(self.function), tensors
 
     def callee(self, function: FunctionType) -> Compiled:
         """A Compiled for a function that this one, refused, calls; it reports what is new."""
         child = Compiled(
-            function, _unless_small(self.compile_graph), limit=self.limit, on_event=self.on_event)
+            function, _unless_small(self.compile_graph), limit=self.limit, on_event=self.on_event,
+            callees=True)
         child.reported, child.is_callee = self.reported, True
         return child
 

@@ -128,7 +128,8 @@ class Speculation:
 
         with self.recorder:
             given = (*args[:own], *map(number, args[own:])), {k: number(v) for k, v in kwargs.items()}
-            if not any(a is not b for a, b in zip((*given[0], *given[1].values()), (*args, *kwargs.values()))):
+            before, after = (*args, *kwargs.values()), (*given[0], *given[1].values())
+            if all(a is b for a, b in zip(before, after)):
                 raise refusal
             self.opening.append(func)
             try:
