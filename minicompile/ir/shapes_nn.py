@@ -298,7 +298,7 @@ def _masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor | None:
     ok = (
         same and mask.dtype == torch.bool and (number or isinstance(value, Tensor) and value.dtype == x.dtype)
     )
-    return like(x) if ok else None
+    return fresh(x.shape, x.dtype) if ok else None          # a contiguous clone, filled
 
 
 @rule(aten.fill.Scalar)
@@ -314,7 +314,7 @@ def _arange(*args: Any, dtype: Any = None, **_: Any) -> Tensor | None:
     whole = all(isinstance(v, int) for v in (start, end, step))
     if any(isinstance(v, float) and not math.isfinite(v) for v in (start, end, step)):
         return None
-    if dtype is not None and not dtype.is_floating_point:          # fractions are cut off before it counts
+    if dtype is torch.int64:          # fractions are cut off before it counts; other dtypes count in float64
         start, end, step = int(start), int(end), int(step)
         whole = True
     if not step or (end - start) * step < 0:

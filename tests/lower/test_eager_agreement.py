@@ -40,6 +40,7 @@ AGREES: list[tuple[Callable, tuple]] = [
     (lambda x: torch.linalg.eig(x), (torch.randn(4, 4),)),
     (lambda x: torch.histogram(x, 4), (torch.rand(9),)),
     (lambda: torch.arange(1.0, 5.000001, 2.0, dtype=torch.int64), ()),
+    (lambda: torch.arange(1.0, 5.000001, 2.0, dtype=torch.uint8), ()),
     (lambda x: x.polygamma_(1), (torch.rand(3) + 1,)),
     (lambda x: (x * 2).real, (COMPLEX,)),
     (lambda x: torch.view_as_complex(x * 2), (torch.randn(3, 2),)),
