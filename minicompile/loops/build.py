@@ -197,7 +197,8 @@ class _Builder:
         kept = idx if scan else tuple(i for k, i in enumerate(idx) if k not in dims)
         out = Store(buffer.name, offset_of(kept, buffer.spec.stride))
         par = tuple(a for k, a in axes.items() if k not in dims)
-        combine: str | None = name
+        # the least of booleans is whether all are true
+        combine: str | None = {"amin": "all", "amax": "any"}.get(name, name) if body.dtype is torch.bool else name
         if not reduce_axes and (scan or not name.startswith("arg")):
             combine = None  # over one element
         elif not reduce_axes:
