@@ -89,7 +89,7 @@ class Fake(torch.Tensor):
         )
 
     def __repr__(self, *_: Any, **__: Any) -> str:
-        if torch._C._len_torch_function_stack():  # a captured program asks for its text: the recorder's business
+        if torch._C._len_torch_function_stack():  # a captured program asks: the recorder answers
             return torch.overrides.handle_torch_function(torch.Tensor.__repr__, (self,), self)
         return f"Fake({self.spec})"
 
