@@ -142,7 +142,6 @@ class Partial(Exception):
     def __init__(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]):
         super().__init__(str(refusal))
         self.refusal, self.guards, self.tensors = refusal, guards, tensors
-        self.whole = False  # refused after capture
 
 
 class _DeepStack:

@@ -18,15 +18,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 
 from .. import _native
 from ..config import config
-from ..errors import MinicompileError, Refusal, Where
-from .callees import Callees, eager, parameters
+from ..errors import MinicompileError, Refusal
 from .capture import Capture, Partial, capture, restore_torch_state, torch_state
 from .guards import Guard
 from .native_guards import lower_guards
@@ -36,8 +35,6 @@ from .speculation import Missed, Site
 
 log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
-FEW = 3  # torch calls that a callee of a refused function must make to be compiled
-_WHOLE = frozenset({"raises", "internal", "few"})  # refusals that its callees would share
 PATIENCE = 2  # variants made for other values of a tensor that one line looks at
 
 
@@ -90,16 +87,12 @@ class Compiled:
         fullgraph: bool = False,
         limit: int = 8,
         on_event: Callable[[str, Any], None] | None = None,
-        callees: bool = False,
     ):
-        """callees: what a refused function calls is compiled in its turn."""
         self.function, self.compile_graph, self.fullgraph, self.limit = (
             function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
         self.capture_seconds = 0.0                      # of the last capture
         self.lock = threading.RLock()                   # held while a variant is made
-        self.reported: set[tuple[str, Where | None]] = set()  # refusals, callees' included
-        self.is_callee, self.callees = False, callees
         self.changes: Counter[Site] = Counter()         # variants made because a value differed there
         self.native = _native.CompiledFunction(function, self.miss)
 
@@ -115,7 +108,6 @@ class Compiled:
             entry.forget()
         self.native.entries.clear()
         self.changes.clear()
-        self.reported.clear()
 
     def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
         """A call that no entry stands for: capture and compile it, then run what was compiled."""
@@ -150,8 +142,7 @@ class Compiled:
             entry, program, sources, tensors = self.build(slots)
         except Partial as partial:
             entry, program, sources, tensors = self.refused(
-                partial.refusal, partial.guards, partial.tensors, partial.whole
-            )
+                partial.refusal, partial.guards, partial.tensors)
         except MinicompileError:
             raise
         except Exception as error:
@@ -161,7 +152,7 @@ class Compiled:
                 "%s runs as in eager mode after an internal error\n%s", self.function.__qualname__,
                 traceback.format_exc())
             refusal = Refusal("internal", f"{type(error).__name__}: {error}")
-            entry, program, sources, tensors = self.refused(refusal, (), {}, True)
+            entry, program, sources, tensors = self.refused(refusal, (), {})
         self.enter(entry, program, sources, tensors)
         if entry.refusal is not None:
             return program, tuple(slots)
@@ -181,9 +172,7 @@ class Compiled:
                 else _no_graph
             )
         except Refusal as refusal:
-            partial = Partial(refusal, done.guards, tensors)
-            partial.whole = True
-            raise partial from refusal
+            raise Partial(refusal, done.guards, tensors) from refusal
         finally:
             restore_torch_state(state)  # graphs that switch modes may be left half-way
         name = f"<minicompile {self.function.__qualname__} {next(_numbers)}>"
@@ -196,34 +185,13 @@ class Compiled:
         return entry, speculative, sources + _slot_sources(self.function), tensors
 
     def refused(
-        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any], whole: bool
+        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
     ) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
-        """An entry that runs the function as it is, for calls like this one; what it calls is compiled,
-        unless the refusal concerns the `whole` of it."""
+        """An entry that runs the function as it is, for calls like this one."""
         if self.fullgraph:
             raise refusal
-        place = (refusal.code, refusal.where)  # met once by each callee on the way there
-        if refusal.code != "few" and not (self.is_callee and place in self.reported):
-            self.on_event("refusal", refusal)
-        self.reported.add(place)
-        whole = whole or not self.callees or refusal.code in _WHOLE
-        program = eager(self.function) if whole else Callees(self.function, self.callee)
-        return Entry(None, refusal, guards, {}), program, _slot_sources(self.function), tensors
-
-    def callee(self, function: FunctionType) -> Compiled:
-        """A Compiled for a function that this one, refused, calls; it reports what is new."""
-        child = Compiled(
-            function, _unless_small(self.compile_graph), limit=self.limit, on_event=self.on_event,
-            callees=True)
-        child.reported, child.is_callee = self.reported, True
-        return child
-
-    @property
-    def worth(self) -> bool:
-        """Whether any call runs a graph."""
-        return any(
-            e.capture.has_graph if e.capture is not None else getattr(e.program, "useful", False)
-            for e in self.entries)
+        self.on_event("refusal", refusal)
+        return Entry(None, refusal, guards, {}), eager(self.function), _slot_sources(self.function), tensors
 
     def retry(self, entry: Entry, missed: Missed, slots: list[Any]) -> Any:
         """A call whose data guards fail in an entry that its other guards allow: the other entries are
@@ -322,14 +290,25 @@ def _slot_sources(function: FunctionType) -> list[Source]:
     return [Source.local(i, code.co_varnames[i]) for i in range(parameters(code))]
 
 
-def _unless_small(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
-    def compile_larger(capture: Capture, examples: list[Any]) -> Any:
-        count = sum(n.op not in ("placeholder", "output") for n in capture.gm.graph.nodes)
-        if count < FEW:
-            raise Refusal("few", f"{count} torch calls are not worth a graph")
-        return compile_graph(capture, examples)
+def parameters(code: CodeType) -> int:
+    """How many slots a frame's parameters take, *args and **kwargs included."""
+    return code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
 
-    return compile_larger
+
+def eager(function: FunctionType) -> Callable[..., Any]:
+    """`function` called with the values of its slots, whose frame packs *args and **kwargs."""
+    code = function.__code__
+    positional, keyword = code.co_argcount, code.co_kwonlyargcount
+    has_args, has_kwargs = bool(code.co_flags & 4), bool(code.co_flags & 8)
+    names = code.co_varnames[positional : positional + keyword]
+
+    def run(*slots: Any) -> Any:
+        rest = slots[positional + keyword :]
+        args = rest[0] if has_args else ()
+        kwargs = dict(rest[-1]) if has_kwargs else {}
+        return function(*slots[:positional], *args, **dict(zip(names, slots[positional:])), **kwargs)
+
+    return run
 
 
 def _no_graph(*tensors: Any) -> tuple:

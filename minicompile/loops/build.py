@@ -198,7 +198,8 @@ class _Builder:
         out = Store(buffer.name, offset_of(kept, buffer.spec.stride))
         par = tuple(a for k, a in axes.items() if k not in dims)
         # the least of booleans is whether all are true
-        combine: str | None = {"amin": "all", "amax": "any"}.get(name, name) if body.dtype is torch.bool else name
+        boolean = {"amin": "all", "amax": "any"} if body.dtype is torch.bool else {}
+        combine: str | None = boolean.get(name, name)
         if not reduce_axes and (scan or not name.startswith("arg")):
             combine = None  # over one element
         elif not reduce_axes:

@@ -32,6 +32,7 @@ from ..lower.graphs import same_strides
 from .bisection import bisect, value_differs
 from .programs import Program, generate
 
+log = logging.getLogger("minicompile.fuzz")
 RANDOM = re.compile(r"rand|dropout|bernoulli|multinomial|normal|uniform_|exponential_|rrelu")
 NARROW = re.compile(r"torch\.(float32|float16|bfloat16)\b")
 CPP_ONE_IN = 4
@@ -377,7 +378,8 @@ def shrink(failure: Failure) -> Failure:
                 return best
             try:
                 found = Failure(smaller, judge(smaller), failure.seed)
-            except Exception:  # no longer a program
+            except Exception as error:
+                log.debug("shrinking: no longer a program: %s", error)
                 continue
             if found.reason and found.kind.split(",")[0] == best.kind.split(",")[0]:
                 best, progress = found, True
