@@ -24,7 +24,7 @@ def good(x, y):
 
 def decides(x):
     z = x * 2
-    if z.sum() > 0:
+    if open("/dev/null").read() == "":
         return z
     return -z
 '''
@@ -98,9 +98,9 @@ def test_explain_shows_graph_guards_and_kernels(run: Run, user_file: Path) -> No
 def test_explain_shows_a_refusal_with_the_line_and_a_caret(run: Run, user_file: Path) -> None:
     status, out, err = run("explain", f"{user_file}:decides", "torch.randn(4, 8)")
     assert status == 1, out + err
-    assert "[data-dependent]" in out and "runs as in eager mode" in out
+    assert "[impure-call]" in out and "runs as in eager mode" in out
     assert f"{user_file}:9" in out
-    assert re.search(r"if z\.sum\(\) > 0:\n\s+\^+", out)
+    assert re.search(r'if open\("/dev/null"\)\.read\(\) == "":\n\s+\^+', out)
 
 
 @pytest.mark.parametrize("target, says", [("nofile.py:f", "no file"), ("f", "is not FILE.py:NAME"),
@@ -145,7 +145,7 @@ def test_stop_runs_the_stage_by_its_reference(stage: str) -> None:
 def test_log_topics_go_to_stderr(run: Run, user_file: Path) -> None:
     with config.patch(log="breaks"):
         _, _, err = run("explain", f"{user_file}:decides", "torch.randn(4)")
-    assert re.search(r"\[minicompile\.breaks\] .*data-dependent", err)
+    assert re.search(r"\[minicompile\.breaks\] .*impure-call", err)
     assert "[minicompile.graphs]" not in err
 
 

@@ -49,10 +49,6 @@ def uses_disabled(x):
     return helper(x) + 1
 
 
-def grad_attribute(x):
-    return x.grad
-
-
 GENERATOR = (i for i in range(100))
 
 
@@ -73,7 +69,6 @@ CASES = {
     shape_error: "raises",
     frame_access: "frame-access",
     uses_disabled: "disabled",
-    grad_attribute: "tensor-attribute",
     outside_generator: "external-iterator",
     leaves_grad_mode_changed: "ambient-state",
 }

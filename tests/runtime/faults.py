@@ -116,7 +116,7 @@ def run(body: str, env: dict[str, str], number: int = 1, status: int = 0) -> tup
 def run_fresh(body: str, env: dict[str, str], *words: str) -> subprocess.CompletedProcess:
     """A new interpreter that runs `body` after HEAD, or, without a body, `python *words`."""
     words = ("-c", HEAD.format(number=1) + body) if body else words
-    return subprocess.run([sys.executable, *words], env=env, text=True, capture_output=True, timeout=50)
+    return subprocess.run([sys.executable, *words], env=env, text=True, capture_output=True, timeout=150)
 
 
 def alive(group: int) -> bool:

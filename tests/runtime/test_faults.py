@@ -3,6 +3,7 @@ every time, and nothing is left behind."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -107,7 +108,8 @@ def test_killed_at_random_points(tmp_path: Path) -> None:
     for i in range(12):
         child = Child("right(); right(g2, f2)", env, number=i % 3)
         time.sleep(0.08 * i)
-        os.killpg(child.process.pid, signal.SIGKILL) if i else child.process.kill()
+        with contextlib.suppress(ProcessLookupError):          # it may have come to its end by itself
+            os.killpg(child.process.pid, signal.SIGKILL) if i else child.process.kill()
         child.process.join()
     begin = time.monotonic()
     for number in range(3):
