@@ -15,24 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import gcd, inf
-from threading import Lock
 from typing import Any
-from weakref import WeakValueDictionary
+
+from .intern import interner
 
 Bound = int | float  # an int, or ±inf where nothing is known
-_interned: WeakValueDictionary[tuple, Sym] = WeakValueDictionary()
-_lock = Lock()
-
-
-def _intern(key: tuple, make: Callable[[], Sym]) -> Sym:
-    """The one Sym with this key. Keys hold ids of sub-objects, which the interned Sym keeps alive."""
-    found = _interned.get(key)
-    if found is None:
-        with _lock:
-            found = _interned.get(key)
-            if found is None:
-                _interned[key] = found = make()
-    return found
+_intern = interner()  # the one Sym with a key
 
 
 class Sym:

@@ -7,16 +7,12 @@ dependencies, cost, reference execution, C++ and Triton.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import Lock
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 
+from ..ir.intern import interner
 from ..ir.sym import Sym, Var, free_vars, substitute
-
-_interned: WeakValueDictionary[tuple, Val] = WeakValueDictionary()
-_lock = Lock()
 
 
 class Val:
@@ -87,15 +83,7 @@ class Checked(Val):
     error: int
 
 
-def _intern(key: tuple, make: Callable[[], Val]) -> Any:
-    """The one Val with this key. Keys hold ids of sub-objects, which the interned Val keeps alive."""
-    found = _interned.get(key)
-    if found is None:
-        with _lock:
-            found = _interned.get(key)
-            if found is None:
-                _interned[key] = found = make()
-    return found
+_intern = interner()  # the one Val with a key
 
 
 def _new(cls: type, dtype: torch.dtype, args: tuple[Val, ...], own: frozenset[Var], **fields: Any) -> Any:
