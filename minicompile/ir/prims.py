@@ -92,9 +92,8 @@ def _pointwise(result: str, dtypes: tuple, conditions: int = 0) -> Meta:
         values = [a for a in args[conditions:] if isinstance(a, TensorSpec)]
         need(bool(values), "no tensor says its dtype")
         dtype = values[0].dtype
-        need(
-            all(a.shape == tensors[0].shape for a in tensors), f"shapes differ: {[a.shape for a in tensors]}"
-        )
+        need(all(a.shape == tensors[0].shape for a in tensors),
+             f"shapes differ: {[a.shape for a in tensors]}")
         need(all(v.dtype == dtype for v in values), f"dtypes differ: {[v.dtype for v in values]}")
         need(all(a.dtype == torch.bool for a in args[:conditions]), "the condition is not bool")
         need(not dtypes or dtype in dtypes, f"is not defined for {dtype}")
@@ -108,19 +107,8 @@ def _elementwise(name: str, arity: int, dtypes: tuple, ref: Any, doc: str, cpp: 
     conditions = 1 if name == "where" else 0
     if arity > 1:
         ref = _numbers_too(ref, conditions)
-    PRIMS[name] = Prim(
-        name,
-        "elementwise",
-        doc,
-        ref,
-        _pointwise(result, dtypes, conditions),
-        arity,
-        result,
-        dtypes,
-        cpp or f"mc::{name}({slots})",
-        triton or f"libdevice.{name}({slots})",
-        edges,
-    )
+    PRIMS[name] = Prim(name, "elementwise", doc, ref, _pointwise(result, dtypes, conditions), arity, result,
+                       dtypes, cpp or f"mc::{name}({slots})", triton or f"libdevice.{name}({slots})", edges)
 
 
 def _numbers_too(f: Any, conditions: int) -> Any:
@@ -137,15 +125,8 @@ def _unary_rows() -> None:
         "erfc erfinv lgamma digamma"
     ).split():
         native = name in ("exp", "exp2", "log", "log2", "sin", "cos", "erf")
-        _elementwise(
-            name,
-            1,
-            FLOAT,
-            getattr(torch, name),
-            f"{name}(x)",
-            triton=f"tl.{name}({{0}})" if native else "",
-            edges=(0.5, -0.5, 1.0, -1.0, 2.0, 100.0, -100.0),
-        )
+        _elementwise(name, 1, FLOAT, getattr(torch, name), f"{name}(x)", triton=f"tl.{name}({{0}})"
+                     if native else "", edges=(0.5, -0.5, 1.0, -1.0, 2.0, 100.0, -100.0))
     _elementwise("sqrt", 1, FLOAT, torch.sqrt, "square root", triton="tl.sqrt_rn({0})")
     _elementwise("rsqrt", 1, FLOAT, torch.rsqrt, "1 / sqrt(x)", triton="tl.rsqrt({0})")
     _elementwise("reciprocal", 1, FLOAT, torch.reciprocal, "1 / x", triton="(1 / {0})")
@@ -156,15 +137,8 @@ def _unary_rows() -> None:
     _elementwise("abs", 1, FLOAT + INT, torch.abs, "magnitude", triton="tl.abs({0})")
     _elementwise("sign", 1, FLOAT + INT, torch.sign, "-1, 0 or 1; 0 for NaN",
                  triton="(({0} > 0).to({0}.dtype) - ({0} < 0).to({0}.dtype))")
-    _elementwise(
-        "not",
-        1,
-        INT + BOOL,
-        torch.bitwise_not,
-        "every bit; of a bool: the other one",
-        "mc::not_({0})",
-        "(~{0})",
-    )
+    _elementwise("not", 1, INT + BOOL, torch.bitwise_not, "every bit; of a bool: the other one",
+                 "mc::not_({0})", "(~{0})")
     _elementwise("isnan", 1, FLOAT, torch.isnan, "is it NaN", triton="({0} != {0})", result="bool")
     _elementwise("isinf", 1, FLOAT, torch.isinf, "is it an infinity", triton="(tl.abs({0}) == float('inf'))",
                  result="bool")
@@ -174,15 +148,8 @@ def _unary_rows() -> None:
 def _binary_rows() -> None:
     number = FLOAT + INT
     for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*")):
-        _elementwise(
-            name,
-            2,
-            number,
-            getattr(torch, name),
-            f"a {sign} b; integers wrap",
-            f"mc::{name}({{0}}, {{1}})",
-            f"({{0}} {sign} {{1}})",
-        )
+        _elementwise(name, 2, number, getattr(torch, name), f"a {sign} b; integers wrap",
+                     f"mc::{name}({{0}}, {{1}})", f"({{0}} {sign} {{1}})")
     _elementwise("div", 2, FLOAT, torch.true_divide, "a / b", triton="({0} / {1})")
     _elementwise(
         "floordiv", 2, INT, lambda a, b: torch.div(a, b, rounding_mode="floor"), "a / b rounded down; b != 0"
@@ -190,9 +157,8 @@ def _binary_rows() -> None:
     _elementwise(
         "truncdiv", 2, INT, lambda a, b: torch.div(a, b, rounding_mode="trunc"), "a / b rounded to 0; b != 0"
     )
-    _elementwise(
-        "remainder", 2, number, torch.remainder, "a mod b with b's sign; integers: b != 0", edges=(3.0, -3.0)
-    )
+    _elementwise("remainder", 2, number, torch.remainder, "a mod b with b's sign; integers: b != 0",
+                 edges=(3.0, -3.0))
     _elementwise("fmod", 2, number, torch.fmod, "a mod b with a's sign; integers: b != 0", edges=(3.0, -3.0))
     _elementwise("pow", 2, FLOAT, torch.pow, "a to the power b", edges=(2.0, 0.5, -1.0, 3.0))
     _elementwise("maximum", 2, number, torch.maximum, "the larger; NaN wins",
@@ -208,9 +174,8 @@ def _binary_rows() -> None:
         _elementwise(name, 2, INT + BOOL, getattr(torch, f"bitwise_{name}"), f"a {sign} b on bits or bools",
                      f"mc::{name}_({{0}}, {{1}})", f"({{0}} {sign} {{1}})")
     _elementwise("shl", 2, INT, torch.bitwise_left_shift, "a << b", triton="({0} << {1})")
-    _elementwise(
-        "shr", 2, INT, torch.bitwise_right_shift, "a >> b, copies of the sign come in", triton="({0} >> {1})"
-    )
+    _elementwise("shr", 2, INT, torch.bitwise_right_shift, "a >> b, copies of the sign come in",
+                 triton="({0} >> {1})")
 
 
 def _cast_meta(x: TensorSpec, dtype: torch.dtype) -> tuple[torch.dtype, Shape]:
@@ -232,10 +197,8 @@ def _iota(n: int, start: Any, step: Any, dtype: torch.dtype) -> Tensor:
 
 def _expand_meta(x: TensorSpec, shape: Shape) -> tuple[torch.dtype, Shape]:
     lead = len(shape) - len(x.shape)
-    need(
-        lead >= 0 and all(a in (1, b) for a, b in zip(x.shape, shape[lead:])),
-        f"{x.shape} does not expand to {shape}",
-    )
+    need(lead >= 0 and all(a in (1, b) for a, b in zip(x.shape, shape[lead:])),
+         f"{x.shape} does not expand to {shape}")
     return x.dtype, tuple(shape)
 
 
@@ -279,10 +242,8 @@ def _pad_meta(x: TensorSpec, low: Shape, high: Shape, value: Any) -> tuple[torch
 
 def _cat_meta(xs: tuple[TensorSpec, ...], dim: int) -> tuple[torch.dtype, Shape]:
     first = xs[0]
-    need(
-        0 <= dim < first.ndim and all(x.dtype == first.dtype for x in xs),
-        "parts differ in dtype, or bad dimension",
-    )
+    need(0 <= dim < first.ndim and all(x.dtype == first.dtype for x in xs),
+         "parts differ in dtype, or bad dimension")
     rest = [(*x.shape[:dim], *x.shape[dim + 1:]) for x in xs]
     need(all(r == rest[0] for r in rest), f"parts do not fit: {[x.shape for x in xs]}")
     return first.dtype, (*first.shape[:dim], sum(x.shape[dim] for x in xs), *first.shape[dim + 1:])
@@ -347,9 +308,8 @@ def _rows_without_arithmetic() -> None:
 BAD_INDEX = ("IndexError", "index out of range")
 
 
-def _checked(
-    x: Tensor, indices: tuple[Tensor, ...], checked: bool, error: tuple[str, str]
-) -> tuple[Tensor, ...]:
+def _checked(x: Tensor, indices: tuple[Tensor, ...], checked: bool,
+             error: tuple[str, str]) -> tuple[Tensor, ...]:
     for n, i in zip(x.shape, indices):
         bad = (i < 0) | (i >= n)
         if checked and bool(bad.any()):
@@ -358,19 +318,16 @@ def _checked(
     return indices
 
 
-def _gather(
-    x: Tensor, indices: tuple[Tensor, ...], checked: bool = True, error: tuple[str, str] = BAD_INDEX
-) -> Tensor:
+def _gather(x: Tensor, indices: tuple[Tensor, ...], checked: bool = True,
+            error: tuple[str, str] = BAD_INDEX) -> Tensor:
     return x[_checked(x, indices, checked, error)] if indices else x.clone()
 
 
 def _gather_meta(x: TensorSpec, indices: tuple[TensorSpec, ...], checked: bool = True,
                  error: tuple[str, str] = BAD_INDEX) -> tuple[torch.dtype, Shape]:
     need(len(indices) == x.ndim, f"{len(indices)} indices for {x.ndim} dimensions")
-    need(
-        all(i.dtype == torch.int64 and i.shape == indices[0].shape for i in indices),
-        "indices differ, or are not int64",
-    )
+    need(all(i.dtype == torch.int64 and i.shape == indices[0].shape for i in indices),
+         "indices differ, or are not int64")
     return x.dtype, indices[0].shape if indices else ()
 
 
@@ -390,14 +347,8 @@ def _scatter(x: Tensor, indices: tuple[Tensor, ...], src: Tensor, mode: str, che
     return out.reshape(x.shape)
 
 
-def _scatter_meta(
-    x: TensorSpec,
-    indices: tuple[TensorSpec, ...],
-    src: TensorSpec,
-    mode: str,
-    checked: bool = True,
-    error: tuple[str, str] = BAD_INDEX,
-) -> tuple[torch.dtype, Shape]:
+def _scatter_meta(x: TensorSpec, indices: tuple[TensorSpec, ...], src: TensorSpec, mode: str,
+                  checked: bool = True, error: tuple[str, str] = BAD_INDEX) -> tuple[torch.dtype, Shape]:
     _gather_meta(x, indices, checked, error)
     need(src.dtype == x.dtype and all(i.shape == src.shape for i in indices), "src does not fit")
     need(mode in ("set", "add", "mul", "amin", "amax"), f"no mode {mode}")
@@ -421,16 +372,12 @@ def _reduction(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Shape], Tenso
 def _reduce_rows() -> None:
     def meta_of(result: str, dtypes: tuple, name: str) -> Meta:
         def meta(x: TensorSpec, dims: Shape) -> tuple[torch.dtype, Shape]:
-            need(
-                all(0 <= d < x.ndim for d in dims) and tuple(sorted(set(dims))) == tuple(dims),
-                f"bad dims {dims}",
-            )
+            need(all(0 <= d < x.ndim for d in dims) and tuple(sorted(set(dims))) == tuple(dims),
+                 f"bad dims {dims}")
             need(not dtypes or x.dtype in dtypes, f"is not defined for {x.dtype}")
             empty = name not in ("sum", "prod", "any", "all") and any(x.shape[d] == 0 for d in dims)
-            need(
-                not empty or x.numel != 0 or 0 in [x.shape[d] for d in range(x.ndim) if d not in dims],
-                "nothing to reduce",
-            )
+            need(not empty or x.numel != 0 or 0 in [x.shape[d] for d in range(x.ndim) if d not in dims],
+                 "nothing to reduce")
             dtype = torch.int64 if result == "int64" else x.dtype
             return dtype, tuple(n for d, n in enumerate(x.shape) if d not in dims)
         return meta
@@ -447,15 +394,8 @@ def _reduce_rows() -> None:
         ("argmin", "int64", number, lambda x: x.argmin(-1)),
     ]
     for name, result, dtypes, f in rows:
-        PRIMS[name] = Prim(
-            name,
-            "reduce",
-            f"{name} over dims, which go",
-            _reduction(f),
-            meta_of(result, dtypes, name),
-            result=result,
-            dtypes=dtypes,
-        )
+        PRIMS[name] = Prim(name, "reduce", f"{name} over dims, which go", _reduction(f),
+                           meta_of(result, dtypes, name), result=result, dtypes=dtypes)
     scans: list[tuple[str, Any]] = [
         ("sum", lambda x, dim: x.cumsum(dim, dtype=x.dtype)),
         ("prod", lambda x, dim: x.cumprod(dim, dtype=x.dtype)),
@@ -475,9 +415,8 @@ def _reduce_rows() -> None:
 
 _unary_rows()
 _binary_rows()
-_elementwise(
-    "where", 3, ANY, torch.where, "a where the condition holds, else b", triton="tl.where({0}, {1}, {2})"
-)
+_elementwise("where", 3, ANY, torch.where, "a where the condition holds, else b",
+             triton="tl.where({0}, {1}, {2})")
 PRIMS["cast"] = Prim(
     "cast",
     "elementwise",

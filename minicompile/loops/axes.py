@@ -64,9 +64,7 @@ def split_axes(loop: Loop) -> Loop:
         for a in loop.axes if loop.is_scan else loop.axes + loop.reduce_axes:  # a scan runs along one axis
             sizes = factor(int(a.size), divisors.get(a.var, ()))
             if sizes:
-                parts = axes[a] = tuple(
-                    axis(f"{a.var.name}{'abcdefgh'[k]}", n) for k, n in enumerate(sizes)
-                )
+                parts = axes[a] = tuple(axis(f"{a.var.name}{'abcdefgh'[k]}", n) for k, n in enumerate(sizes))
                 env[a.var] = _joined(parts)
         if not env:
             break
@@ -85,24 +83,13 @@ def _expand(axes: tuple[Axis, ...], split: dict[Axis, tuple[Axis, ...]]) -> tupl
     return tuple(p for a in axes for p in split.get(a, (a,)))
 
 
-def rename(
-    loop: Loop,
-    env: dict[Var, Sym | int],
-    axes: tuple[Axis, ...],
-    reduce_axes: tuple[Axis, ...],
-    memo: dict[Val, Val] | None = None,
-) -> Loop:
+def rename(loop: Loop, env: dict[Var, Sym | int], axes: tuple[Axis, ...], reduce_axes: tuple[Axis, ...],
+           memo: dict[Val, Val] | None = None) -> Loop:
     """The loop over other axes; env says what its old variables are in terms of the new ones."""
     memo = {} if memo is None else memo
-    out = Store(
-        loop.out.buffer,
-        substitute(loop.out.index, env),
-        loop.out.mode,
-        tuple((v, rewrite(x, env, memo=memo)) for v, x in loop.out.indirect),
-    )
-    return replace(
-        loop, axes=axes, reduce_axes=reduce_axes, body=rewrite(loop.body, env, memo=memo), out=out
-    )
+    out = Store(loop.out.buffer, substitute(loop.out.index, env), loop.out.mode,
+                tuple((v, rewrite(x, env, memo=memo)) for v, x in loop.out.indirect))
+    return replace(loop, axes=axes, reduce_axes=reduce_axes, body=rewrite(loop.body, env, memo=memo), out=out)
 
 
 def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
@@ -125,15 +112,9 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
     place: Sym | int = outer.var
     for a, step in zip(loop.axes, contiguous_stride(sizes)):
         place = place + a.var * step
-    partial = rename(
-        loop,
-        {first.var: outer.var * inner.size + inner.var},
-        (*loop.axes, outer),
-        (inner, *loop.reduce_axes[1:]),
-    )
-    partial = replace(
-        partial, name=loop.name + "_parts", out=Store(name, place), store_dtype=loop.body.dtype
-    )
+    partial = rename(loop, {first.var: outer.var * inner.size + inner.var}, (*loop.axes, outer),
+                     (inner, *loop.reduce_axes[1:]))
+    partial = replace(partial, name=loop.name + "_parts", out=Store(name, place), store_dtype=loop.body.dtype)
     total = replace(loop, reduce_axes=(outer,), body=load(name, place, loop.body.dtype))
     return [partial, total]
 

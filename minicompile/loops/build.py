@@ -59,17 +59,10 @@ class _Builder:
             self._node(n)
         copies = [self._output(j) for j in range(len(g.outputs))]
         self._writes()
-        return Loops(
-            self.buffers,
-            tuple(self.steps),
-            tuple(copies),
-            tuple(f"in{i}" for i in range(len(g.inputs))),
-            tuple(self.constants),
-            tuple(self.values.errors),
-            self.notes,
-            g.returned,
-            tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]),
-        )
+        return Loops(self.buffers, tuple(self.steps), tuple(copies),
+                     tuple(f"in{i}" for i in range(len(g.inputs))), tuple(self.constants),
+                     tuple(self.values.errors), self.notes, g.returned,
+                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]))
 
     # ---- buffers ----
 
@@ -101,9 +94,8 @@ class _Builder:
     def _node(self, n: Node) -> None:
         kind = kind_of(n)
         if n.op == "constant":
-            self._bind(
-                n, Buffer(self._fresh(f"c{len(self.constants)}"), "constant", n.tensor, len(self.constants))
-            )
+            self._bind(n, Buffer(self._fresh(f"c{len(self.constants)}"), "constant", n.tensor,
+                                 len(self.constants)))
             self.constants.append(n.args[0])
         elif kind == "extern":
             self._extern(n)
@@ -138,44 +130,29 @@ class _Builder:
         made = 0
         while todo:
             box = todo.pop(0)
-            axes = tuple(
-                axis(f"i{k}", stop - start) for k, (start, stop) in enumerate(box) if stop - start != 1
-            )
+            axes = tuple(axis(f"i{k}", stop - start) for k, (start, stop) in enumerate(box)
+                         if stop - start != 1)
             by_name = {a.var.name: a.var for a in axes}
-            idx: Indices = tuple(
-                by_name[f"i{k}"] + start if stop - start != 1 else start
-                for k, (start, stop) in enumerate(box)
-            )
+            idx: Indices = tuple(by_name[f"i{k}"] + start if stop - start != 1 else start for k,
+                                 (start, stop) in enumerate(box))
             self.values.splits = made + len(todo) < BOXES or len(todo) + made == 0
             try:
                 self.values.compute(n, idx) if own else self.values.of(n, idx)
             except Undecided as u:
                 k = int(u.var.name[1:])
                 start, stop = box[k]
-                todo[:0] = [
-                    (*box[:k], part, *box[k + 1 :])
-                    for part in ((start, start + u.point), (start + u.point, stop))
-                ]
+                todo[:0] = [(*box[:k], part, *box[k + 1 :]) for part in ((start, start + u.point),
+                    (start + u.point, stop))]
                 continue
             finally:
                 self.values.splits = False
             made += 1
             yield (axes, idx), idx
 
-    def _loop(
-        self,
-        n: Node,
-        name: str,
-        axes: tuple[Axis, ...],
-        reduce_axes: tuple[Axis, ...],
-        combine: str | None,
-        body: Val,
-        out: Store,
-    ) -> None:
+    def _loop(self, n: Node, name: str, axes: tuple[Axis, ...], reduce_axes: tuple[Axis, ...],
+              combine: str | None, body: Val, out: Store) -> None:
         axes = tuple(sorted(axes, key=lambda a: -(coefficient(out.index, a.var) or 0)))
-        loop = Loop(
-            name, axes, reduce_axes, combine, body, out, self.buffers[out.buffer].spec.dtype, n.where
-        )
+        loop = Loop(name, axes, reduce_axes, combine, body, out, self.buffers[out.buffer].spec.dtype, n.where)
         self.steps += split_reduction(split_axes(loop), self.buffers)
 
     def _reduce(self, n: Node) -> None:
@@ -185,9 +162,7 @@ class _Builder:
         shape = src.tensor.shape
         given = (argument(n, 1, "dim"),) if scan else tuple(argument(n, 1, "dims"))
         dims = tuple(d % max(len(shape), 1) for d in given)
-        axes = {
-            k: axis(f"r{k}" if k in dims else f"i{k}", size) for k, size in enumerate(shape) if size != 1
-        }
+        axes = {k: axis(f"r{k}" if k in dims else f"i{k}", size) for k, size in enumerate(shape) if size != 1}
         idx: Indices = tuple(axes[k].var if k in axes else 0 for k in range(len(shape)))
         body = self.values.of(src, idx)
         if body.dtype is not n.tensor.dtype and name in ("any", "all"):
@@ -215,15 +190,8 @@ class _Builder:
         axes = tuple(axis(f"i{k}", size) for k, size in enumerate(shape) if size != 1)
         by_name = {a.var.name: a.var for a in axes}
         idx = tuple(by_name.get(f"i{k}", 0) for k in range(len(shape)))
-        self._loop(
-            n,
-            f"{n.name}_base",
-            axes,
-            (),
-            None,
-            self.values.of(base, idx),
-            Store(buffer.name, offset_of(idx, buffer.spec.stride)),
-        )
+        self._loop(n, f"{n.name}_base", axes, (), None, self.values.of(base, idx),
+                   Store(buffer.name, offset_of(idx, buffer.spec.stride)))
         points = next((a.tensor.shape for a in (src, *indices) if isinstance(a, Node)), ())
         axes = tuple(axis(f"i{k}", size) for k, size in enumerate(points) if size != 1)
         by_name = {a.var.name: a.var for a in axes}
@@ -231,9 +199,8 @@ class _Builder:
         where, pairs = self.values.indirect(indices, shape, at, TOP, n)
         place = offset_of(where, buffer.spec.stride)
         body = self.values.of(src, at) if isinstance(src, Node) else const(src, n.tensor.dtype)
-        loop = Loop(
-            n.name, axes, (), None, body, Store(buffer.name, place, mode, pairs), n.tensor.dtype, n.where
-        )
+        loop = Loop(n.name, axes, (), None, body, Store(buffer.name, place, mode, pairs), n.tensor.dtype,
+                    n.where)
         self.steps.append(loop)
 
     # ---- library kernels ----
@@ -287,12 +254,8 @@ class _Builder:
         if name in self.buffers:
             return name
         own = self.values.buffers.get(o.node)
-        if (
-            own is not None
-            and own.kind == "extern"
-            and self.outputs.get(o.node) == j
-            and own.spec.stride == o.spec.stride
-        ):
+        if (own is not None and own.kind == "extern" and self.outputs.get(o.node) == j
+                and own.spec.stride == o.spec.stride):
             return own.name
         target = Buffer(name, "output", o.spec.with_(offset=0), j)
         self.buffers[name] = target

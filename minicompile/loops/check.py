@@ -39,9 +39,8 @@ def check_loops(loops: Loops) -> None:
             if name not in stored:
                 raise CheckError(stage, step.name, f"reads {name} before anything is stored there")
             if name in overwritten and not (name in writes and _reads_what_it_stores(step, name)):
-                raise CheckError(
-                    stage, step.name, f"reads {name} after {overwritten[name]} has overwritten it"
-                )
+                raise CheckError(stage, step.name,
+                                 f"reads {name} after {overwritten[name]} has overwritten it")
             read.setdefault(name, step.name)
         for name in writes:
             kind = loops.buffers[name].kind
@@ -82,9 +81,8 @@ def same_layout(a: TensorSpec, b: TensorSpec) -> bool:
     return a.numel == 0 or all(n == 1 or s == t for n, s, t in zip(a.shape, a.stride, b.stride))
 
 
-def check_step(
-    stage: str, step: Loop | Extern, buffers: Mapping[str, Buffer], errors: int
-) -> tuple[list[str], list[str]]:
+def check_step(stage: str, step: Loop | Extern, buffers: Mapping[str, Buffer],
+               errors: int) -> tuple[list[str], list[str]]:
     """Verifies one step by itself; gives the buffers it (reads, writes)."""
     for name in names_in(step):
         if name not in buffers:
@@ -127,17 +125,14 @@ def check_view(stage: str, step: str, v: View, b: Buffer) -> None:
 # ---- loops ----
 
 
-def _check_loop(
-    stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: int
-) -> tuple[list[str], list[str]]:
+def _check_loop(stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: int) -> tuple[list[str],
+    list[str]]:
     def bad(reason: str) -> CheckError:
         return CheckError(stage, loop.name, reason)
 
     if loop.combine is not None and loop.combine not in (*REDUCTIONS, *SCANS):
         raise bad(f"unknown combine {loop.combine!r}")
-    if bool(loop.reduce_axes) != (loop.combine is not None) or (
-        loop.is_scan and len(loop.reduce_axes) != 1
-    ):
+    if bool(loop.reduce_axes) != (loop.combine is not None) or (loop.is_scan and len(loop.reduce_axes) != 1):
         raise bad(f"combine {loop.combine} over {len(loop.reduce_axes)} axes")
     for a in (*loop.axes, *loop.reduce_axes):
         if isinstance(a.size, int) and a.size > 0 and bounds(a.var) != (0, a.size - 1):
@@ -152,9 +147,8 @@ def _check_loop(
     _check_vals(stage, loop, buffers, errors)
     inner = {a.var for a in (*loop.axes, *loop.reduce_axes)}
     free = {v for x in loop.values() for v in x.vars} - inner
-    stray = free | (
-        free_vars(loop.out.index) - {a.var for a in loop.store_axes} - {v for v, _ in loop.out.indirect}
-    )
+    stray = free | (free_vars(loop.out.index) - {a.var for a in loop.store_axes} -
+                    {v for v, _ in loop.out.indirect})
     if stray:
         raise bad(f"uses {', '.join(map(str, stray))}, over which it does not run")
     _in_bounds(bad, f"store to {target.name}", loop.out.index, target.spec.storage_numel)
@@ -245,19 +239,15 @@ def _check_filled(stage: str, b: Buffer, loops: list[Loop]) -> None:
         return
     if b.spec.storage_numel > ENUMERATED:
         if sum(counts) > whole and len(loops) == 1:
-            raise CheckError(
-                stage, loops[0].name, f"stores {counts[0]} values into the {whole} elements of {b.name}"
-            )
+            raise CheckError(stage, loops[0].name,
+                             f"stores {counts[0]} values into the {whole} elements of {b.name}")
         return
     hits = torch.zeros(b.spec.storage_numel, dtype=torch.int32)
     for loop in loops:
         if _points(loop):
             where = torch.as_tensor(_all_indices(loop)).reshape(-1)
-            hits.scatter_add_(
-                0,
-                where.expand(_points(loop)) if where.numel() == 1 else where,
-                torch.ones(_points(loop), dtype=torch.int32),
-            )
+            hits.scatter_add_(0, where.expand(_points(loop)) if where.numel() == 1 else where,
+                              torch.ones(_points(loop), dtype=torch.int32))
     filled = int((hits > 0).sum())
     if filled < whole:
         raise CheckError(stage, loops[-1].name, f"fills {filled} of the {whole} elements of {b.name}")

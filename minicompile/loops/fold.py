@@ -32,11 +32,8 @@ def fold(prim: str, args: tuple[Val, ...], dtype: torch.dtype) -> Val | None:
         return _logical(prim, args)
     if prim == "cast":
         s = integer(args[0])
-        return (
-            index(s, dtype)
-            if s is not None and dtype in (torch.int64, torch.float32, torch.float64) and exact(s, dtype)
-            else None
-        )
+        return (index(s, dtype) if s is not None and dtype in (torch.int64, torch.float32, torch.float64) and
+                exact(s, dtype) else None)
     syms = [integer(a) for a in args]
     if len(syms) != 2 or syms[0] is None or syms[1] is None:
         return None
@@ -88,12 +85,7 @@ def _two(prim: str, a: Sym | int, b: Sym | int, dtype: torch.dtype) -> Val | Non
 
 def _compare(prim: str, difference: Sym | int) -> Val | None:
     lo, hi = bounds(difference)
-    never, always = {
-        "lt": (lo >= 0, hi < 0),
-        "le": (lo > 0, hi <= 0),
-        "gt": (hi <= 0, lo > 0),
-        "ge": (hi < 0, lo >= 0),
-        "eq": (lo > 0 or hi < 0, lo == hi == 0),
-        "ne": (lo == hi == 0, lo > 0 or hi < 0),
-    }.get(prim, (False, False))
+    never, always = {"lt": (lo >= 0, hi < 0), "le": (lo > 0, hi <= 0), "gt": (hi <= 0, lo > 0),
+                     "ge": (hi < 0, lo >= 0), "eq": (lo > 0 or hi < 0, lo == hi == 0),
+                     "ne": (lo == hi == 0, lo > 0 or hi < 0)}.get(prim, (False, False))
     return const(always, torch.bool) if never or always else None

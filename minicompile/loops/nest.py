@@ -130,9 +130,8 @@ class Loop:
         if self.combine:
             body = f"{self.combine}({', '.join(map(str, self.reduce_axes))})({body})"
         dtype = str(self.store_dtype).removeprefix("torch.")
-        return f"{self.name}: for {axes}: {self.out} {sign} {body}  # {dtype}" + (
-            f" | {self.where}" if self.where else ""
-        )
+        return f"{self.name}: for {axes}: {self.out} {sign} {body}  # {dtype}" + (f" | {self.where}"
+            if self.where else "")
 
 
 @dataclass(frozen=True, slots=True)

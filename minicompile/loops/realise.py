@@ -45,13 +45,8 @@ def out_variant(op: Any) -> Any:
         outs = [a for a in arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in arguments if not a.is_out]
         tensors = all(str(a.type) == "Tensor" for a in outs)
-        if (
-            outs
-            and tensors
-            and len(outs) == len(op._schema.returns)
-            and rest == own
-            and torch.Tag.generated not in other.tags
-        ):
+        if (outs and tensors and len(outs) == len(op._schema.returns) and rest == own and torch.Tag.generated
+            not in other.tags):
             return other
     return None
 
@@ -78,9 +73,7 @@ class Decisions:
     windows: dict[Node, list[tuple[Node, Node]]] = field(default_factory=dict)
 
 
-def why_realise(
-    name: str, cost: Cost, itemsize: int, uses: int, evaluations: int, numel: int
-) -> str | None:
+def why_realise(name: str, cost: Cost, itemsize: int, uses: int, evaluations: int, numel: int) -> str | None:
     """A reason to give a value memory, or None: it is computed at each use.
 
     uses          places that read it, counting readers at the same point of the same loop once
@@ -149,9 +142,7 @@ def _argument(call: Node, a: Node, d: Decisions) -> None:
 
 
 def _same_stride(window: TensorSpec, spec: TensorSpec) -> bool:
-    return spec.numel == 0 or all(
-        n == 1 or s == t for n, s, t in zip(spec.shape, window.stride, spec.stride)
-    )
+    return spec.numel == 0 or all(n == 1 or s == t for n, s, t in zip(spec.shape, window.stride, spec.stride))
 
 
 def _any_stride(call: Node, window: TensorSpec) -> bool:
@@ -196,20 +187,11 @@ def _uses(graph: Graph, d: Decisions, costs: dict[Node, Cost]) -> None:
     for i, n in graph.writes:
         keys[n]["write", i] = n.tensor.numel
     for n in reversed(graph.nodes):
-        if (
-            isinstance(n.spec, TensorSpec)
-            and kind_of(n) not in ("constant", "create")
-            and n not in d.reasons
-        ):
+        if (isinstance(n.spec, TensorSpec) and kind_of(n) not in ("constant", "create") and n
+            not in d.reasons):
             if kind_of(n) != "view" or name_of(n) not in VIEWS:
-                reason = why_realise(
-                    name_of(n),
-                    costs[n],
-                    n.spec.dtype.itemsize,
-                    len(keys[n]),
-                    sum(keys[n].values()),
-                    n.spec.numel,
-                )
+                reason = why_realise(name_of(n), costs[n], n.spec.dtype.itemsize, len(keys[n]),
+                                     sum(keys[n].values()), n.spec.numel)
                 if reason:
                     d.reasons[n] = reason
         for a, key, evaluations in _reads(n, d.reasons, keys[n]):

@@ -89,9 +89,8 @@ def run_loops(loops: Loops, inputs: Sequence[Tensor]) -> list[Tensor]:
     return results(loops, memory)
 
 
-def start(
-    buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Tensor], constants: Sequence[Tensor]
-) -> Memory:
+def start(buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Tensor],
+          constants: Sequence[Tensor]) -> Memory:
     """Memory with inputs and constants bound."""
     memory = Memory(buffers)
     if len(names) != len(inputs):
@@ -226,11 +225,8 @@ def _combine(loop: Loop, x: Tensor, par: int) -> Tensor:
     points = x.shape[:par]
     if loop.is_scan:
         return _scan(loop.combine or "", x)
-    x = (
-        x.reshape(*points, x.shape[par:].numel())
-        if x.numel() or loop.combine in ("sum", "prod", "any", "all")
-        else x
-    )
+    x = (x.reshape(*points, x.shape[par:].numel()) if x.numel() or
+         loop.combine in ("sum", "prod", "any", "all") else x)
     if x.dim() != par + 1:
         x = x.new_empty((*points, 0))
     match loop.combine:
@@ -264,9 +260,8 @@ def _scan(combine: str, x: Tensor) -> Tensor:
 def _store(loop: Loop, value: Tensor, memory: Memory, memo: dict[Val, Tensor], grid: Grid) -> None:
     out, flat = loop.out, memory.get(loop.out.buffer)
     if flat.dtype != loop.store_dtype:
-        raise CheckError(
-            "run", loop.name, f"stores {loop.store_dtype} into {out.buffer}, which is {flat.dtype}"
-        )
+        raise CheckError("run", loop.name,
+                         f"stores {loop.store_dtype} into {out.buffer}, which is {flat.dtype}")
     value = value.expand(grid.shape)
     if 0 in grid.shape:
         return
@@ -287,9 +282,8 @@ def scatter(flat: Tensor, where: Tensor, value: Tensor, mode: str) -> None:
     stays."""
     if mode != "set":
         if flat.dtype is torch.bool:
-            flat.copy_(
-                flat.to(torch.uint8).scatter_reduce(0, where, value.to(torch.uint8), TENSOR[mode]).bool()
-            )
+            flat.copy_(flat.to(torch.uint8).scatter_reduce(0, where, value.to(torch.uint8),
+                TENSOR[mode]).bool())
         else:
             flat.scatter_reduce_(0, where, value, TENSOR[mode], include_self=True)
         return

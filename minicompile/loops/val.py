@@ -99,24 +99,13 @@ def _sym_key(s: Sym | int) -> tuple:
     return ("int", s) if isinstance(s, int) else ("sym", id(s))
 
 
-def load(
-    buffer: str,
-    index: Sym | int,
-    dtype: torch.dtype,
-    indirect: tuple[tuple[Var, Val], ...] = (),
-    mask: Val | None = None,
-) -> Load:
+def load(buffer: str, index: Sym | int, dtype: torch.dtype, indirect: tuple[tuple[Var, Val], ...] = (),
+         mask: Val | None = None) -> Load:
     """See Load. Pairs whose variable the index does not use are dropped."""
     used = free_vars(index)
     indirect = tuple(p for p in indirect if p[0] in used)
-    key = (
-        "load",
-        buffer,
-        *_sym_key(index),
-        dtype,
-        *((id(v), id(x)) for v, x in indirect),
-        id(mask) if mask else None,
-    )
+    key = ("load", buffer, *_sym_key(index), dtype, *((id(v), id(x)) for v, x in indirect), id(mask)
+           if mask else None)
     args = tuple(x for _, x in indirect) + ((mask,) if mask else ())
     own = used.difference(v for v, _ in indirect)
     return _intern(
@@ -156,9 +145,7 @@ def checked(value: Val, lo: int, hi: Sym | int, error: int) -> Val:
     if isinstance(value, Index) and isinstance(hi, int) and value.sym.lo >= lo and value.sym.hi < hi:
         return value
     key = ("checked", id(value), lo, *_sym_key(hi), error)
-    return _intern(
-        key, lambda: _new(Checked, value.dtype, (value,), frozenset(), lo=lo, hi=hi, error=error)
-    )
+    return _intern(key, lambda: _new(Checked, value.dtype, (value,), frozenset(), lo=lo, hi=hi, error=error))
 
 
 def walk(v: Val) -> list[Val]:

@@ -59,9 +59,8 @@ class Values:
         """node[idx]. Raises Undecided (only while `splits`) where a concatenation leaves it open."""
         found = self.buffers.get(node)
         if found is not None:
-            return load(
-                found.name, offset_of(idx, found.spec.stride), found.spec.dtype, ctx.indirect, ctx.mask
-            )
+            return load(found.name, offset_of(idx, found.spec.stride), found.spec.dtype, ctx.indirect,
+                        ctx.mask)
         return self.compute(node, idx, ctx)
 
     def compute(self, node: Node, idx: Indices, ctx: Context = TOP) -> Val:
@@ -174,9 +173,8 @@ class Values:
         where, pairs = self.indirect(argument(node, 1, "indices"), src.tensor.shape, idx, ctx, node)
         return self.of(src, where, Context(ctx.mask, pairs))
 
-    def indirect(
-        self, indices: Sequence[Node], shape: Sequence[int], idx: Indices, ctx: Context, node: Node
-    ) -> tuple[Indices, tuple[tuple[Var, Val], ...]]:
+    def indirect(self, indices: Sequence[Node], shape: Sequence[int], idx: Indices, ctx: Context,
+                 node: Node) -> tuple[Indices, tuple[tuple[Var, Val], ...]]:
         """The place that index tensors (read at idx) point to, and the variables that stand for what was
         read."""
         pairs = list(ctx.indirect)
@@ -188,9 +186,8 @@ class Values:
             v = self._operand(a, idx, ctx, torch.int64, node)
             if isinstance(v, Const):
                 v = index(int(v.value), torch.int64)
-            known = isinstance(v, Const) or (
-                isinstance(v, Index) and bounds(v.sym)[0] >= 0 and bounds(v.sym)[1] < n
-            )
+            known = isinstance(v, Const) or (isinstance(v, Index) and bounds(v.sym)[0] >= 0 and
+                                             bounds(v.sym)[1] < n)
             if ctx.mask is not None and not known:  # what is masked away must not raise
                 v = apply("where", (ctx.mask, v, const(0, v.dtype)), v.dtype)
             if check:

@@ -106,9 +106,8 @@ def _index(b: Builder, x: Node, indices: Any) -> Any:
 
 # ---- writing --------------------------------------------------------------------------------------
 
-def scatter(
-    b: Builder, x: Node, indices: tuple[Node, ...], source: Node, mode: str, error: tuple[str, str]
-) -> Any:
+def scatter(b: Builder, x: Node, indices: tuple[Node, ...], source: Node, mode: str,
+            error: tuple[str, str]) -> Any:
     """One scatter prim; what accumulates in narrow floats or bools goes to the ATen kernel."""
     dtype = x.tensor.dtype
     if mode != "set" and (dtype is torch.bool or dtype.is_floating_point and dtype.itemsize < 4):
@@ -144,9 +143,8 @@ MODES = {"sum": "add", "add": "add", "prod": "mul", "multiply": "mul", "amin": "
 
 
 @rule(aten.scatter_reduce.two)
-def _scatter_reduce(
-    b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *, include_self: bool = True
-) -> Any:
+def _scatter_reduce(b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *,
+                    include_self: bool = True) -> Any:
     if not include_self or reduction not in MODES:
         return NotImplemented
     return _scatter_along(b, x, dim, index, source, MODES[reduction])
@@ -164,22 +162,15 @@ def _index_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: 
     dim %= x.tensor.ndim
     shape = tuple(index.tensor.shape[0] if d == dim else n for d, n in enumerate(x.tensor.shape))
     error = ("IndexError", "index out of range in self")
-    return scatter(
-        b,
-        x,
-        _along(b, shape, dim, _lead(b, index, dim, shape)),
-        b.to(source, x.tensor.dtype, shape),
-        mode,
-        error,
-    )
+    return scatter(b, x, _along(b, shape, dim, _lead(b, index, dim, shape)),
+                   b.to(source, x.tensor.dtype, shape), mode, error)
 
 
 @rule(aten.index_add.default)
 def _index_add(b: Builder, x: Node, dim: int, index: Node, source: Node, *, alpha: Any = 1) -> Any:
     if alpha != 1:
-        source = (
-            b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize > 2 else None
-        )
+        source = (b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize >
+                  2 else None)
     fits = source is not None and source.tensor.ndim == x.tensor.ndim
     return NotImplemented if not fits else _index_along(b, x, dim, index, source, "add")
 

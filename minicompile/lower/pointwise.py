@@ -77,10 +77,8 @@ for name in (
     "erfc erfinv lgamma digamma sqrt rsqrt reciprocal"
 ).split():
     overloads = [getattr(aten, name).default]
-    for other in (
-        f"special_{name}",
-        f"special_{name}".replace("lgamma", "gammaln").replace("digamma", "psi"),
-    ):
+    for other in (f"special_{name}", f"special_{name}".replace("lgamma", "gammaln").replace("digamma",
+        "psi")):
         if hasattr(aten, other):
             overloads.append(getattr(aten, other).default)
     point(*overloads)(lambda b, x, name=name: b.emit_named(name, x))
@@ -282,11 +280,8 @@ def _addcdiv(b: Builder, x: Node, y: Node, z: Node, value: Any = 1) -> Node:
 
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(b: Builder, condition: Node, x: Operand, y: Operand) -> Node:
-    return b.where(
-        b.to(condition, torch.bool, b.out.shape),
-        b.to(x, b.out.dtype, b.out.shape),
-        b.to(y, b.out.dtype, b.out.shape),
-    )
+    return b.where(b.to(condition, torch.bool, b.out.shape), b.to(x, b.out.dtype, b.out.shape),
+                   b.to(y, b.out.dtype, b.out.shape))
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
@@ -340,11 +335,8 @@ def _threshold(b: Builder, x: Node, threshold: Any, value: Any) -> Node:
 def _heaviside(b: Builder, x: Node, y: Node) -> Any:
     if is_bool(x):
         return NotImplemented
-    return b.where(
-        b.eq(x, 0),
-        y,
-        b.where(b.ne(x, x), b.full(b.out.shape, 0.0, dtype_of(x)), b.cast(b.gt(x, 0), dtype_of(x))),
-    )
+    return b.where(b.eq(x, 0), y, b.where(b.ne(x, x), b.full(b.out.shape, 0.0, dtype_of(x)),
+                                          b.cast(b.gt(x, 0), dtype_of(x))))
 
 
 @point(aten.nan_to_num.default)

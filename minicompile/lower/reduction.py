@@ -177,9 +177,8 @@ def _std_mean(b: Builder, x: Node, dims: Any = None, *, correction: Any = None, 
 
 
 @rule(aten.linalg_vector_norm.default)
-def _vector_norm(
-    b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
-) -> Any:
+def _vector_norm(b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, *,
+                 dtype: Any = None) -> Any:
     y, over = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype)), dims_of(x, dims)
     size = b.abs(y)
     if ord in (math.inf, -math.inf):
@@ -264,10 +263,8 @@ def _layer_norm(b: Builder, x: Node, shape: Any, weight: Node | None, bias: Node
     average, centred, squares = moments(b, y, dims)
     scale = b.rsqrt(b.add(b.div(squares, float(count(x, dims))), eps))
     result = _affine(b, b.mul(centred, spread(b, scale, dims, y)), weight, bias, tuple(range(lead)))
-    return (
-        b.cast(result, outs[0].dtype),
-        *(b.cast(b.unsqueeze(s, dims), o.dtype) for s, o in zip((average, scale), outs[1:])),
-    )
+    return (b.cast(result, outs[0].dtype), *(b.cast(b.unsqueeze(s, dims), o.dtype) for s,
+                                             o in zip((average, scale), outs[1:])))
 
 
 @rule(aten._fused_rms_norm.default)
@@ -284,17 +281,8 @@ def _rms_norm(b: Builder, x: Node, shape: Any, weight: Node | None, eps: float |
 
 
 @rule(aten.native_group_norm.default)
-def _group_norm(
-    b: Builder,
-    x: Node,
-    weight: Node | None,
-    bias: Node | None,
-    n: int,
-    c: int,
-    hw: int,
-    groups: int,
-    eps: float,
-) -> Any:
+def _group_norm(b: Builder, x: Node, weight: Node | None, bias: Node | None, n: int, c: int, hw: int,
+                groups: int, eps: float) -> Any:
     if x.tensor.numel == 0 or not b.source.args[0].tensor.is_contiguous:          # eager raises
         return NotImplemented
     outs, shape = b.out, x.tensor.shape
@@ -311,17 +299,8 @@ def _channels(x: Node) -> Dims:
 
 
 @rule(aten.native_batch_norm.default)
-def _batch_norm(
-    b: Builder,
-    x: Node,
-    weight: Any,
-    bias: Any,
-    mean_: Any,
-    var: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Any:
+def _batch_norm(b: Builder, x: Node, weight: Any, bias: Any, mean_: Any, var: Any, training: bool,
+                momentum: float, eps: float) -> Any:
     if x.tensor.numel == 0:
         return NotImplemented
     outs, y, dims = b.out, b.widen(x), _channels(x)
@@ -345,17 +324,8 @@ def _batch_norm(
 
 
 @rule(aten._native_batch_norm_legit_functional.default)
-def _batch_norm_functional(
-    b: Builder,
-    x: Node,
-    weight: Any,
-    bias: Any,
-    mean_: Node,
-    var: Node,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Any:
+def _batch_norm_functional(b: Builder, x: Node, weight: Any, bias: Any, mean_: Node, var: Node,
+                           training: bool, momentum: float, eps: float) -> Any:
     """Also gives the running statistics' new values."""
     done = _batch_norm(b, x, weight, bias, mean_, var, training, momentum, eps)
     if done is NotImplemented or not training:
@@ -378,11 +348,8 @@ def _batch_norm_functional(
 
 def _scan(b: Builder, name: str, x: Node, dim: int) -> Node:
     y = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype))
-    return (
-        b.cast(b.emit_named(name, y, dim % y.tensor.ndim), b.out.dtype)
-        if y.tensor.ndim
-        else b.cast(y, b.out.dtype)
-    )
+    return (b.cast(b.emit_named(name, y, dim % y.tensor.ndim), b.out.dtype) if y.tensor.ndim else
+            b.cast(y, b.out.dtype))
 
 
 rule(aten.cumsum.default)(lambda b, x, dim, *, dtype=None: _scan(b, "scan_sum", x, dim))
@@ -417,9 +384,8 @@ def _mse_loss(b: Builder, x: Node, target: Node, reduction: int = 1) -> Any:
 def _smooth_l1_loss(b: Builder, x: Node, target: Node, reduction: int = 1, beta: float = 1.0) -> Any:
     def smooth(p: Node, q: Node) -> Node:
         d = b.abs(b.sub(p, q))
-        return (
-            b.where(b.lt(d, beta), b.div(b.mul(b.mul(d, d), 0.5), beta), b.sub(d, 0.5 * beta)) if beta else d
-        )
+        return (b.where(b.lt(d, beta), b.div(b.mul(b.mul(d, d), 0.5), beta), b.sub(d, 0.5 * beta))
+                if beta else d)
 
     return _loss(b, x, target, reduction, smooth)
 

@@ -44,12 +44,8 @@ def fold_constants(b: Builder, row: Prim, args: tuple) -> Node | None:
 def _is(x: Any, value: float) -> bool:
     """Is it this constant, sign of zero included?"""
     n = number(x)
-    return (
-        n is not None
-        and not isinstance(n, (bool, torch.dtype))
-        and n == value
-        and str(float(n)) == str(float(value))
-    )
+    return (n is not None and not isinstance(n, (bool, torch.dtype)) and n == value
+            and str(float(n)) == str(float(value)))
 
 
 # (row, which operand, the constant for which the other operand is the result)

@@ -20,33 +20,16 @@ aten = torch.ops.aten
 
 # ---- the same elements ----------------------------------------------------------------------------
 
-@rule(
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten._reshape_alias.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.flatten.using_ints,
-    aten.view_copy.default,
-)
+@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten._reshape_alias.default,
+      aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+      aten.flatten.using_ints, aten.view_copy.default)
 def _reshape(b: Builder, x: Node, *_: Any) -> Node:
     return b.reshape(x, b.out.shape)
 
 
-@rule(
-    aten.alias.default,
-    aten.detach.default,
-    aten.lift_fresh.default,
-    aten.lift_fresh_copy.default,
-    aten.clone.default,
-    aten._to_copy.default,
-    aten.contiguous.default,
-    aten.lift.default,
-    aten.alias_copy.default,
-)
+@rule(aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.lift_fresh_copy.default,
+      aten.clone.default, aten._to_copy.default, aten.contiguous.default, aten.lift.default,
+      aten.alias_copy.default)
 def _copy_of(b: Builder, x: Node, **_: Any) -> Node:
     return b.cast(x, b.out.dtype)
 
@@ -89,9 +72,8 @@ def _t(b: Builder, x: Node) -> Node:
 # ---- some of the elements -------------------------------------------------------------------------
 
 @rule(aten.slice.Tensor)
-def _slice(
-    b: Builder, x: Node, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Node:
+def _slice(b: Builder, x: Node, dim: int = 0, start: int | None = None, end: int | None = None,
+           step: int = 1) -> Node:
     dim %= x.tensor.ndim
     size = x.tensor.shape[dim]
     first, last, _ = slice(start, end, 1).indices(size)
@@ -178,13 +160,11 @@ def _as_strided(b: Builder, x: Node, *_: Any) -> Node:
 
 
 @rule(aten.as_strided_scatter.default)
-def _as_strided_scatter(
-    b: Builder, x: Node, source: Node, size: Any, stride: Any, offset: int | None = None
-) -> Node:
+def _as_strided_scatter(b: Builder, x: Node, source: Node, size: Any, stride: Any,
+                        offset: int | None = None) -> Node:
     base = b.source.args[0].tensor
-    window = TensorSpec(
-        base.dtype, tuple(size), tuple(stride), base.device, base.offset if offset is None else offset
-    )
+    window = TensorSpec(base.dtype, tuple(size), tuple(stride), base.device, base.offset if offset
+                        is None else offset)
     index, order = flat_index(b, window, base), memory_order(base)
     if index is None:
         raise Refusal("as-strided", f"a window {window} that {base} does not hold", b.place)
@@ -193,15 +173,12 @@ def _as_strided_scatter(
     return b.permute(b.reshape(flat, shape), tuple(order.index(d) for d in range(base.ndim)))
 
 
-def _diagonal_indices(
-    b: Builder, shape: tuple[int, ...], x: Node, offset: int, dim1: int, dim2: int
-) -> tuple[Node, ...]:
+def _diagonal_indices(b: Builder, shape: tuple[int, ...], x: Node, offset: int, dim1: int,
+                      dim2: int) -> tuple[Node, ...]:
     last, rest = len(shape) - 1, iter(range(len(shape) - 1))
     starts = {dim1: max(-offset, 0), dim2: max(offset, 0)}
-    return tuple(
-        b.index(shape, last, starts[d]) if d in starts else b.index(shape, next(rest))
-        for d in range(x.tensor.ndim)
-    )
+    return tuple(b.index(shape, last, starts[d]) if d in starts else
+                 b.index(shape, next(rest)) for d in range(x.tensor.ndim))
 
 
 @rule(aten.diagonal.default)
@@ -211,9 +188,8 @@ def _diagonal(b: Builder, x: Node, offset: int = 0, dim1: int = 0, dim2: int = 1
 
 
 @rule(aten.diagonal_scatter.default)
-def _diagonal_scatter(
-    b: Builder, x: Node, source: Node, offset: int = 0, dim1: int = 0, dim2: int = 1
-) -> Node:
+def _diagonal_scatter(b: Builder, x: Node, source: Node, offset: int = 0, dim1: int = 0,
+                      dim2: int = 1) -> Node:
     n = x.tensor.ndim
     indices = _diagonal_indices(b, source.tensor.shape, x, offset, dim1 % n, dim2 % n)
     return b.scatter(x, indices, source, "set", False)
@@ -225,12 +201,8 @@ def _diag_embed(b: Builder, x: Node, offset: int = 0, dim1: int = -2, dim2: int 
     dim1, dim2 = dim1 % n, dim2 % n
     size = shape[dim1]
     row, column = b.index(shape, dim1), b.index(shape, dim2)
-    padded = b.pad(
-        x,
-        (0,) * (n - 2) + (max(-offset, 0),),
-        (0,) * (n - 2) + (max(offset, 0),),
-        as_dtype(0, x.tensor.dtype),
-    )
+    padded = b.pad(x, (0,) * (n - 2) + (max(-offset, 0),), (0,) * (n - 2) + (max(offset, 0),),
+                   as_dtype(0, x.tensor.dtype))
     along_row = b.reshape(
         padded, (*padded.tensor.shape[:-1], size, 1)
     )  # element i of the diagonal is in row i
@@ -244,15 +216,8 @@ def _diag_embed(b: Builder, x: Node, offset: int = 0, dim1: int = -2, dim2: int 
 
 
 @rule(aten.slice_scatter.default)
-def _slice_scatter(
-    b: Builder,
-    x: Node,
-    source: Node,
-    dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 1,
-) -> Node:
+def _slice_scatter(b: Builder, x: Node, source: Node, dim: int = 0, start: int | None = None,
+                   end: int | None = None, step: int = 1) -> Node:
     dim %= x.tensor.ndim
     size, source = x.tensor.shape[dim], b.cast(source, x.tensor.dtype)
     first, last, _ = slice(start, end, 1).indices(size)
@@ -263,9 +228,8 @@ def _slice_scatter(
                  b.slice(x, dim, last, size, 1))
         return b.cat(tuple(p for p in parts if p.tensor.shape[dim]), dim)
     shape = b.slice(x, dim, first, last, step).tensor.shape
-    indices = tuple(
-        b.index(shape, d, first, step) if d == dim else b.index(shape, d) for d in range(x.tensor.ndim)
-    )
+    indices = tuple(b.index(shape, d, first, step) if d == dim else
+                    b.index(shape, d) for d in range(x.tensor.ndim))
     return b.scatter(x, indices, b.expand(source, shape), "set", False)
 
 
@@ -310,9 +274,8 @@ def _constant_pad(b: Builder, x: Node, pad: Any, value: Any = 0) -> Node:
     for d in range(n):          # negative padding cuts off
         size = x.tensor.shape[d]
         x = b.slice(x, d, max(-low[d], 0), size - max(-high[d], 0), 1)
-    return b.pad(
-        x, tuple(max(p, 0) for p in low), tuple(max(p, 0) for p in high), as_dtype(value, x.tensor.dtype)
-    )
+    return b.pad(x, tuple(max(p, 0) for p in low), tuple(max(p, 0) for p in high),
+                 as_dtype(value, x.tensor.dtype))
 
 
 def _pad_ends(b: Builder, x: Node, pad: Any, mirror: bool) -> Any:
@@ -365,9 +328,8 @@ for names, value in (
 ):
     for name in names.split():
         packet = getattr(aten, name)
-        rule(*(getattr(packet, o) for o in packet.overloads() if "out" not in o and "names" not in o))(
-            _constant(value)
-        )
+        rule(*(getattr(packet, o) for o in packet.overloads() if "out" not in o and "names"
+               not in o))(_constant(value))
 
 
 @rule(aten.full.default, aten.new_full.default, aten.full_like.default, aten.fill.Scalar, aten.fill.Tensor)
@@ -402,10 +364,8 @@ def _linspace(b: Builder, start: Any, end: Any, steps: int, **_: Any) -> Any:
     if not dtype.is_floating_point or n == 0:
         return NotImplemented
     step = (end - start) / (n - 1) if n > 1 else 0.0
-    up, down = (
-        ramp(b, n, float(start), float(step), dtype),
-        ramp(b, n, float(end) - (n - 1) * step, float(step), dtype),
-    )
+    up, down = (ramp(b, n, float(start), float(step), dtype),
+                ramp(b, n, float(end) - (n - 1) * step, float(step), dtype))
     return b.where(b.lt(b.iota(n, 0, 1, torch.int64), n // 2 if n > 1 else 1), up, down)
 
 
