@@ -106,16 +106,8 @@ def _library(source: Source, tool: toolchain.Toolchain) -> tuple[GraphLibrary, b
 
 def cache_key(source: Source, tool: toolchain.Toolchain) -> str:
     """Of everything that goes into a source's library."""
-    return cache.key_of(
-        __version__,
-        torch.__version__,
-        source.text,
-        " ".join(source.flags),
-        source.isa,
-        " ".join(tool.command),
-        tool.identity,
-        _headers_hash(headers_folder()),
-    )
+    return cache.key_of(__version__, torch.__version__, source.text, " ".join(source.flags), source.isa,
+                        " ".join(tool.command), tool.identity, _headers_hash(headers_folder()))
 
 
 def _kernels_of(source: Source) -> Library:
@@ -174,12 +166,8 @@ def dtype_code(dtype: torch.dtype) -> int:
 
 
 def _geometry(spec: TensorSpec) -> tuple:
-    return (
-        dtype_code(spec.dtype),
-        tuple(map(int, spec.shape)),
-        tuple(map(int, spec.stride)),
-        int(spec.offset),
-    )
+    return (dtype_code(spec.dtype), tuple(map(int, spec.shape)), tuple(map(int, spec.stride)),
+            int(spec.offset))
 
 
 def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
@@ -216,20 +204,9 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     results = [_result(r, plan, number) for r in _returned(plan)]
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
-    graph = _launch.Graph(
-        len(plan.loops.inputs),
-        plan.arena_bytes,
-        release,
-        buffers,
-        views,
-        steps,
-        results,
-        functools.partial(_raise, plan.loops.errors),
-        torch.as_strided,
-        library,
-        _written(plan),
-        torch._C._increment_version,
-    )
+    graph = _launch.Graph(len(plan.loops.inputs), plan.arena_bytes, release, buffers, views, steps, results,
+                          functools.partial(_raise, plan.loops.errors), torch.as_strided, library,
+                          _written(plan), torch._C._increment_version)
     return graph, how
 
 
@@ -259,11 +236,8 @@ def _buffer(b: Buffer, plan: Plan) -> tuple[int, int, Any]:
 
 
 def _is_whole(v: View, b: Buffer) -> bool:
-    return (v.spec.shape, v.spec.stride, v.spec.dtype) == (
-        b.spec.shape,
-        b.spec.stride,
-        b.spec.dtype,
-    ) and v.spec.offset == 0
+    return (v.spec.shape, v.spec.stride, v.spec.dtype) == (b.spec.shape, b.spec.stride,
+                                                           b.spec.dtype) and v.spec.offset == 0
 
 
 def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | None]:
@@ -275,9 +249,6 @@ def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | No
 def _raise(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:
     """Eager's exception for a failed index check."""
     kind, message = errors[which]
-    types: dict[str, type[Exception]] = {
-        "IndexError": IndexError,
-        "RuntimeError": RuntimeError,
-        "ValueError": ValueError,
-    }
+    types: dict[str, type[Exception]] = {"IndexError": IndexError, "RuntimeError": RuntimeError,
+                                         "ValueError": ValueError}
     raise types.get(kind, RuntimeError)(message.replace("{index}", str(found)))

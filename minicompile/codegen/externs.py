@@ -74,10 +74,8 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
         if direct and (e.into is not None) == (direct[1] in (OUT_TT, OUT_TTT_DD)):
             # beta and alpha go as doubles
             numbers_last = len(values) - 2 if direct[1] == OUT_TTT_DD else len(values)
-            args = [
-                _arg(a.real_type, x, view, codes, a.name)
-                for a, x in zip(e.op._schema.arguments, values[:numbers_last])
-            ]
+            args = [_arg(a.real_type, x, view, codes, a.name)
+                    for a, x in zip(e.op._schema.arguments, values[:numbers_last])]
             args += [("float", float(x)) for x in values[numbers_last:]]
             if direct[1] in (OUT_TT, OUT_TTT_DD):
                 args.insert(0, ("tensor", outs[0]))
@@ -85,10 +83,8 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
         op = e.into or e.op
         if e.into is not None:
             values = [*values, *e.outs]
-        args = [
-            _arg(a.real_type, x, view, codes, a.name)
-            for a, x in zip(op._schema.arguments, values, strict=True)
-        ]
+        args = [_arg(a.real_type, x, view, codes, a.name)
+                for a, x in zip(op._schema.arguments, values, strict=True)]
         return Call(template(DISPATCH, op, tuple(args)), "", "dispatcher")
     except Unsupported as why:
         return Call(template(PYTHON, e.op, ()), "", f"python: {why}")
@@ -133,9 +129,8 @@ def _arg(kind: Any, x: Any, view: Callable[[View], int], codes: Callable[[Any], 
     raise Unsupported(f"{name} is a {what.removesuffix('Type')}, which libtorch's C interface does not take")
 
 
-def from_python(
-    e: Extern, views: Sequence[View]
-) -> Callable[[list, list | None], Sequence[torch.Tensor] | None]:
+def from_python(e: Extern, views: Sequence[View]) -> Callable[[list, list | None],
+                                                              Sequence[torch.Tensor] | None]:
     """The same call through torch's own Python: for what C cannot pass, and to raise eager's exception when
     C fails."""
 

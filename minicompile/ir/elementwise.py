@@ -25,11 +25,8 @@ def promote(*operands: Any) -> torch.dtype:
     ranks: list[torch.dtype | None] = [None, None, None]
     for o in operands:
         if isinstance(o, (bool, int, float, complex)):
-            rank, dtype = (
-                2,
-                NUMBER.get(type(o))
-                or (torch.get_default_dtype() if isinstance(o, float) else torch.complex64),
-            )
+            rank, dtype = (2, NUMBER.get(type(o))
+                           or (torch.get_default_dtype() if isinstance(o, float) else torch.complex64))
         else:
             rank, dtype = (0 if len(o.shape) else 1), o.dtype
         best = ranks[rank]
@@ -94,10 +91,8 @@ def _spread(o: torch.Tensor, shape: tuple[int, ...]) -> list[int]:
     """The operand's strides in bytes over the common shape, 0 where it is broadcast."""
     lead = len(shape) - o.dim()
     size = o.element_size()
-    own = [
-        0 if n == 1 and shape[lead + i] != 1 else s * size
-        for i, (n, s) in enumerate(zip(o.shape, o.stride()))
-    ]
+    own = [0 if n == 1 and shape[lead + i] != 1 else s * size
+           for i, (n, s) in enumerate(zip(o.shape, o.stride()))]
     return [0] * lead + own
 
 
@@ -203,23 +198,15 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     if row is None:
         return None
     kind, masks, ints = row
-    tensors = [a for a in args if isinstance(a, torch.Tensor)] + [
-        a for a in kwargs.values() if isinstance(a, torch.Tensor)
-    ]
+    tensors = [a for a in args if isinstance(a, torch.Tensor)] + [a for a in kwargs.values()
+                                                                  if isinstance(a, torch.Tensor)]
     numbers = [a for a in args if isinstance(a, (int, float, complex))]
-    numbers += [
-        kwargs[k]
-        for k in ("min", "max", "other", "exponent")
-        if isinstance(kwargs.get(k), (int, float, complex))
-    ]
+    numbers += [kwargs[k] for k in ("min", "max", "other", "exponent")
+                if isinstance(kwargs.get(k), (int, float, complex))]
     for t in tensors:
         d = t.dtype
-        if (
-            d.is_complex
-            or (d is torch.bool and not masks)
-            or (not ints and not d.is_floating_point)
-            or d.itemsize < 1
-        ):
+        if (d.is_complex or (d is torch.bool and not masks) or (not ints and not d.is_floating_point)
+            or d.itemsize < 1):
             return None
     if len(tensors) == 1:
         shape: tuple[int, ...] | None = tuple(tensors[0].shape)
@@ -230,9 +217,8 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     return _result(func, kind, shape, tensors, numbers, args)
 
 
-def _result(
-    func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers: list, args: tuple
-) -> torch.Tensor | None:
+def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers: list,
+            args: tuple) -> torch.Tensor | None:
     name = func._overloadpacket.__name__
     if name.startswith("where"):
         dtype = promote(*args[1:])

@@ -33,12 +33,8 @@ def rule(*overloads: Any) -> Callable[[Rule], Rule]:
 
 
 def _new(shape: Any, dtype: torch.dtype, like: torch.Tensor | None = None) -> torch.Tensor:
-    if (
-        like is not None
-        and like.dim() == 4
-        and not like.is_contiguous()
-        and like.is_contiguous(memory_format=torch.channels_last)
-    ):
+    if (like is not None and like.dim() == 4 and not like.is_contiguous()
+        and like.is_contiguous(memory_format=torch.channels_last)):
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -62,16 +58,14 @@ def _summed(dtype: torch.dtype) -> torch.dtype:
 
 
 @rule(aten.mean.dim)
-def _mean(
-    x: torch.Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
-) -> torch.Tensor | None:
+def _mean(x: torch.Tensor, dims: Any = None, keepdim: bool = False, *,
+          dtype: torch.dtype | None = None) -> torch.Tensor | None:
     return _sum(x, dims, keepdim, dtype=dtype) if (dtype or x.dtype).is_floating_point else None
 
 
 @rule(aten.sum.dim_IntList)
-def _sum(
-    x: torch.Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
-) -> torch.Tensor | None:
+def _sum(x: torch.Tensor, dims: Any = None, keepdim: bool = False, *,
+         dtype: torch.dtype | None = None) -> torch.Tensor | None:
     shape = reduced(tuple(x.shape), dims, keepdim)
     return None if shape is None else _new(shape, dtype or _summed(x.dtype))
 
@@ -88,9 +82,8 @@ def _extreme(x: torch.Tensor, dims: Any = (), keepdim: bool = False) -> torch.Te
 
 
 @rule(aten.var.correction)
-def _var(
-    x: torch.Tensor, dims: Any = None, *, correction: Any = None, keepdim: bool = False
-) -> torch.Tensor | None:
+def _var(x: torch.Tensor, dims: Any = None, *, correction: Any = None,
+         keepdim: bool = False) -> torch.Tensor | None:
     shape = reduced(tuple(x.shape), dims, keepdim)
     return None if shape is None or not x.dtype.is_floating_point else _new(shape, x.dtype)
 
@@ -98,9 +91,8 @@ def _var(
 @rule(aten._softmax.default, aten._log_softmax.default)
 def _softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor | None:
     n = max(x.dim(), 1)
-    return (
-        _new(x.shape, x.dtype) if not half_to_float and -n <= dim < n and x.dtype.is_floating_point else None
-    )
+    return (_new(x.shape, x.dtype) if not half_to_float and -n <= dim < n and x.dtype.is_floating_point
+            else None)
 
 
 @rule(aten.cumsum.default, aten.cumprod.default)
@@ -110,24 +102,19 @@ def _cumulate(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) ->
 
 
 @rule(aten.native_layer_norm.default)
-def _layer_norm(
-    x: torch.Tensor, shape: list[int], weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> Any:
+def _layer_norm(x: torch.Tensor, shape: list[int], weight: torch.Tensor | None, bias: torch.Tensor | None,
+                eps: float) -> Any:
     lead = x.dim() - len(shape)
-    if (
-        lead < 0
-        or tuple(x.shape[lead:]) != tuple(shape)
-        or any(p is not None and p.dtype != x.dtype for p in (weight, bias))
-    ):
+    if (lead < 0 or tuple(x.shape[lead:]) != tuple(shape)
+        or any(p is not None and p.dtype != x.dtype for p in (weight, bias))):
         return None
     stat = [*x.shape[:lead], *[1] * len(shape)]
     return _new(x.shape, x.dtype), _new(stat, x.dtype), _new(stat, x.dtype)
 
 
 @rule(aten.native_batch_norm.default)
-def _batch_norm(
-    x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
-) -> Any:
+def _batch_norm(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float,
+                eps: float) -> Any:
     if any(p is not None and p.dtype != x.dtype for p in (weight, bias, mean, var)) or x.dim() < 2:
         return None
     saved = (x.shape[1],) if training else (0,)
@@ -144,18 +131,14 @@ def _cat(xs: list[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
         return None
     shape = list(first.shape)
     shape[dim] = sum(x.shape[dim] for x in xs)
-    last = (
-        all(not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last) for x in xs)
-        if n == 4
-        else False
-    )
+    last = (all(not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last) for x in xs)
+            if n == 4 else False)
     return _new(shape, first.dtype, first if last else None)
 
 
 @rule(aten.addmm.default)
-def _addmm(
-    bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: Any = 1, alpha: Any = 1
-) -> torch.Tensor | None:
+def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: Any = 1,
+           alpha: Any = 1) -> torch.Tensor | None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0] or not a.dtype == b.dtype == bias.dtype:
         return None
     shape = (a.shape[0], b.shape[1])

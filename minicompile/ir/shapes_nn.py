@@ -50,50 +50,27 @@ def _mm(a: Tensor, b: Tensor) -> Tensor | None:
 
 @rule(aten.bmm.default)
 def _bmm(a: Tensor, b: Tensor) -> Tensor | None:
-    ok = (
-        a.dim() == b.dim() == 3
-        and a.shape[0] == b.shape[0]
-        and a.shape[2] == b.shape[1]
-        and a.dtype == b.dtype
-    )
+    ok = (a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
+          and a.dtype == b.dtype)
     return fresh((a.shape[0], a.shape[1], b.shape[2]), a.dtype) if ok else None
 
 
 @rule(aten.baddbmm.default)
 def _baddbmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor | None:
     out = _bmm(a, b)
-    fits = (
-        out is not None
-        and bias.dtype == a.dtype
-        and broadcast([tuple(bias.shape), tuple(out.shape)]) == tuple(out.shape)
-    )
+    fits = (out is not None and bias.dtype == a.dtype
+            and broadcast([tuple(bias.shape), tuple(out.shape)]) == tuple(out.shape))
     return out if fits else None
 
 
 @rule(aten.convolution.default)
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Tensor | None:
+def _convolution(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
+                 transposed: bool, output_padding: Any, groups: int) -> Tensor | None:
     """Channels last if the input or the weight is, else contiguous."""
     n, channels = x.dim() - 2, weight.shape[1] * groups if transposed else weight.shape[0]
     taken = weight.shape[0] if transposed else weight.shape[1] * groups
-    if (
-        n not in (1, 2)
-        or weight.dim() != x.dim()
-        or x.shape[1] != taken
-        or x.dtype != weight.dtype
-        or not x.numel()
-        or bias is not None
-        and (bias.dtype != x.dtype or tuple(bias.shape) != (channels,))
-    ):
+    if (n not in (1, 2) or weight.dim() != x.dim() or x.shape[1] != taken or x.dtype != weight.dtype
+        or not x.numel() or bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (channels,))):
         return None
     stride, padding, dilation, extra = (list(p) * n if len(p) == 1 else list(p)
                                         for p in (stride, padding, dilation, output_padding))
@@ -101,9 +78,8 @@ def _convolution(
     for size, k, s, p, d, more in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, extra):
         span = d * (k - 1) + 1
         spatial.append((size - 1) * s - 2 * p + span + more if transposed else (size + 2 * p - span) // s + 1)
-    if min(spatial) < 1 or (
-        x.dtype is not torch.float32 and not (x.is_contiguous() and weight.is_contiguous())
-    ):
+    if min(spatial) < 1 or (x.dtype is not torch.float32
+                            and not (x.is_contiguous() and weight.is_contiguous())):
         return None
     return formatted((x.shape[0], channels, *spatial), x.dtype, is_last(x) or is_last(weight))
 
@@ -118,22 +94,14 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: A
 
 
 @rule(aten.max_pool2d_with_indices.default)
-def _max_pool(
-    x: Tensor,
-    kernel: Any,
-    stride: Any = (),
-    padding: Any = (0,),
-    dilation: Any = (1,),
-    ceil_mode: bool = False,
-) -> Any:
+def _max_pool(x: Tensor, kernel: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,),
+              ceil_mode: bool = False,) -> Any:
     if ceil_mode or x.dim() != 4 or not x.numel():
         return None
     kernel, padding, dilation = (list(p) * 2 if len(p) == 1 else list(p) for p in (kernel, padding, dilation))
     stride = kernel if not stride else (list(stride) * 2 if len(stride) == 1 else list(stride))
-    spatial = [
-        (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
+    spatial = [(x.shape[i + 2] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+               for i in range(2)]
     if min(spatial) < 1 or any(2 * p > k for p, k in zip(padding, kernel)):
         return None
     shape = (*x.shape[:2], *spatial)
@@ -163,9 +131,8 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, 
 @rule(aten.roll.default)
 def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
     ok = len(shifts) == len(dims) or len(shifts) == 1 and not dims
-    return (
-        formatted(x.shape, x.dtype, is_last(x)) if ok and all(-x.dim() <= d < x.dim() for d in dims) else None
-    )
+    return (formatted(x.shape, x.dtype, is_last(x)) if ok and all(-x.dim() <= d < x.dim() for d in dims)
+            else None)
 
 
 @rule(aten.reflection_pad2d.default)
@@ -238,9 +205,8 @@ def _slice_backward(grad: Tensor, sizes: Any, *_: Any) -> Tensor:
 @rule(aten.stack.default)
 def _stack(xs: Any, dim: int = 0) -> Tensor | None:
     first, n = xs[0], xs[0].dim() + 1
-    if not -n <= dim < n or any(
-        x.shape != first.shape or x.dtype != first.dtype or not x.is_contiguous() for x in xs
-    ):
+    if not -n <= dim < n or any(x.shape != first.shape or x.dtype != first.dtype or not x.is_contiguous()
+                                for x in xs):
         return None
     shape = list(first.shape)
     shape.insert(dim % n, len(xs))
@@ -295,9 +261,8 @@ def _repeat(x: Tensor, repeats: Any) -> Tensor | None:
 def _masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor | None:
     number = isinstance(value, (bool, int)) or isinstance(value, float) and x.dtype.is_floating_point
     same = tuple(x.shape) == broadcast([tuple(x.shape), tuple(mask.shape)])
-    ok = (
-        same and mask.dtype == torch.bool and (number or isinstance(value, Tensor) and value.dtype == x.dtype)
-    )
+    ok = (same and mask.dtype == torch.bool
+          and (number or isinstance(value, Tensor) and value.dtype == x.dtype))
     return fresh(x.shape, x.dtype) if ok else None          # a contiguous clone, filled
 
 
@@ -308,9 +273,8 @@ def _fill(x: Tensor, value: Any) -> Tensor:
 
 @rule(aten.arange.default, aten.arange.start, aten.arange.start_step)
 def _arange(*args: Any, dtype: Any = None, **_: Any) -> Tensor | None:
-    start, end, step = (
-        (0, args[0], 1) if len(args) == 1 else (args[0], args[1], args[2] if len(args) > 2 else 1)
-    )
+    start, end, step = ((0, args[0], 1) if len(args) == 1
+                        else (args[0], args[1], args[2] if len(args) > 2 else 1))
     whole = all(isinstance(v, int) for v in (start, end, step))
     if any(isinstance(v, float) and not math.isfinite(v) for v in (start, end, step)):
         return None
@@ -333,11 +297,8 @@ def _mean(x: Tensor, *, dtype: Any = None) -> Tensor | None:
 @rule(aten.argmax.default, aten.argmin.default)
 def _arg(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | None:
     shape = reduced(tuple(x.shape), dim, keepdim)
-    return (
-        fresh(shape, torch.int64)
-        if shape is not None and x.numel() and not x.dtype.is_complex and x.dtype != torch.bool
-        else None
-    )
+    return (fresh(shape, torch.int64) if shape is not None and x.numel() and not x.dtype.is_complex
+            and x.dtype != torch.bool else None)
 
 
 @rule(aten.var_mean.correction)
@@ -360,9 +321,8 @@ def _logsumexp(x: Tensor, dims: Any, keepdim: bool = False) -> Tensor | None:
 
 
 @rule(aten.linalg_vector_norm.default)
-def _vector_norm(
-    x: Tensor, ord: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
-) -> Tensor | None:
+def _vector_norm(x: Tensor, ord: Any = 2, dims: Any = None, keepdim: bool = False, *,
+                 dtype: Any = None) -> Tensor | None:
     shape = reduced(tuple(x.shape), dims, keepdim)
     ok = shape is not None and x.dtype.is_floating_point and dtype is None and x.numel()
     return fresh(shape, x.dtype) if ok and shape is not None else None
@@ -392,9 +352,8 @@ def _softmax_backward(grad: Tensor, output: Tensor, dim: int, input_dtype: torch
 
 
 @rule(aten.native_layer_norm_backward.default)
-def _layer_norm_backward(
-    grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, mask: Any
-) -> Any:
+def _layer_norm_backward(grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any,
+                         bias: Any, mask: Any) -> Any:
     return (fresh(x.shape, x.dtype) if mask[0] else None,
             fresh(weight.shape, weight.dtype) if mask[1] and weight is not None else None,
             fresh(bias.shape, bias.dtype) if mask[2] and bias is not None else None)
@@ -416,42 +375,23 @@ def _rrelu_functional(x: Tensor, noise: Tensor, *_: Any) -> Any:
 
 
 @rule(aten._native_batch_norm_legit_functional.default)
-def _batch_norm_functional(
-    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool, momentum: float, eps: float
-) -> Any:
+def _batch_norm_functional(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool,
+                           momentum: float, eps: float) -> Any:
     if any(p is not None and p.dtype != x.dtype for p in (weight, bias, mean, var)) or x.dim() < 2:
         return None
     saved = (x.shape[1],) if training else (0,)
-    return (
-        formatted(x.shape, x.dtype, is_last(x)),
-        fresh(saved, x.dtype),
-        fresh(saved, x.dtype),
-        like(mean),
-        like(var),
-    )
+    return (formatted(x.shape, x.dtype, is_last(x)), fresh(saved, x.dtype), fresh(saved, x.dtype), like(mean),
+            like(var))
 
 
 @rule(aten.native_batch_norm_backward.default)
-def _batch_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Any,
-    mean: Any,
-    var: Any,
-    saved: Any,
-    scale: Any,
-    train: bool,
-    eps: float,
-    mask: Any,
-) -> Any:
+def _batch_norm_backward(grad: Tensor, x: Tensor, weight: Any, mean: Any, var: Any, saved: Any, scale: Any,
+                         train: bool, eps: float, mask: Any) -> Any:
     if weight is not None and weight.dtype != x.dtype:
         return None
     channels = (x.shape[1],)
-    return (
-        formatted(x.shape, x.dtype, is_last(x)) if mask[0] else None,
-        fresh(channels, x.dtype) if mask[1] else None,
-        fresh(channels, x.dtype) if mask[2] else None,
-    )
+    return (formatted(x.shape, x.dtype, is_last(x)) if mask[0] else None,
+            fresh(channels, x.dtype) if mask[1] else None, fresh(channels, x.dtype) if mask[2] else None)
 
 
 @rule(aten.nll_loss_forward.default)

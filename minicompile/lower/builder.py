@@ -20,20 +20,8 @@ from .graphs import infer, same_strides
 from .rewrite import REWRITES
 
 NARROW = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
-SUPPORTED = frozenset(
-    (
-        torch.float32,
-        torch.float64,
-        torch.bfloat16,
-        torch.float16,
-        torch.bool,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.uint8,
-    )
-)
+SUPPORTED = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.bool, torch.int8,
+                       torch.int16, torch.int32, torch.int64, torch.uint8))
 Number = bool | int | float
 Operand = Node | bool | int | float
 Rule = Callable[..., Any]
@@ -97,9 +85,8 @@ class Builder:
         node = self.shared.get(key)
         if node is None:
             dtype, shape = row.meta(*_specs(args))
-            node = self.shared[key] = self._append(
-                row, args, TensorSpec(dtype, shape, self._stride(row, args, shape))
-            )
+            node = self.shared[key] = self._append(row, args,
+                                                   TensorSpec(dtype, shape, self._stride(row, args, shape)))
         return node
 
     def _append(self, op: Any, args: tuple, spec: Any, kwargs: dict | None = None) -> Node:
@@ -116,10 +103,8 @@ class Builder:
             if row.name == "permute":
                 return tuple(stride[d] for d in args[1])
             if row.name == "expand":
-                own = [
-                    0 if n == 1 and shape[lead + i] != 1 else s
-                    for i, (n, s) in enumerate(zip(x.tensor.shape, stride))
-                ]
+                own = [0 if n == 1 and shape[lead + i] != 1 else s
+                       for i, (n, s) in enumerate(zip(x.tensor.shape, stride))]
                 return (0,) * lead + tuple(own)
             if row.name == "slice":
                 return tuple(s * args[4] if d == args[1] else s for d, s in enumerate(stride))
@@ -157,9 +142,8 @@ class Builder:
         if key not in self.shared:
             assert isinstance(node.spec, tuple)
             spec = node.spec[i]
-            self.shared[key] = self._append(
-                "getitem", (node, i), spec.with_(offset=0) if spec is not None else None
-            )
+            self.shared[key] = self._append("getitem", (node, i),
+                                            spec.with_(offset=0) if spec is not None else None)
         return self.shared[key]
 
     def constant(self, tensor: torch.Tensor) -> Node:

@@ -102,12 +102,9 @@ class Functionaliser:
                 alias.node = self.emit(alias.op, args, alias.kwargs or {}, alias.spec)
             else:
                 specs = infer(alias.op, args, alias.kwargs or {})
-                alias.node = self.emit(
-                    "getitem",
-                    (self.emit(alias.op, args, alias.kwargs or {}, specs), alias.item),
-                    {},
-                    alias.spec,
-                )
+                alias.node = self.emit("getitem",
+                                       (self.emit(alias.op, args, alias.kwargs or {}, specs), alias.item), {},
+                                       alias.spec)
             alias.version = alias.base.version
         return alias.node
 
@@ -132,12 +129,8 @@ class Functionaliser:
             return self._restride(op, args, kwargs)
         if facts.writes or op in HIDDEN_WRITES:
             return self._write_call(op, args, kwargs, out)
-        node = self.emit(
-            op,
-            tuple([self.lowered(a) for a in args]),
-            {k: self.lowered(v) for k, v in kwargs.items()},
-            spec_of(out),
-        )
+        node = self.emit(op, tuple([self.lowered(a) for a in args]),
+                         {k: self.lowered(v) for k, v in kwargs.items()}, spec_of(out))
         return self._results(op, args, kwargs, out, node)
 
     def _results(self, op: Any, args: tuple, kwargs: dict, out: Any, node: Node) -> None:
@@ -158,9 +151,8 @@ class Functionaliser:
         first = args[0]
         if not isinstance(first, Fake) or self.aliases[id(first)].base is not base:
             raise Refusal("aliasing", f"{op} gives a view of an argument that is not its first", self.where)
-        self.aliases[id(out)] = Alias(
-            base, out.spec, self.aliases[id(first)], op, args[1:], kwargs, item, node, base.version
-        )
+        self.aliases[id(out)] = Alias(base, out.spec, self.aliases[id(first)], op, args[1:], kwargs, item,
+                                      node, base.version)
         self.keep.append(out)
 
     def _restride(self, op: Any, args: tuple, kwargs: dict) -> None:
@@ -205,11 +197,8 @@ class Functionaliser:
         parts = [node] if isinstance(spec, TensorSpec) else [self.emit("getitem", (node, i), {}, s)
                                                              for i, s in enumerate(spec or ())]
         returns = op._schema.returns  # of the functional form: fresh results first, then what was written
-        fresh = [
-            o
-            for o, r in zip(out if isinstance(out, (tuple, list)) else (out,), returns)
-            if r.alias_info is None
-        ]
+        fresh = [o for o, r in zip(out if isinstance(out, (tuple, list)) else (out,), returns)
+                 if r.alias_info is None]
         for o, part in zip(fresh, parts):
             if isinstance(o, Fake):
                 self._result(op, args, kwargs, o, part, None)
@@ -219,9 +208,8 @@ class Functionaliser:
     def write(self, alias: Alias, new: Node) -> None:
         """alias's elements get new's values: gives its base a new value."""
         if alias.base.constant:
-            raise Refusal(
-                "constant-write", "a tensor the graph holds as a constant is written to", self.where
-            )
+            raise Refusal("constant-write", "a tensor the graph holds as a constant is written to",
+                          self.where)
         while True:
             old = alias.spec
             if not fits(new.tensor, old):
@@ -244,14 +232,10 @@ class Functionaliser:
             if any(s == 0 and n > 1 for x in (spec, base) for n, s in zip(x.shape, x.stride)):
                 raise Refusal("overlap", "a write to an expanded tensor", self.where)
             for o in others:
-                if (
-                    o is not w
-                    and storage_key(o) == storage_key(w)
-                    and partly_overlaps(spec, self.aliases[id(o)].spec)
-                ):
-                    raise Refusal(
-                        "overlap", "a write to memory that the same operator reads elsewhere", self.where
-                    )
+                if (o is not w and storage_key(o) == storage_key(w)
+                    and partly_overlaps(spec, self.aliases[id(o)].spec)):
+                    raise Refusal("overlap", "a write to memory that the same operator reads elsewhere",
+                                  self.where)
 
     def _check_out(self, op: Any, written: list[Fake], args: tuple, kwargs: dict, spec: Any) -> None:
         """Refuses `out=` tensors for which eager mode may raise: of another dtype, or sharing memory."""
@@ -285,9 +269,8 @@ class Functionaliser:
         done = tuple(r for r in results if r is not None)
         return Graph(tuple(self.inputs), tuple(self.nodes), (*done, *hidden), writes, len(outputs))
 
-    def _group(
-        self, base: Base, members: list[int], outputs: list[Fake], results: list, hidden: list[Output]
-    ) -> None:
+    def _group(self, base: Base, members: list[int], outputs: list[Fake], results: list,
+               hidden: list[Output]) -> None:
         """The outputs that share one storage."""
         aliases = [self.aliases[id(outputs[i])] for i in members]
         if base.constant and len(members) == 1:
@@ -322,9 +305,8 @@ class Functionaliser:
 
     def _same_dtype(self, alias: Alias, spec: TensorSpec) -> None:
         if alias.spec.dtype != spec.dtype:
-            raise Refusal(
-                "alias-dtype", f"an output is a {alias.spec.dtype} view of a {spec.dtype} tensor", self.where
-            )
+            raise Refusal("alias-dtype", f"an output is a {alias.spec.dtype} view of a {spec.dtype} tensor",
+                          self.where)
 
 
 def fits(new: TensorSpec, old: TensorSpec) -> bool:
@@ -374,10 +356,8 @@ def _find_functional(op: Any) -> Any:
         packet = getattr(getattr(torch.ops, op.namespace), packet_name, None)
         for overload in packet.overloads() if packet is not None else ():
             found = getattr(packet, overload)
-            if (
-                not found._schema.is_mutable
-                and sorted((a.name, _type(a)) for a in found._schema.arguments) == sorted(wanted)
-            ):
+            if (not found._schema.is_mutable and sorted((a.name, _type(a))
+                                                        for a in found._schema.arguments) == sorted(wanted)):
                 return found
     return None
 
@@ -416,11 +396,8 @@ Undo = Callable[[Functionaliser, Node, Node, Alias], Node]
 
 
 def _back(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:
-    return (
-        f.inferred(aten.reshape.default, new, parent.tensor.shape)
-        if new.tensor.shape != parent.tensor.shape
-        else new
-    )
+    return (f.inferred(aten.reshape.default, new, parent.tensor.shape)
+            if new.tensor.shape != parent.tensor.shape else new)
 
 
 def _undo_expand(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> Node:

@@ -80,9 +80,8 @@ class Prims(Program):
         if (dtype, tuple(shape)) != (spec.dtype, spec.shape):
             raise CheckError(self.stage, n.name, f"says {spec}, but {n.op} gives {dtype}{tuple(shape)}")
         if len(spec.stride) != len(spec.shape):
-            raise CheckError(
-                self.stage, n.name, f"has {len(spec.stride)} strides for {len(spec.shape)} dimensions"
-            )
+            raise CheckError(self.stage, n.name,
+                             f"has {len(spec.stride)} strides for {len(spec.shape)} dimensions")
         return None
 
     def check(self) -> None:
@@ -224,16 +223,8 @@ def to_python(graph: Graph) -> str:
     their node."""
     constants = [n for n in graph.nodes if n.op == "constant" and n.args[0].numel() > 64]
     names = [n.name for n in (*graph.inputs, *constants)]
-    lines = [
-        "import torch",
-        "from torch import device, inf, nan",
-        "from minicompile.ir.prims import prims",
-        "",
-        "aten = torch.ops.aten",
-        "",
-        "",
-        f"def graph({', '.join(names)}):",
-    ]
+    lines = ["import torch", "from torch import device, inf, nan", "from minicompile.ir.prims import prims",
+             "", "aten = torch.ops.aten", "", "", f"def graph({', '.join(names)}):"]
     lines += [f"    # {n.name}: {n.spec}" for n in graph.inputs]
     where = None
     for n in graph.nodes:
