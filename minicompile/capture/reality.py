@@ -23,11 +23,11 @@ HIDDEN_WRITES = {torch.ops.aten.native_batch_norm.default: (3, 4)}
 
 
 class _InputWritten(Exception):
-    """The graph is about to write to this storage of an input."""
+    """The graph is about to write to these storages of inputs."""
 
-    def __init__(self, storage: int):
+    def __init__(self, storages: set[int]):
         super().__init__()
-        self.storage = storage
+        self.storages = storages
 
 
 class _Watch(TorchDispatchMode):
@@ -49,8 +49,7 @@ class _Watch(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         hidden = ((i, "") for i in HIDDEN_WRITES.get(func, ()))
         for i, name in (*facts.writes, *hidden):
-            for storage in storages_of(args[i] if i < len(args) else kwargs.get(name)):
-                self.reality.note_write(storage)
+            self.reality.note_writes(storages_of(args[i] if i < len(args) else kwargs.get(name)))
         if not facts.follow:
             self.reality.draws.add(self.reality.running)
         with torch._C._DisableTorchDispatch():
@@ -61,10 +60,8 @@ class Reality:
     """`inputs` maps placeholders to tensors of the call. `ambient` is (read, restore) of torch's thread
     state, of which the graph's own changes are kept apart from the capture's."""
 
-    def __init__(
-        self, graph: fx.Graph, inputs: dict[fx.Node, torch.Tensor],
-        ambient: tuple[Callable[[], Any], Callable[[Any], None]],
-    ):
+    def __init__(self, graph: fx.Graph, inputs: dict[fx.Node, torch.Tensor],
+                 ambient: tuple[Callable[[], Any], Callable[[Any], None]]):
         self.graph, self.inputs = graph, inputs
         self.read_state, self.restore_state = ambient
         self.first_state = self.read_state()
@@ -83,13 +80,13 @@ class Reality:
         self.random: torch.Tensor | None = None               # the generator's state after `running`
         self.state = self.first_state
 
-    def note_write(self, storage: int) -> None:
+    def note_writes(self, storages: set[int]) -> None:
         if self.seen != len(self.inputs):
             self.seen = len(self.inputs)
             self.originals = {s._cdata: s for s in (t.untyped_storage() for t in self.inputs.values())}
-        if storage in self.originals:
-            raise _InputWritten(storage)
-        self.writes.setdefault(self.running, set()).add(storage)
+        if storages & self.originals.keys():
+            raise _InputWritten(storages & self.originals.keys())
+        self.writes.setdefault(self.running, set()).update(storages)
 
     def value(self, node: fx.Node) -> Any:
         """The value of a node, after all nodes before it have run."""
@@ -120,8 +117,8 @@ class Reality:
                     with _Watch(self):
                         return run(*fx.node.map_arg(args, self.value), **fx.node.map_arg(kwargs, self.value))
             except _InputWritten as written:
-                with torch._C._DisableTorchDispatch():
-                    self.copied[written.storage] = self.originals[written.storage].clone()
+                with torch._C._DisableTorchDispatch():      # all: a run so far has written to older copies
+                    self.copied = {s: self.originals[s].clone() for s in {*self.copied, *written.storages}}
                 self.restart()
 
     @contextlib.contextmanager

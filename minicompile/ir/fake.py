@@ -208,6 +208,9 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
         return _regeometry(fakes[0], device)
     if facts.writes:
         _check_sizes(fakes)
+        for i, _ in facts.writes:        # torch counts writes to tensors, not to lists of them
+            if i < len(args) and type(args[i]) in (list, tuple):
+                torch.autograd.graph.increment_version(args[i])
     return _wrap(out, {id(f.meta): f for f in fakes}, torch.device(device), values)
 
 
