@@ -124,12 +124,11 @@ def _unary_rows() -> None:
         "log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 erf "
         "erfc erfinv lgamma digamma"
     ).split():
-        native = name in ("exp", "exp2", "log", "log2", "sin", "cos", "erf")
-        _elementwise(name, 1, FLOAT, getattr(torch, name), f"{name}(x)", triton=f"tl.{name}({{0}})"
-                     if native else "", edges=(0.5, -0.5, 1.0, -1.0, 2.0, 100.0, -100.0))
-    _elementwise("sqrt", 1, FLOAT, torch.sqrt, "square root", triton="tl.sqrt_rn({0})")
-    _elementwise("rsqrt", 1, FLOAT, torch.rsqrt, "1 / sqrt(x)", triton="tl.rsqrt({0})")
-    _elementwise("reciprocal", 1, FLOAT, torch.reciprocal, "1 / x", triton="(1 / {0})")
+        _elementwise(name, 1, FLOAT, getattr(torch, name), f"{name}(x)",
+                     triton="ops.digamma({0})" if name == "digamma" else "", edges=(0.5, -0.5, 1.0, -1.0, 2.0, 100.0, -100.0))
+    _elementwise("sqrt", 1, FLOAT, torch.sqrt, "square root", triton="ops.sqrt({0})")
+    _elementwise("rsqrt", 1, FLOAT, torch.rsqrt, "1 / sqrt(x)")
+    _elementwise("reciprocal", 1, FLOAT, torch.reciprocal, "1 / x", triton="ops.reciprocal({0})")
     for name in ("floor", "ceil", "trunc", "round"):
         _elementwise(name, 1, FLOAT, getattr(torch, name), "rounds; `round` to the even of two neighbours",
                      triton=f"libdevice.{name.replace('round', 'rint')}({{0}})", edges=(0.5, 1.5, -0.5, 2.5))
@@ -142,7 +141,8 @@ def _unary_rows() -> None:
     _elementwise("isnan", 1, FLOAT, torch.isnan, "is it NaN", triton="({0} != {0})", result="bool")
     _elementwise("isinf", 1, FLOAT, torch.isinf, "is it an infinity", triton="(tl.abs({0}) == float('inf'))",
                  result="bool")
-    _elementwise("signbit", 1, FLOAT, torch.signbit, "is the sign bit set (-0.0 too)", result="bool")
+    _elementwise("signbit", 1, FLOAT, torch.signbit, "is the sign bit set (-0.0 too)",
+                 triton="ops.signbit({0})", result="bool")
 
 
 def _binary_rows() -> None:
@@ -150,21 +150,20 @@ def _binary_rows() -> None:
     for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*")):
         _elementwise(name, 2, number, getattr(torch, name), f"a {sign} b; integers wrap",
                      f"mc::{name}({{0}}, {{1}})", f"({{0}} {sign} {{1}})")
-    _elementwise("div", 2, FLOAT, torch.true_divide, "a / b", triton="({0} / {1})")
-    _elementwise(
-        "floordiv", 2, INT, lambda a, b: torch.div(a, b, rounding_mode="floor"), "a / b rounded down; b != 0"
-    )
-    _elementwise(
-        "truncdiv", 2, INT, lambda a, b: torch.div(a, b, rounding_mode="trunc"), "a / b rounded to 0; b != 0"
-    )
+    _elementwise("div", 2, FLOAT, torch.true_divide, "a / b", triton="ops.div({0}, {1})")
+    _elementwise("floordiv", 2, INT, lambda a, b: torch.div(a, b, rounding_mode="floor"),
+                 "a / b rounded down; b != 0", triton="ops.floordiv({0}, {1})")
+    _elementwise("truncdiv", 2, INT, lambda a, b: torch.div(a, b, rounding_mode="trunc"),
+                 "a / b rounded to 0; b != 0", triton="({0} // {1})")
     _elementwise("remainder", 2, number, torch.remainder, "a mod b with b's sign; integers: b != 0",
-                 edges=(3.0, -3.0))
-    _elementwise("fmod", 2, number, torch.fmod, "a mod b with a's sign; integers: b != 0", edges=(3.0, -3.0))
+                 triton="ops.remainder({0}, {1})", edges=(3.0, -3.0))
+    _elementwise("fmod", 2, number, torch.fmod, "a mod b with a's sign; integers: b != 0",
+                 triton="ops.fmod({0}, {1})", edges=(3.0, -3.0))
     _elementwise("pow", 2, FLOAT, torch.pow, "a to the power b", edges=(2.0, 0.5, -1.0, 3.0))
     _elementwise("maximum", 2, number, torch.maximum, "the larger; NaN wins",
-                 triton="tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)")
+                 triton="ops.maximum({0}, {1})")
     _elementwise("minimum", 2, number, torch.minimum, "the smaller; NaN wins",
-                 triton="tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)")
+                 triton="ops.minimum({0}, {1})")
     for name in ("atan2", "nextafter", "copysign", "hypot"):
         _elementwise(name, 2, FLOAT, getattr(torch, name), f"{name}(a, b)")
     for name, sign in (("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
