@@ -179,8 +179,8 @@ class CaptureWorld(Attributes):
         shadow or overlay."""
         owner = f.__self__
         name = f.__name__
-        if name == "addcdiv_" and issubclass(type(owner), Fake):
-            return self.call(self.current, torch.Tensor.addcdiv_, (owner, *args), kwargs)
+        if name in optimizers.METHODS and optimizers.concerns(self.current, owner):
+            return optimizers.METHODS[name](self.current, owner, *args, **kwargs or {})
         if owner is not None and not issubclass(type(owner), ModuleType) and id(owner) in self.origin:
             if issubclass(type(owner), CONTAINERS):
                 keyed = _KEYED.get(name) if issubclass(type(owner), dict) and not kwargs else None

@@ -28,13 +28,14 @@ aten = torch.ops.aten
 @dataclass(slots=True, eq=False)
 class Base:
     """What owns a storage. `value` is the node that holds the whole of it now, `version` counts the
-    writes."""
+    writes. A constant that is `fresh` is made anew by each run of the program, so it may be written to."""
 
     fake: Fake
     spec: TensorSpec
     value: Node
     input: int | None = None
     constant: bool = False
+    fresh: bool = False
     version: int = 0
 
 
@@ -125,6 +126,8 @@ class Functionaliser:
             if self.aliases[id(args[0])].base.spec.offset:
                 raise Refusal("as-strided", "a window on memory of which the base is a part", self.where)
             args, kwargs = (self.aliases[id(args[0])].base.fake, *args[1:3], out.meta.storage_offset()), {}
+        if op is aten.lift_fresh.default:
+            self.aliases[id(args[0])].base.fresh = True
         if facts.inplace_view:
             return self._restride(op, args, kwargs)
         if facts.writes or op in HIDDEN_WRITES:
@@ -175,8 +178,8 @@ class Functionaliser:
             pure = hidden.functional if written else op
         else:
             found = functional(op)
-            if found is None:
-                raise Refusal("in-place", f"{op} has no functional form", self.where)
+            if found is None or len([r for r in found._schema.returns if "List" in str(r.type)]) > 1:
+                raise Refusal("in-place", f"{op} has no functional form of plain results", self.where)
             pure, written = found, written_args(op, args, kwargs)
         names = {a.name for a in op._schema.arguments if a.is_out}
         call_args = reordered(op, pure, tuple([self.lowered(a) for a in with_defaults(op, args, kwargs)]))
@@ -207,9 +210,10 @@ class Functionaliser:
 
     def write(self, alias: Alias, new: Node) -> None:
         """alias's elements get new's values: gives its base a new value."""
-        if alias.base.constant:
+        if alias.base.constant and not alias.base.fresh:
             raise Refusal("constant-write", "a tensor the graph holds as a constant is written to",
                           self.where)
+        alias.base.constant = False
         while True:
             old = alias.spec
             if not fits(new.tensor, old):

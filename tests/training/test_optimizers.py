@@ -1,0 +1,68 @@
+"""Every optimizer of torch.optim as a compiled step: eager's numbers from the first step on, no recompile
+after the second."""
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing._internal.common_optimizers import optim_db
+
+import minicompile
+
+FUSED, EAGER = {"fused": True}, {"LBFGS", "SparseAdam"}       # what runs as in eager mode, with a reason
+
+
+def cases() -> Any:
+    """The first and the richest settings of each optimizer, in each of its implementations."""
+    for info in optim_db:
+        given = sorted(info.optim_inputs_func(device="cpu"), key=lambda i: len(i.kwargs))
+        for kwargs in (given[0].kwargs, given[-1].kwargs):
+            for how in ({"foreach": False}, {"foreach": True}, FUSED):
+                if next(iter(how)) in info.supported_impls or how == {"foreach": False}:
+                    known = {} if info.optim_cls.__name__ in EAGER | {"Muon"} else how
+                    yield pytest.param(info.optim_cls, {**kwargs, **known},
+                                       id=f"{info.optim_cls.__name__}-{len(kwargs)}-{'-'.join(known)}")
+
+
+def parameters() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(s)) for s in ((3, 4), (5, 5), (3, 4))]
+
+
+def step(call: Any, params: list[nn.Parameter], name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn_like(p) if name != "SparseAdam" else torch.randn_like(p).to_sparse()
+    if name == "LBFGS":
+        def closure() -> torch.Tensor:
+            for p in params:
+                p.grad = p.detach() * 2
+            return sum(p.detach().square().sum() for p in params)
+        call(closure)
+    else:
+        call()
+
+
+@pytest.mark.parametrize("kind,settings", list(cases()))
+def test_steps_are_eager_s(kind: Any, settings: dict) -> None:
+    ours, theirs = parameters(), parameters()
+    a, b = kind(ours, **copy.deepcopy(settings)), kind(theirs, **copy.deepcopy(settings))
+    compiled = minicompile.compile(a.step, backend="aot_eager")
+    handle, made = compiled.__minicompile__, 0
+    for i in range(20):
+        step(compiled, ours, kind.__name__, i)
+        step(b.step, theirs, kind.__name__, i)
+        for p, q in zip(ours, theirs):
+            torch.testing.assert_close(p, q)
+        made = len(handle.compilations) if i < 2 else made
+    eager = settings.get("fused") or kind.__name__ in EAGER
+    assert bool(handle.refusals) == bool(eager), handle.refusals
+    assert len(handle.compilations) == made, "compiled again after the second step"
+    for p, q in zip(ours, theirs):
+        assert a.state[p].keys() == b.state[q].keys()
+        for key, value in a.state[p].items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(value, b.state[q][key])
