@@ -20,10 +20,8 @@ from .reads import CONTAINERS, FIXED, IDENTITIES, LEAVES, lookup, python_method
 from .writes import Writes
 
 HEAP_TYPE = 1 << 9  # tp_flags: a class made by a class statement
-UNSAFE_TENSOR_ATTRIBUTES = frozenset(
-    {"grad", "data", "_base", "_grad", "names", "grad_fn", "_version", "is_inference",
-     "_backward_hooks", "_cdata"}
-)
+UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "_grad", "names", "grad_fn", "_version",
+                                      "is_inference", "_backward_hooks", "_cdata"})
 
 
 def fact(t: torch.Tensor, name: str) -> Any:
@@ -44,9 +42,8 @@ class Attributes(Writes):
         key = (kind, name)
         found = self.lookups.get(key)
         if found is None:
-            found = self.lookups[key] = (
-                self.find_changed(kind, name) if self.classes_changed else lookup(kind, name)
-            )
+            found = self.lookups[key] = (self.find_changed(kind, name) if self.classes_changed
+                                         else lookup(kind, name))
         return found
 
     def find_changed(self, kind: type, name: str) -> tuple[Any, type | None]:
@@ -71,11 +68,8 @@ class Attributes(Writes):
             return self.getattr_class(obj, name)
         if issubclass(type(obj), IDENTITIES):
             value = getattr(obj, name)
-            return (
-                value
-                if name in FIXED
-                else self.read_constant(getattr(obj, "__module__", None), source.attr(name), value)
-            )
+            return (value if name in FIXED else self.read_constant(getattr(obj, "__module__", None),
+                                                                   source.attr(name), value))
         if name == "__class__":
             return type(obj)
         own = python_method(type(obj), "__getattribute__")
@@ -175,9 +169,8 @@ class Attributes(Writes):
         value = found if issubclass(type(found), FunctionType) else getattr(cls, name)
         if self.own_entry(owner, name):
             return value
-        return self.read_constant(
-            owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), value
-        )
+        return self.read_constant(owner.__module__,
+                                  self.const(owner if id(cls) in self.born else cls).attr(name), value)
 
     def read_class_entry(self, cls: type, owner: type, name: str, entry: Any) -> Any:
         """An entry of a class's own dict (a function, property, class or static method, or plain value),
@@ -185,9 +178,8 @@ class Attributes(Writes):
         if self.own_entry(owner, name):
             return entry
         if issubclass(type(entry), FunctionType | property):
-            return self.read_constant(
-                owner.__module__, self.const(owner if id(cls) in self.born else cls).attr(name), entry
-            )
+            return self.read_constant(owner.__module__,
+                                      self.const(owner if id(cls) in self.born else cls).attr(name), entry)
         seen = owner if id(cls) in self.born else cls  # a subclass may come to hide the owner's entry
         return self.read_constant(owner.__module__, self.const(seen).type_attr(name), entry)
 
@@ -310,9 +302,7 @@ class Attributes(Writes):
             accessor = found.fdel if value is NULL else found.fset
             missing = "deleter" if value is NULL else "setter"
             if accessor is None:
-                raise AttributeError(
-                    f"property {name!r} of {kind.__name__!r} object has no {missing}"
-                )
+                raise AttributeError(f"property {name!r} of {kind.__name__!r} object has no {missing}")
             self.call(self.current, accessor, [obj] if value is NULL else [obj, value])
             return None
         if issubclass(type(found), MemberDescriptorType):

@@ -199,9 +199,7 @@ class Capturer:
         self.recorder.speculate = self.speculation.call
         self.names: dict[str, int] = {}
         self.world.new_input = self.add_input
-        self.world.record_state = lambda f, args, kwargs: self.recorder.append(
-            f, tuple(args), kwargs or {}, None
-        )
+        self.world.record_call = lambda f, args, *more: self.recorder.append(f, tuple(args), *more)
         self.world.one_node = self.one_node
         self.versions: list[tuple[Fake, int]] = []
         self.input_names: list[str] = []
@@ -392,7 +390,8 @@ def torch_state() -> dict[str, Any]:
             "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
             "dtype": torch.get_default_dtype(), "autocast": torch.is_autocast_enabled("cpu"),
             "autocast_dtype": torch.get_autocast_dtype("cpu"),
-            "autocast_cache": torch.is_autocast_cache_enabled()}
+            "autocast_cache": torch.is_autocast_cache_enabled(),
+            "transforms": torch._C._functorch.get_dynamic_layer_stack_depth()}
 
 
 def _mode_depths() -> tuple[int, int]:
@@ -414,6 +413,11 @@ def restore_torch_state(state: dict[str, Any]) -> None:
     torch.set_autocast_enabled("cpu", state["autocast"])
     torch.set_autocast_dtype("cpu", state["autocast_dtype"])
     torch.set_autocast_cache_enabled(state["autocast_cache"])
+    if torch._C._functorch.get_dynamic_layer_stack_depth() > state["transforms"]:
+        torch._C._functorch.set_inplace_requires_grad_allowed(False)
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(state["transforms"])
+        with contextlib.suppress(RuntimeError):     # there may be none
+            torch._C._exit_dual_level(level=0)
 
 
 _MODULES: tuple[ModuleType, ...] = (

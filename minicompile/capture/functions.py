@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .. import _native
 from ..ir.fake import Fake
 from . import policy
 from .reads import IDENTITIES, LEAVES
@@ -39,7 +40,7 @@ def plain(value: Any) -> bool:
     """Whether a graph may hold an argument as it is."""
     if issubclass(type(value), (tuple, list)):
         return all(map(plain, value))
-    return type(value) in LEAVES or issubclass(type(value), (Fake, *IDENTITIES))
+    return type(value) in LEAVES or issubclass(type(value), (torch.Tensor, *IDENTITIES))
 
 
 def call_apply(world: Any, cls: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -56,7 +57,13 @@ def call_apply(world: Any, cls: Any, args: Sequence[Any], kwargs: dict[str, Any]
     read_names(world, world.getattr(cls, "backward"))
     before = (len(world.calls), effects_of(world))
     with world.one_node(Apply(cls)) as record:
-        out = super(torch.autograd.Function, cls).apply(*args)
+        if torch._C._are_functorch_transforms_active():
+            for name in ("forward", "setup_context", "vmap", "jvp"):
+                read_names(world, world.getattr(cls, name))
+            with torch._C.DisableTorchFunction():
+                out = _native.suspend(APPLY, cls, *args)
+        else:
+            out = super(torch.autograd.Function, cls).apply(*args)
         record(args, out)
     if (len(world.calls), effects_of(world)) != before:
         raise world.refuse("autograd-function", f"{cls.__name__}.forward() changes the world")

@@ -47,9 +47,8 @@ def _print(frame: Frame, *args: Any, file: Any = None, flush: Any = False, **spa
     world.calls.append(Effect("call", print, words, (text,)))
 
 
-def _warn(
-    frame: Frame, message: Any, category: Any = None, stacklevel: int = 1, source: Any = None, **more: Any
-) -> None:
+def _warn(frame: Frame, message: Any, category: Any = None, stacklevel: int = 1, source: Any = None,
+          **more: Any) -> None:
     world: Any = frame.world
     if more or source is not None:
         raise world.refuse("impure-call", "warnings.warn() is given a source")

@@ -24,14 +24,8 @@ from contextvars import ContextVar
 from decimal import Decimal
 from enum import Enum
 from threading import Lock
-from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    CodeType,
-    MethodDescriptorType,
-    SimpleNamespace,
-    WrapperDescriptorType,
-)
+from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, MethodDescriptorType,
+                   SimpleNamespace, WrapperDescriptorType)
 from typing import Any, Generic
 
 import torch
@@ -48,71 +42,40 @@ _STDLIB = os.path.dirname(os.__file__) + os.sep
 _SITE = os.path.join(_STDLIB, "site-packages") + os.sep
 OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
+
+def _files(folder: str, names: str) -> frozenset[str]:
+    return frozenset(folder + name.replace("/", os.sep) for name in names.split())
+
+
 # Python parts of torch that run user code or read module state.
-_TORCH_INTERPRETED = tuple(
-    _TORCH + p.replace("/", os.sep)
-    for p in (
-        "nn/modules/",
-        "nn/utils/",
-        "optim/",
-        "distributions/",
-        "utils/hooks.py",
-        "amp/autocast_mode.py",
-        "utils/_contextlib.py",
-        "autograd/grad_mode.py",
-    )
-)
+_TORCH_INTERPRETED = tuple(_files(_TORCH, """
+    nn/modules/ nn/utils/ optim/ distributions/ utils/hooks.py amp/autocast_mode.py utils/_contextlib.py
+    autograd/grad_mode.py autograd/forward_ad.py
+    _functorch/apis.py _functorch/vmap.py _functorch/predispatch.py _functorch/eager_transforms.py"""))
 # Standard library modules that call back into user code or read its objects.
-_STDLIB_INTERPRETED = frozenset(
-    _STDLIB + p.replace("/", os.sep)
-    for p in (
-        "contextlib.py",
-        "functools.py",
-        "collections/__init__.py",
-        "_collections_abc.py",
-        "dataclasses.py",
-        "copy.py",
-        "types.py",
-        "operator.py",
-        "heapq.py",
-        "bisect.py",
-        "logging/__init__.py",
-        "weakref.py",
-        "_weakrefset.py",
-    )
-)
+_STDLIB_INTERPRETED = _files(_STDLIB, """
+    contextlib.py functools.py collections/__init__.py _collections_abc.py dataclasses.py copy.py types.py
+    operator.py heapq.py bisect.py logging/__init__.py weakref.py _weakrefset.py""")
 # Parts of torch that only pass a call on to the recorder: nothing below them is the program's own.
-SUSPENDED = frozenset(
-    _TORCH + p.replace("/", os.sep)
-    for p in ("overrides.py", "_ops.py", "_jit_internal.py", "utils/_device.py")
-)
+SUSPENDED = _files(_TORCH, "overrides.py _ops.py _jit_internal.py utils/_device.py")
 # Standard library modules that only look at their arguments. Those in neither table are refused.
-_STDLIB_PURE = frozenset(
-    _STDLIB + p
-    for p in (
-        "abc.py", "enum.py", "typing.py", "inspect.py", "re", "sre_compile.py", "sre_parse.py", "keyword.py",
-        "numbers.py", "fractions.py", "decimal.py", "_pydecimal.py", "statistics.py", "textwrap.py",
-        "string.py", "json", "copyreg.py", "reprlib.py", "pprint.py",
-        "colorsys.py", "ast.py", "dis.py", "opcode.py", "traceback.py", "linecache.py", "hashlib.py",
-        "base64.py", "datetime.py", "posixpath.py", "ntpath.py", "genericpath.py", "importlib",
-        "graphlib.py", "difflib.py", "calendar.py", "__future__.py", "_weakref.py", "codecs.py", "encodings")
-)
+_STDLIB_PURE = _files(_STDLIB, """
+    abc.py enum.py typing.py inspect.py re sre_compile.py sre_parse.py keyword.py numbers.py fractions.py
+    decimal.py _pydecimal.py statistics.py textwrap.py string.py json copyreg.py reprlib.py pprint.py
+    colorsys.py ast.py dis.py opcode.py traceback.py linecache.py hashlib.py base64.py datetime.py
+    posixpath.py ntpath.py genericpath.py importlib graphlib.py difflib.py calendar.py __future__.py
+    _weakref.py codecs.py encodings""")
 # Functions that act on the autograd engine, on hooks or on the outside world: (refusal, reason).
-_HOOK, _ENGINE, _SEED = "backward-hook", "autograd-inside", "impure-call"
+_HOOKS = (torch.utils.hooks.BackwardHook.__init__, torch.Tensor.register_hook,
+          torch.Tensor.register_post_accumulate_grad_hook, torch.autograd.graph.saved_tensors_hooks.__init__,
+          torch.autograd.graph.register_multi_grad_hook)
+_OUTSIDE = (torch.manual_seed, torch.seed, torch.initial_seed, torch.save, torch.load, torch.set_printoptions,
+            torch.set_default_device)
 _REFUSED = {
     inspect.unwrap(f).__code__: (code, f"{f.__qualname__}() is called")
-    for code, functions in (
-        (_HOOK, (
-            torch.utils.hooks.BackwardHook.__init__, torch.Tensor.register_hook,
-            torch.Tensor.register_post_accumulate_grad_hook,
-            torch.autograd.graph.saved_tensors_hooks.__init__,
-            torch.autograd.graph.register_multi_grad_hook)),
-        (_ENGINE, (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)),
-        (_SEED, (
-            torch.manual_seed, torch.seed, torch.initial_seed, torch.save, torch.load,
-            torch.set_printoptions, torch.set_default_device)))
-    for f in functions
-}
+    for code, functions in (("backward-hook", _HOOKS), ("impure-call", _OUTSIDE),
+                            ("autograd-inside", (torch.Tensor.backward, torch.autograd.backward)))
+    for f in functions}
 
 
 _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
@@ -120,34 +83,31 @@ _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptor
 UNSEEN = torch._compile._disable_dynamo(lambda: None).__code__
 COROUTINE, OPTIMIZED = 0x80 | 0x200, 0x1
 # Attributes and names of these top-level modules are constants as far as functions, classes and modules go.
-_TRUSTED = frozenset(
-    {"torch", "numpy", "builtins", "minicompile", "typing_extensions"}
-) | sys.stdlib_module_names - {"__main__"}
+_TRUSTED = frozenset({"torch", "numpy", "builtins", "minicompile",
+                      "typing_extensions"}) | sys.stdlib_module_names - {"__main__"}
 # C functions of these modules have no effect but on their arguments; those of any other module are refused.
-_PURE = frozenset(
-    {
-        "builtins", "operator", "math", "cmath", "itertools", "functools", "collections", "abc", "heapq",
-        "bisect", "struct", "copyreg", "weakref", "weakrefset", "contextvars", "typing", "types",
-        "statistics",
-        "unicodedata", "binascii", "json", "string", "enum", "inspect", "re", "sre", "decimal", "fractions",
-        "numbers", "copy", "dataclasses", "textwrap", "hashlib", "base64", "zlib", "datetime", "contextlib",
-        "array", "pprint", "reprlib", "typing_extensions", "torch", "numpy", "minicompile"}
-)
-_IMPURE = frozenset(
-    {
-        "input", "open", "exec", "compile", "breakpoint", "__import__", "now", "today", "utcnow",
-        "manual_seed", "seed", "get_state", "clone_state", "initial_seed", "set_state", "set_rng_state",
-        "set_num_threads",
-        "set_num_interop_threads", "set_flush_denormal", "tofile", "fromfile", "save", "load", "from_file"}
-)
+_PURE = frozenset({"builtins", "operator", "math", "cmath", "itertools", "functools", "collections", "abc",
+                   "heapq", "bisect", "struct", "copyreg", "weakref", "weakrefset", "contextvars", "typing",
+                   "types", "statistics", "unicodedata", "binascii", "json", "string", "enum", "inspect",
+                   "re", "sre", "decimal", "fractions", "numbers", "copy", "dataclasses", "textwrap",
+                   "hashlib", "base64", "zlib", "datetime", "contextlib", "array", "pprint", "reprlib",
+                   "typing_extensions", "torch", "numpy", "minicompile"})
+_IMPURE = frozenset({"input", "open", "exec", "compile", "breakpoint", "__import__", "now", "today", "utcnow",
+                     "manual_seed", "seed", "get_state", "clone_state", "initial_seed", "set_state",
+                     "set_rng_state", "set_num_threads", "set_num_interop_threads", "set_flush_denormal",
+                     "tofile", "fromfile", "save", "load", "from_file"})
 _PURE_OF = {"sys": {"intern", "getrecursionlimit", "exc_info", "getdefaultencoding"}, "_warnings": set(),
             "_thread": {"lock", "RLock", "allocate_lock", "get_ident"}}
-# C functions that change torch's thread state: recorded, so that the graph changes it at the same places.
-STATE_SETTERS = frozenset(
-    {
-        torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
-        torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache}
-)
+# C functions that change torch's thread state, or take tensors through a transform of torch.func: recorded, so
+# that the graph does the same at the same places.
+RECORDED = frozenset({
+    torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
+    torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache,
+    torch._C._enter_dual_level, torch._C._exit_dual_level, torch._C._set_fwd_grad_enabled,
+    *(getattr(torch._C._functorch, name) for name in """
+        _add_batch_dim _remove_batch_dim _unwrap_batched _vmap_increment_nesting _vmap_decrement_nesting
+        _grad_increment_nesting _grad_decrement_nesting _wrap_for_grad _unwrap_for_grad
+        _jvp_increment_nesting _jvp_decrement_nesting set_inplace_requires_grad_allowed""".split())})
 
 
 @functools.lru_cache(maxsize=None)
@@ -177,9 +137,8 @@ def of_code(code: CodeType) -> Policy:
 @functools.lru_cache(maxsize=None)
 def is_user_file(filename: str) -> bool:
     """Whether a line of this file may stand for a place in the user's program."""
-    return not filename.startswith((_TORCH, OWN, "<frozen")) and not (
-        filename.startswith(_STDLIB) and not filename.startswith(_SITE)
-    )
+    return not filename.startswith((_TORCH, OWN, "<frozen")) and not (filename.startswith(_STDLIB)
+                                                                      and not filename.startswith(_SITE))
 
 
 @functools.lru_cache(maxsize=None)
@@ -221,13 +180,10 @@ def why_not_native(f: Any) -> str | None:
 _OPEN = frozenset(
     {object, list, dict, set, tuple, deque, OrderedDict, defaultdict, SimpleNamespace, Generic, type(Lock())})
 # it never changes, so that identity stands for it:
-_FIXED = frozenset(
-    {
-        int, float, complex, str, bytes, frozenset, re.Pattern, re.Match, ContextVar, operator.attrgetter,
-        operator.itemgetter, operator.methodcaller, datetime.date, datetime.datetime, datetime.time,
-        datetime.timedelta, datetime.timezone, weakref.ref, torch.Generator, torch.finfo, torch.iinfo,
-        Decimal}
-)
+_FIXED = frozenset({int, float, complex, str, bytes, frozenset, re.Pattern, re.Match, ContextVar,
+                    operator.attrgetter, operator.itemgetter, operator.methodcaller, datetime.date,
+                    datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone, weakref.ref,
+                    torch.Generator, torch.finfo, torch.iinfo, Decimal})
 
 
 def state_of(kind: type) -> str:

@@ -11,22 +11,9 @@ import enum
 import functools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import (
-    BuiltinFunctionType,
-    CellType,
-    CodeType,
-    FunctionType,
-    GenericAlias,
-    GetSetDescriptorType,
-    MappingProxyType,
-    MemberDescriptorType,
-    MethodDescriptorType,
-    MethodType,
-    MethodWrapperType,
-    ModuleType,
-    UnionType,
-    WrapperDescriptorType,
-)
+from types import (BuiltinFunctionType, CellType, CodeType, FunctionType, GenericAlias, GetSetDescriptorType,
+                   MappingProxyType, MemberDescriptorType, MethodDescriptorType, MethodType,
+                   MethodWrapperType, ModuleType, UnionType, WrapperDescriptorType)
 from typing import Any
 
 import torch
@@ -40,11 +27,8 @@ from .interp import World
 from .sources import Source
 
 NONE = type(None)
-LEAVES = frozenset(
-    {
-        int, float, complex, str, bytes, bool, NONE, type(Ellipsis), type(NotImplemented), torch.dtype,
-        torch.device, torch.layout, torch.memory_format, torch.Size, range, slice}
-)
+LEAVES = frozenset({int, float, complex, str, bytes, bool, NONE, type(Ellipsis), type(NotImplemented),
+                    torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range, slice})
 IDENTITIES = (
     FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType,
     GetSetDescriptorType, MemberDescriptorType, MethodWrapperType, CodeType, MethodType,
@@ -52,13 +36,10 @@ IDENTITIES = (
 CONTAINERS = (list, dict, set, deque)
 EXACT = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 # Facts of a class or function that follow from its identity.
-FIXED = frozenset(
-    {
-        "__name__", "__qualname__", "__module__", "__mro__", "__bases__", "__base__", "__doc__",
-        "__dict__", "__code__", "__class__", "__init_subclass__", "__subclasshook__", "__globals__",
-        "__builtins__", "__flags__", "__dataclass_fields__", "__new__", "__members__", "__wrapped__",
-        "__func__", "__self__", "__abstractmethods__"}
-)
+FIXED = frozenset({"__name__", "__qualname__", "__module__", "__mro__", "__bases__", "__base__", "__doc__",
+                   "__dict__", "__code__", "__class__", "__init_subclass__", "__subclasshook__",
+                   "__globals__", "__builtins__", "__flags__", "__dataclass_fields__", "__new__",
+                   "__members__", "__wrapped__", "__func__", "__self__", "__abstractmethods__"})
 
 
 class Reads(World):
@@ -120,11 +101,8 @@ class Reads(World):
         guarded."""
         source = self.constants.get(id(value))
         if source is None:
-            name = (
-                value.get("__name__", "globals")
-                if issubclass(type(value), dict)
-                else getattr(value, "__qualname__", None)
-            )
+            name = (value.get("__name__", "globals") if issubclass(type(value), dict)
+                    else getattr(value, "__qualname__", None))
             source = self.constants[id(value)] = Source.const(
                 value, name or getattr(value, "__name__", type(value).__name__)
             )
@@ -223,6 +201,8 @@ class Reads(World):
             raise self.refuse("nested-capture", "a tensor of another capture is met")
         if type(t) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             raise self.refuse("tensor-subclass", f"{source} is a {type(t).__name__}")
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+            raise self.refuse("tensor-subclass", f"{source} is inside a transform of torch.func")
         if t.layout is not torch.strided or t.is_quantized:
             raise self.refuse("tensor-layout", f"{source} is not a strided tensor")
         with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():

@@ -184,7 +184,7 @@ class Reality:
         for node in reversed(self.graph.nodes):
             if node.op in ("placeholder", "output"):
                 continue
-            ambient = node in self.values and self.values[node] is None and not node.all_input_nodes
+            ambient = node in self.values and not node.all_input_nodes and not self.homes[node]
             if node in wanted or ambient or self.writes.get(node, set()) & storages:
                 kept.add(node)
                 wanted |= set(node.all_input_nodes)
@@ -197,6 +197,8 @@ class Reality:
 def storages_of(value: Any) -> set[int]:
     """The storages of the tensors in a value."""
     if isinstance(value, torch.Tensor):
+        while torch._C._functorch.is_functorch_wrapped_tensor(value):
+            value = torch._C._functorch.get_unwrapped(value)
         return {value.untyped_storage()._cdata}
     if isinstance(value, (tuple, list)):
         return set().union(*map(storages_of, value))

@@ -19,51 +19,19 @@ from ..errors import Refusal, Where
 from ..ir.fake import Fake
 
 # Tensor's operators, so that the graph reads as the user wrote it.
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    f"__{n}__": getattr(operator, n.rstrip("_") if n not in ("and_", "or_", "not_") else n)
-    for n in (
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "neg",
-        "invert",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "getitem",
-        "setitem",
-        "lshift",
-        "rshift",
-        "xor",
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "ifloordiv",
-        "iand",
-        "ior",
-        "ixor",
-    )
-}
+_OPERATORS: dict[str, Callable[..., Any]] = {f"__{n}__": getattr(operator,
+                                                                 n.rstrip("_") if n not in ("and_", "or_",
+    "not_") else n) for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg",
+                              "invert", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem", "lshift",
+                              "rshift", "xor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "iand", "ior",
+                              "ixor")}
 _OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
 # Methods of Tensor that are written in Python, or wrapped so.
-_TENSOR_FUNCTIONS: dict[Any, str] = {
-    f: n for n, f in vars(torch.Tensor).items() if isinstance(f, FunctionType)
-}
+_TENSOR_FUNCTIONS: dict[Any, str] = {f: n for n, f in vars(torch.Tensor).items()
+                                     if isinstance(f, FunctionType)}
 
-_NEEDS_DATA = frozenset(
-    {
-        torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__repr__,
-        torch.Tensor.__format__, torch.Tensor.data_ptr}
-)
+_NEEDS_DATA = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__,
+                         torch.Tensor.__repr__, torch.Tensor.__format__, torch.Tensor.data_ptr})
 _READ_ELEMENTS = frozenset({torch.tensor, torch.as_tensor})  # of lists, without a call for each
 _NOT_SPECULATED = _NEEDS_DATA - {torch.Tensor.tolist, torch.Tensor.__format__}
 
@@ -92,25 +60,20 @@ class Recorder(TorchFunctionMode):
     def add_input(self, name: str, fake: Fake, real: torch.Tensor) -> torch.fx.Node:
         """A placeholder, put behind the other placeholders."""
         last = self.last_input
-        with (
-            self.graph.inserting_after(last)
-            if last is not None
-            else self.graph.inserting_before(next(iter(self.graph.nodes), None))
-        ):
+        with (self.graph.inserting_after(last) if last is not None
+              else self.graph.inserting_before(next(iter(self.graph.nodes), None))):
             node = self.graph.placeholder(name)
         self.nodes[id(fake)] = self.last_input = node
         self.reals[node] = real
         self.keep.append(fake)
         return node
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in _NEEDS_DATA or func in _READ_ELEMENTS and type(args[0]) is list and holds_tensor(args[0]):
-            refusal = Refusal(
-                "data-dependent", f"{func.__name__}() needs the values of a tensor", self.exact()
-            )
+            refusal = Refusal("data-dependent", f"{func.__name__}() needs the values of a tensor",
+                              self.exact())
             if func in _NOT_SPECULATED:
                 raise refusal
             return self.speculate(func, args, kwargs, refusal)

@@ -103,7 +103,8 @@ class Speculation:
 
     def call(self, func: Any, args: tuple, kwargs: dict[str, Any], refusal: Refusal) -> Any:
         """The result of a torch call that fakes refused. Raises `refusal` where it cannot be had."""
-        if site_of(refusal.where) in self.volatile or func in self.opening:
+        inside = torch._C._functorch.get_dynamic_layer_stack_depth()     # a transform of torch.func
+        if site_of(refusal.where) in self.volatile or func in self.opening or inside:
             raise refusal
         if func in BY_VALUE:
             return self.value(func, args, kwargs, refusal)
@@ -298,11 +299,9 @@ def tensor(data: list, *, dtype: Any = None, device: Any = None) -> torch.Tensor
 
 
 T = torch.Tensor
-BY_VALUE = frozenset(
-    {
-        T.item, T.tolist, T.__bool__, T.__int__, T.__float__, T.__complex__, T.__index__, T.__format__,
-        T.is_nonzero, torch.is_nonzero, T.equal, torch.equal, T.allclose, torch.allclose}
-)
+BY_VALUE = frozenset({T.item, T.tolist, T.__bool__, T.__int__, T.__float__, T.__complex__, T.__index__,
+                      T.__format__, T.is_nonzero, torch.is_nonzero, T.equal, torch.equal, T.allclose,
+                      torch.allclose})
 STATIC: dict[Any, Callable[..., Any]] = {
     torch.nonzero: nonzero, T.nonzero: nonzero, torch.where: where,
     torch.argwhere: nonzero, T.argwhere: nonzero,

@@ -17,18 +17,8 @@ import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    CodeType,
-    FunctionType,
-    GeneratorType,
-    MethodDescriptorType,
-    MethodType,
-    MethodWrapperType,
-    ModuleType,
-    WrapperDescriptorType,
-)
+from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, FunctionType, GeneratorType,
+                   MethodDescriptorType, MethodType, MethodWrapperType, ModuleType, WrapperDescriptorType)
 from typing import Any
 
 import torch
@@ -45,11 +35,11 @@ from .reads import CONTAINERS, IDENTITIES, LEAVES, python_method
 from .sources import Source
 
 # C functions that look only at an object's identity or class.
-_LOOKS_AT_TYPE = {
-    id(f): f
-    for f in (isinstance, issubclass, callable, id, object.__new__, super, operator.is_, operator.is_not)
-}
+_LOOKS_AT_TYPE = {id(f): f for f in (isinstance, issubclass, callable, id, object.__new__, super,
+                                     operator.is_, operator.is_not)}
 _KEYS = LEAVES | {Fake}
+# Torch loads rules for torch.vmap when it is first called.
+_VMAP_RULES = torch.vmap.__globals__["vmap_impl"].__globals__["lazy_load_decompositions"]
 _LOOKS_AT_IDENTITY = {id(f): f for f in (id, hash, str, repr, format, ascii)}
 _SEARCHES = frozenset({"index", "remove", "count"})  # methods of sequences
 _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
@@ -62,7 +52,7 @@ class CaptureWorld(Attributes):
     def __init__(self) -> None:
         super().__init__()
         self.lookups = {}
-        self.record_state: Callable[..., None] = lambda f, args, kwargs: None
+        self.record_call: Callable[..., None] = lambda f, args, kwargs, out: None
         self.one_node: Callable[..., Any] = contextlib.nullcontext
         self.inference = False  # the mode around the capture
         self.names_read: set[FunctionType] = set()
@@ -71,9 +61,8 @@ class CaptureWorld(Attributes):
 
     # Calls
 
-    def call(
-        self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def call(self, frame: Frame | None, f: Any, args: Sequence[Any],
+             kwargs: dict[str, Any] | None = None) -> Any:
         kind = type(f)
         if kind is MethodType:
             args, f = (f.__self__, *args), f.__func__
@@ -93,9 +82,8 @@ class CaptureWorld(Attributes):
             return self.call_cached(frame, f, args, kwargs)
         if issubclass(type(f), functools.partial):
             merged = {**self.getattr(f, "keywords"), **(kwargs or {})} if f.keywords or kwargs else None
-            return self.call(
-                frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args), merged
-            )
+            return self.call(frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args),
+                             merged)
         if kind in _GETTERS:
             return _GETTERS[kind](self, frame, f, *args)
         if kind is weakref.ref and id(f) in self.origin:
@@ -144,9 +132,8 @@ class CaptureWorld(Attributes):
     def interprets(self, code: CodeType) -> bool:
         return self.policy_of(code) is Policy.INTERPRET
 
-    def call_class(
-        self, frame: Frame | None, cls: type, args: Sequence[Any], kwargs: dict[str, Any] | None
-    ) -> Any:
+    def call_class(self, frame: Frame | None, cls: type, args: Sequence[Any],
+                   kwargs: dict[str, Any] | None) -> Any:
         """cls(*args): `__new__` and `__init__` are called as any function is."""
         if cls is type and len(args) == 1:
             return self.type_of(args[0])
@@ -162,11 +149,8 @@ class CaptureWorld(Attributes):
             if issubclass(type(obj), cls) and (init is not None or cls.__init__ is not object.__init__):
                 self.call(frame, init or cls.__init__, (obj, *args), kwargs)
             return obj
-        if (
-            init is None
-            or cls.__new__ is not object.__new__
-            and not issubclass(cls, dict | list | set | BaseException)
-        ):
+        if (init is None or cls.__new__ is not object.__new__
+            and not issubclass(cls, dict | list | set | BaseException)):
             return self.call_native(cls, args, kwargs)
         if issubclass(cls, torch.Tensor):
             raise self.refuse("tensor-subclass", f"a {cls.__name__} is made")
@@ -186,11 +170,8 @@ class CaptureWorld(Attributes):
                 keyed = _KEYED.get(name) if issubclass(type(owner), dict) and not kwargs else None
                 if keyed is not None and id(owner) not in self.shadows:
                     return keyed(self, owner, *args)
-                found = next(
-                    b.__dict__[name]
-                    for b in type(owner).__mro__
-                    if type(b.__dict__.get(name)) in _C_METHODS
-                )
+                found = next(b.__dict__[name] for b in type(owner).__mro__
+                             if type(b.__dict__.get(name)) in _C_METHODS)
                 f = found.__get__(self.shadow(owner))
             elif name in _OBJECT_METHODS and issubclass(type(f), MethodWrapperType):
                 return _OBJECT_METHODS[name](self, owner, *args)
@@ -206,9 +187,8 @@ class CaptureWorld(Attributes):
             return f(*args, **kwargs or {})
         return self.call_native(f, args, kwargs)
 
-    def call_cached(
-        self, frame: Frame | None, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None
-    ) -> Any:
+    def call_cached(self, frame: Frame | None, f: Any, args: Sequence[Any],
+                    kwargs: dict[str, Any] | None) -> Any:
         """A function behind functools.lru_cache. Its result for constants is one itself, once known; it is
         asked as eager mode would ask it. With anything else its cache must not keep what we pass, so the
         function inside is called."""
@@ -216,15 +196,18 @@ class CaptureWorld(Attributes):
         if not all(type(a) in LEAVES or id(a) in self.origin for a in given):
             return self.call(frame, f.__wrapped__, args, kwargs)
         self.identify_all(given)
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            out = _native.suspend(f, *args, **kwargs or {})
+        out = self.unseen(f, *args, **kwargs or {})
         if type(out) in LEAVES or issubclass(type(out), IDENTITIES) or id(out) in self.origin:
             return out
         return self.read(self.const(out), out)
 
-    def context_variable(
-        self, variable: contextvars.ContextVar, name: str, f: Any, args: Sequence[Any]
-    ) -> Any:
+    def unseen(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """f called as if nothing was captured."""
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            return _native.suspend(f, *args, **kwargs)
+
+    def context_variable(self, variable: contextvars.ContextVar, name: str, f: Any,
+                         args: Sequence[Any]) -> Any:
         """get is guarded; set and reset act on this capture's copy of the context."""
         if name != "get" or id(variable) in self.context_set:
             self.context_set.add(id(variable))
@@ -253,8 +236,8 @@ class CaptureWorld(Attributes):
             if kwargs:
                 kwargs = {k: self.consumed(v) for k, v in kwargs.items()}
         out = f(*args, **kwargs) if kwargs else f(*args)
-        if type(f) is BuiltinFunctionType and f in policy.STATE_SETTERS:
-            self.record_state(f, args, kwargs)
+        if type(f) is BuiltinFunctionType and f in policy.RECORDED:
+            self.record_call(f, args, kwargs or {}, out)
         if (f is builtins.__build_class__ or f is type) and issubclass(type(out), type):
             self.born.add(id(out))
             self.keep.append(out)
@@ -284,11 +267,8 @@ class CaptureWorld(Attributes):
             return self.shadow(value)
         if issubclass(type(value), IDENTITIES):
             return value
-        if (
-            issubclass(type(value), GeneratorType)
-            or issubclass(type(value), Iterator)
-            and not issubclass(type(value), IDENTITIES)
-        ):
+        if (issubclass(type(value), GeneratorType) or issubclass(type(value), Iterator)
+            and not issubclass(type(value), IDENTITIES)):
             raise self.refuse("external-iterator", f"{self.origin[id(value)]} would be advanced")
         if issubclass(kind, functools.partial):
             return Routed(self, value)
@@ -306,9 +286,8 @@ class CaptureWorld(Attributes):
 
     # Frames that C code starts
 
-    def offered(
-        self, code: CodeType, f: FunctionType | None, slots: list, namespace: Any, resumed: bool
-    ) -> Any:
+    def offered(self, code: CodeType, f: FunctionType | None, slots: list, namespace: Any,
+                resumed: bool) -> Any:
         """The hook's handler: runs an offered frame in the interpreter, or tells the hook never to offer
         its code again."""
         if code.co_filename.startswith(policy.OWN):  # met before `policy_of`, which is our own Python too
@@ -323,18 +302,16 @@ class CaptureWorld(Attributes):
             return self.call(self.current, f.__wrapped__, *slots[:2])
         chosen = self.policy_of(code)
         if chosen is Policy.NATIVE or f is None or namespace is not None:
-            _native.set_policy(
-                code, _native.SUSPEND if code.co_filename in policy.SUSPENDED else _native.NATIVE
-            )
+            _native.set_policy(code, _native.SUSPEND if code.co_filename in policy.SUSPENDED
+                               else _native.NATIVE)
             return NotImplemented
         if chosen is Policy.FORBID:
             raise self.refuse(*policy.why_forbidden(code))
         if resumed:
             if id(f) in self.born:
                 return NotImplemented
-            raise self.refuse(
-                "external-iterator", f"a generator of {code.co_qualname}() made before capture is resumed"
-            )
+            raise self.refuse("external-iterator",
+                              f"a generator of {code.co_qualname}() made before capture is resumed")
         self.enter_function(f)
         normal = self.code_of(code)
         return self.run_slots(normal, f, [NULL if s is _native.NULL else s for s in slots])
@@ -377,9 +354,8 @@ class CaptureWorld(Attributes):
         elif issubclass(type(obj), dict) and id(obj) in self.origin and type(key) in _KEYS:
             self.dict_set(obj, key, value)
         else:
-            operator.setitem(
-                self.resolve(obj), key, self.consumed(value) if issubclass(type(obj), Fake) else value
-            )
+            operator.setitem(self.resolve(obj), key,
+                             self.consumed(value) if issubclass(type(obj), Fake) else value)
 
     def delitem(self, obj: Any, key: Any) -> None:  # type: ignore[override]
         method = python_method(type(obj), "__delitem__")
@@ -402,17 +378,12 @@ class CaptureWorld(Attributes):
             return self.truth(self.call(self.current, method, (obj, key)))
         if issubclass(type(obj), dict) and id(obj) in self.origin:
             return self.dict_has(obj, key)
-        if issubclass(type(obj), list | tuple) and any(
-            issubclass(type(v), Fake) for v in self.resolve(obj)
-        ):
+        if issubclass(type(obj), list | tuple) and any(issubclass(type(v), Fake) for v in self.resolve(obj)):
             return any(v is key or self.truth(self.operate(operator.eq, v, key)) for v in self.resolve(obj))
         if issubclass(type(obj), list | tuple | set):
             self.identify_all((obj, key))
-        if (
-            id(obj) in self.origin
-            and not issubclass(type(obj), CONTAINERS)
-            and python_method(type(obj), "__iter__")
-        ):
+        if (id(obj) in self.origin and not issubclass(type(obj), CONTAINERS)
+            and python_method(type(obj), "__iter__")):
             return any(v is key or v == key for v in self.iter(obj))
         return operator.contains(self.consumed(obj), self.real(key))
 
@@ -467,12 +438,8 @@ class CaptureWorld(Attributes):
         if a is b:
             return True
         first, second = self.place(a), self.place(b)
-        if (
-            first is not None
-            and second is not None
-            and type(a) is type(b)
-            and not issubclass(type(a), IDENTITIES)
-        ):
+        if (first is not None and second is not None and type(a) is type(b)
+            and not issubclass(type(a), IDENTITIES)):
             self.guard(first, f"distinct {second}", second)
         return False
 
@@ -490,11 +457,11 @@ class CaptureWorld(Attributes):
         return function(*args)
 
     def import_name(self, frame: Frame, name: str, level: int, names: Any) -> Any:
-        """Importing what is loaded already is a read of sys.modules; loading a module while capturing is
-        refused."""
-        if not level and name not in sys.modules:
+        """Importing what is loaded already is a read of sys.modules; loading a module of the program's own
+        while capturing is refused."""
+        if not level and name not in sys.modules and not policy.trusted(name):
             raise self.refuse("import", f"module {name} would be loaded")
-        return _native.suspend(World.import_name, self, frame, name, level, names)
+        return self.unseen(World.import_name, self, frame, name, level, names)
 
 
 class Routed:
@@ -577,6 +544,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     ),
     # only names for a profiler
     torch.autograd.profiler.record_function: lambda frame, *a: contextlib.nullcontext(),
+    _VMAP_RULES: lambda frame: frame.world.unseen(_VMAP_RULES),
     torch.is_inference_mode_enabled: lambda frame: frame.world.inference,
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),
     bool: lambda frame, *a: frame.world.truth(*a) if a else False,

@@ -205,11 +205,8 @@ class Writes(Reads):
     def empty_like(self, real: Any) -> Any:
         kind = type(real)
         if issubclass(type(real), defaultdict):
-            return (
-                defaultdict.__new__(kind, real.default_factory)
-                if kind is not defaultdict
-                else defaultdict(real.default_factory)
-            )
+            return (defaultdict.__new__(kind, real.default_factory) if kind is not defaultdict
+                    else defaultdict(real.default_factory))
         if kind is deque:
             return deque(maxlen=real.maxlen)
         if kind in EXACT:
@@ -217,9 +214,8 @@ class Writes(Reads):
         copy = kind.__new__(kind)
         own = getattr(real, "__dict__", None)
         if own:
-            copy.__dict__.update(
-                {k: self.read(self.origin[id(real)].dict_attr(k), v) for k, v in own.items()}
-            )
+            copy.__dict__.update({k: self.read(self.origin[id(real)].dict_attr(k), v)
+                                  for k, v in own.items()})
         return copy
 
     def fill(self, base: type, real: Any, copy: Any, source: Source) -> None:
@@ -290,28 +286,19 @@ class Writes(Reads):
 
     def effects(self) -> list[Effect]:
         """The changes to commit, in an order in which they may be made."""
-        out = self.calls + [
-            Effect("cell", self.world_cells[i], None, v)
-            for i, v in self.cells.items()
-            if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]))
-        ]
+        out = self.calls + [Effect("cell", self.world_cells[i], None, v) for i, v in self.cells.items()
+                            if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]))]
         for i, changes in self.changed.items():
             d, owner = self.dicts[i]
             for key, value in changes.items():
                 if self.unchanged(value, dict.get(d, key, NULL)):
                     continue
                 how, target = ("attr", owner) if owner is not None else ("item", d)
-                out.append(
-                    Effect(
-                        ("del" if value is NULL else "set") + how, target, self.fakes.get(id(key), key),
-                        None if value is NULL else value)
-                )
+                out.append(Effect(("del" if value is NULL else "set") + how, target,
+                                  self.fakes.get(id(key), key), None if value is NULL else value))
         for (_, name), (obj, value) in self.slots.items():
-            out.append(
-                Effect(
-                    "delattr" if value is NULL else "setattr", obj, name, None if value is NULL else value
-                )
-            )
+            out.append(Effect("delattr" if value is NULL else "setattr", obj, name,
+                              None if value is NULL else value))
         for shadow in list(self.shadows.values()):
             out += self.shadow_effects(shadow)
         return out
@@ -342,8 +329,5 @@ class Writes(Reads):
         owner = self.dicts.get(id(shadow.real), (None, None))[1]
         how, target = ("attr", owner) if owner is not None else ("item", shadow.real)
         gone = [Effect("del" + how, target, k) for k in before if k not in after]
-        return gone + [
-            Effect("set" + how, target, k, v)
-            for k, v in after.items()
-            if k not in before or v is not before[k]
-        ]
+        return gone + [Effect("set" + how, target, k, v) for k, v in after.items() if k not in before
+                       or v is not before[k]]

@@ -321,7 +321,7 @@ def _constant(value: Any) -> Any:
 for names, value in (
     (
         "zeros zeros_like new_zeros zero empty empty_like new_empty empty_strided new_empty_strided "
-        "empty_permuted",
+        "empty_permuted _efficientzerotensor",
         0,
     ),
     ("ones ones_like new_ones", 1),
