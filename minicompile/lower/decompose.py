@@ -15,11 +15,12 @@ import torch
 from ..errors import Refusal
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Misfit
-from . import backward, foreach, indexing, pointwise, products, reduction, views
-from .builder import RULES, SUPPORTED, Builder
+from . import backward, foreach, indexing, pointwise, products, reduction, views, windows
+from .builder import RULES, SUPPORTED, Builder, as_dtype
 from .graphs import AtenGraph, Prims, infer
 
-assert all((backward, foreach, indexing, pointwise, products, reduction, views))  # each registers its rules
+# each registers its rules
+assert all((backward, foreach, indexing, pointwise, products, reduction, views, windows))
 
 
 def decompose(aten_graph: AtenGraph) -> Prims:
@@ -56,7 +57,7 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
     out: Any = NotImplemented
     if rule is not None and _for_prims(n):
         with suppress(Misfit):             # arguments that do not fit together: the ATen kernel says so
-            out = rule(b, *args, **kwargs)
+            out = _nothing(b, n.spec) or rule(b, *args, **kwargs)
     if out is NotImplemented:
         return _extern(b, n, args, kwargs)
     if isinstance(out, (tuple, list)):
@@ -65,6 +66,14 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
             b.mark = len(b.nodes)
         return tuple([b.laid_out(o, s) if s is not None else o for o, s in zip(out, specs)])
     return b.laid_out(out, n.tensor)
+
+
+def _nothing(b: Builder, spec: Any) -> Any:
+    """What has no elements needs no computing; None where there are some."""
+    if isinstance(spec, tuple):
+        each = [_nothing(b, s) for s in spec]
+        return tuple(each) if all(each) else None
+    return b.full(spec.shape, as_dtype(0, spec.dtype), spec.dtype) if spec and not spec.numel else None
 
 
 MOST_DIMS = 64          # what eager mode's reductions take

@@ -1,0 +1,412 @@
+"""Decompositions of what reads windows of an image: pooling of all kinds, resampling, unfolding, and their
+derivatives.
+
+Takes a builder and operands, gives nodes. Along each dimension a table of `Taps` says which elements a result
+reads and with which weight. Windows in regular steps become affine indices, others constant tables; the
+derivative of a weighted sum is the weighted sum over the transposed table. So an operator is its table.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..ir.graph import Node
+from .builder import Builder, as_dtype, rule, wide
+from .pointwise import is_float
+from .reduction import reduce
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+Sizes = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Along one dimension: result o reads elements `position[o, j]` (int64; outside the dimension: nothing),
+    each times `weight[o, j]` (1 if None)."""
+
+    position: Tensor
+    weight: Tensor | None = None
+
+    def affine(self) -> tuple[int, int, int] | None:
+        """(start, step, dilation) if position[o, j] = start + step * o + dilation * j."""
+        p = self.position
+        start = int(p[0, 0])
+        step = int(p[1, 0]) - start if p.shape[0] > 1 else 1
+        dilation = int(p[0, 1]) - start if p.shape[1] > 1 else 1
+        even = torch.arange(p.shape[0])[:, None] * step + torch.arange(p.shape[1]) * dilation + start
+        return (start, step, dilation) if torch.equal(p, even) else None
+
+    def transposed(self, size: int) -> Taps:
+        """For each of the `size` elements: the results that read it."""
+        found: list[list[tuple[int, int]]] = [[] for _ in range(size)]
+        for o, row in enumerate(self.position.tolist()):
+            for j, i in enumerate(row):
+                if 0 <= i < size:
+                    found[i].append((o, j))
+        most = max([1, *map(len, found)])
+        position = torch.tensor([[o for o, _ in f] + [-1] * (most - len(f)) for f in found])
+        if self.weight is None:
+            return Taps(position)
+        weights = [self.weight[[o for o, _ in f], [j for _, j in f]] for f in found]
+        return Taps(position, torch.stack([torch.cat([w, w.new_zeros(most - len(w))]) for w in weights]))
+
+
+def steps(out: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Taps:
+    """Windows in regular steps."""
+    return Taps(torch.arange(out)[:, None] * stride - padding + torch.arange(kernel) * dilation)
+
+
+def shares(size: int, out: int) -> Taps:
+    """Adaptive windows: result o reads from floor(o * size / out) to ceil((o + 1) * size / out)."""
+    o = torch.arange(out)
+    first, last = o * size // out, -(-(o + 1) * size // out)
+    position = first[:, None] + torch.arange(int((last - first).max()))
+    return Taps(torch.where(position < last[:, None], position, -1))
+
+
+def table(b: Builder, values: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Node:
+    """A constant table whose dimensions lie along `dims` of `shape`."""
+    key = ("table", values.dtype, tuple(values.shape), values.numpy().tobytes())
+    node = b.shared.get(key)
+    if node is None:
+        node = b.shared[key] = b.constant(values)
+    own = tuple(shape[d] if d in dims else 1 for d in range(len(shape)))
+    return b.expand(b.reshape(node, own), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """values     (*lead, *results, *taps)
+    positions  of each value, along each dimension
+    exists     whether there is an element, None if there always is one"""
+
+    values: Node
+    positions: list[Node]
+    exists: Node | None
+
+
+def read(b: Builder, x: Node, taps: Sequence[Taps], fill: Any) -> Windows:
+    """The windows over x's last dimensions, `fill` where there is nothing."""
+    sizes, lead, k = x.tensor.shape, x.tensor.ndim - len(taps), len(taps)
+    shape = (*sizes[:lead], *(t.position.shape[0] for t in taps), *(t.position.shape[1] for t in taps))
+    index, positions, exists = [b.index(shape, d) for d in range(lead)], [], None
+    low, high, masks = [0] * x.tensor.ndim, [0] * x.tensor.ndim, []
+    for i, (t, n) in enumerate(zip(taps, sizes[lead:])):
+        at, even, inside = (lead + i, lead + k + i), t.affine(), (t.position >= 0) & (t.position < n)
+        here = None
+        if even is not None:
+            p = b.add(b.index(shape, at[0], even[0], even[1]), b.index(shape, at[1], 0, even[2]))
+            low[lead + i] = max(0, -int(t.position.min()))
+            high[lead + i] = max(0, int(t.position.max()) - n + 1)
+            if not inside.all():
+                here = b.and_(b.ge(p, 0), b.lt(p, n))
+        else:
+            p = table(b, t.position.clamp(0, n - 1), shape, at)
+            if not inside.all():
+                here = table(b, inside, shape, at)
+                masks.append(here)
+        positions.append(p)
+        index.append(b.add(p, low[lead + i]))
+        exists = here if exists is None else exists if here is None else b.and_(exists, here)
+    y = b.gather(b.pad(x, tuple(low), tuple(high), fill), tuple(index), False)
+    for mask in masks:
+        y = b.where(mask, y, fill)
+    return Windows(y, positions, exists)
+
+
+def inner(x: Node, k: int) -> tuple[int, ...]:
+    """The last k dimensions."""
+    return tuple(range(x.tensor.ndim - k, x.tensor.ndim))
+
+
+def weighted(b: Builder, x: Node, taps: Sequence[Taps]) -> Node:
+    """The weighted sum over each window."""
+    y, k = read(b, x, taps, as_dtype(0, x.tensor.dtype)).values, len(taps)
+    lead = y.tensor.ndim - 2 * k
+    for i, t in enumerate(taps):
+        if t.weight is not None:
+            weight = t.weight.to(x.tensor.dtype)
+            y = b.mul(y, table(b, weight, y.tensor.shape, (lead + i, lead + k + i)))
+    return reduce(b, "sum", y, inner(y, k))
+
+
+def both(forward: Any, backward: Any, taps_of: Callable[..., list[Taps]]) -> None:
+    """Registers a weighted sum over windows and its derivative: taps_of(b, sizes before, sizes after, *args)
+    gives the tables, where args are the operator's after the first, the derivative's after the second."""
+    def run(b: Builder, x: Node, *args: Any) -> Any:
+        taps = taps_of(b, x.tensor.shape, b.out.shape, *args)
+        return b.cast(weighted(b, b.widen(x), taps), b.out.dtype) if is_float(x) else NotImplemented
+
+    def back(b: Builder, g: Node, _: Any, *args: Any) -> Any:
+        taps = taps_of(b, b.out.shape, g.tensor.shape, *args)
+        taps = [t.transposed(n) for t, n in zip(taps, b.out.shape[-len(taps):])]
+        return b.cast(weighted(b, b.widen(g), taps), b.out.dtype)
+    rule(forward)(run)
+    rule(backward)(back)
+
+
+# ---- mean pooling ---------------------------------------------------------------------------------
+
+def every(given: Sizes, k: int, usual: Sizes) -> Sizes:
+    """One number per dimension, given as one for all, or not at all."""
+    return (tuple(given) * k if len(given) == 1 else tuple(given)) if given else usual
+
+
+def _mean_taps(t: Taps, size: int, padding: int, counts_padding: bool) -> Taps:
+    p = t.position
+    used = (p < size + padding) if counts_padding else (p >= 0) & (p < size)
+    weight = 1.0 / used.sum(1, keepdim=True).to(torch.float64)
+    return Taps(p, weight.expand(p.shape))
+
+
+def _average(k: int) -> Callable[..., Any]:
+    def taps_of(b: Builder, sizes: Sizes, out: Sizes, kernel: Sizes, stride: Sizes = (), padding: Sizes = (),
+                ceil_mode: bool = False, counts_padding: bool = True, divisor: int | None = None) -> Any:
+        kernel = every(kernel, k, kernel)
+        stride, padding = every(stride, k, kernel), every(padding, k, (0,) * k)
+        found = []
+        for n, m, size, s, p in zip(sizes[-k:], out[-k:], kernel, stride, padding):
+            t = steps(m, size, s, p)
+            if divisor is None:
+                t = _mean_taps(t, n, p, counts_padding)
+            found.append(t)
+        if divisor is not None:
+            found[0] = Taps(found[0].position, torch.full(found[0].position.shape, 1.0 / divisor).double())
+        return found
+    return taps_of
+
+
+def _adaptive(k: int) -> Callable[..., Any]:
+    def taps_of(b: Builder, sizes: Sizes, out: Sizes, *_: Any) -> Any:
+        return [_mean_taps(shares(n, m), n, 0, False) for n, m in zip(sizes[-k:], out[-k:])]
+    return taps_of
+
+
+for k in (2, 3):
+    both(getattr(aten, f"avg_pool{k}d").default, getattr(aten, f"avg_pool{k}d_backward").default, _average(k))
+    both(getattr(aten, f"_adaptive_avg_pool{k}d").default,
+         getattr(aten, f"_adaptive_avg_pool{k}d_backward").default, _adaptive(k))
+
+
+# ---- resampling -----------------------------------------------------------------------------------
+
+def _scale(before: int, after: int, given: float | None) -> float:
+    return 1.0 / given if given is not None and given > 0 else before / after
+
+
+def _source(before: int, after: int, given: float | None, align: bool, dtype: torch.dtype) -> Tensor:
+    """Where each result lies among the elements, as a float of the dtype eager mode computes it in."""
+    o = torch.arange(after, dtype=dtype)
+    if align:
+        return o * torch.tensor((before - 1) / (after - 1) if after > 1 else 0.0, dtype=dtype)
+    return (o + 0.5) * torch.tensor(_scale(before, after, given), dtype=dtype) - 0.5
+
+
+def _nearest(before: int, after: int, given: float | None, shift: float) -> Taps:
+    o = torch.arange(after, dtype=torch.float32) + shift
+    scale = torch.tensor(_scale(before, after, given), dtype=torch.float32)
+    return Taps((o * scale).floor().long().clamp(max=before - 1)[:, None])
+
+
+def _linear(before: int, after: int, given: float | None, align: bool, dtype: torch.dtype) -> Taps:
+    if before == after:
+        return Taps(torch.arange(after)[:, None])
+    source = _source(before, after, given, align, dtype).clamp(min=0)
+    first = source.long().clamp(max=before - 1)
+    share = (source - first).clamp(0, 1)
+    pair = torch.stack([first, (first + 1).clamp(max=before - 1)], 1)
+    return Taps(pair, torch.stack([1 - share, share], 1))
+
+
+def _cubic(before: int, after: int, given: float | None, align: bool, dtype: torch.dtype) -> Taps:
+    source = _source(before, after, given, align, dtype)
+    first = source.floor()
+    distance = (source - first)[:, None] + torch.tensor([1, 0, -1, -2], dtype=dtype)
+    position = first.long()[:, None] + torch.arange(-1, 3)
+    return Taps(position.clamp(0, before - 1), keys(distance.abs(), -0.75))
+
+
+def keys(x: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution kernel at distance x."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    return torch.where(x <= 1, near, torch.where(x < 2, ((x - 5) * x + 8) * x * a - 4 * a, 0.0))
+
+
+def _antialiased(width: int, kernel: Callable[[Tensor], Tensor]) -> Callable[..., Taps]:
+    """A window as wide as `width` results, so that no element is skipped where the image shrinks."""
+    def taps(before: int, after: int, given: float | None, align: bool, dtype: torch.dtype) -> Taps:
+        aligned = (before - 1) / (after - 1) if after > 1 else 0.0
+        scale = aligned if align else _scale(before, after, given)
+        reach = width / 2 * max(scale, 1.0)
+        centre = (torch.arange(after, dtype=dtype) + 0.5) * scale
+        first = (centre - reach + 0.5).long().clamp(min=0)
+        last = (centre + reach + 0.5).long().clamp(max=before)
+        position = first[:, None] + torch.arange(math.ceil(reach) * 2 + 1)
+        weight = kernel(((position - centre[:, None] + 0.5) / max(scale, 1.0)).abs())
+        weight = torch.where(position < last[:, None], weight, 0.0)
+        return Taps(torch.where(position < last[:, None], position, -1), weight / weight.sum(1, keepdim=True))
+    return taps
+
+
+def _resampled(k: int, taps: Callable[..., Taps], aligns: bool) -> Callable[..., Any]:
+    """Arguments: a size, `align_corners` if `aligns`, scales if given."""
+    def taps_of(b: Builder, sizes: Sizes, out: Sizes, *args: Any) -> Any:
+        scales = (*args[1 + aligns:], *(None,) * k)[:k]
+        own = (args[1], wide(b.out.dtype)) if aligns else ()
+        return [taps(n, m, s, *own) for n, m, s in zip(sizes[-k:], out[-k:], scales)]
+    return taps_of
+
+
+RESAMPLING: dict[str, tuple[Callable[..., Taps], bool]] = {
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), (_linear, True)),
+    "upsample_bicubic2d": (_cubic, True),
+    "_upsample_bilinear2d_aa": (_antialiased(2, lambda x: (1 - x).clamp(min=0)), True),
+    "_upsample_bicubic2d_aa": (_antialiased(4, lambda x: keys(x, -0.5)), True),
+    **{f"upsample_nearest{k}d": (lambda n, m, s: _nearest(n, m, s, 0.0), False) for k in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{k}d": (lambda n, m, s: _nearest(n, m, s, 0.5), False) for k in (1, 2, 3)},
+}
+for name, (taps, aligns) in RESAMPLING.items():
+    k = next(int(c) for c in name if c.isdigit())
+    both(getattr(aten, name).default, getattr(aten, name + "_backward").default, _resampled(k, taps, aligns))
+
+
+# ---- unfolding ------------------------------------------------------------------------------------
+
+@rule(aten.unfold.default)
+def _unfold(b: Builder, x: Node, dim: int, size: int, step: int) -> Any:
+    if not x.tensor.ndim:
+        return b.reshape(x, b.out.shape)
+    n, dim = x.tensor.ndim, dim % x.tensor.ndim
+    order = tuple(d for d in range(n) if d != dim) + (dim,)
+    taps = steps(b.out.shape[dim], size, step)
+    y = read(b, b.permute(x, order), [taps], as_dtype(0, x.tensor.dtype)).values
+    return b.permute(y, tuple(order.index(d) for d in range(n)) + (n,))
+
+
+def _columns(sizes: Sizes, kernel: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> list[Taps]:
+    return [steps((n + 2 * p - d * (k - 1) - 1) // s + 1, k, s, p, d)
+            for n, k, d, p, s in zip(sizes, kernel, dilation, padding, stride)]
+
+
+@rule(aten.im2col.default)
+def _im2col(b: Builder, x: Node, *geometry: Sizes) -> Any:
+    n = x.tensor.ndim
+    y = read(b, x, _columns(x.tensor.shape[-2:], *geometry), as_dtype(0, x.tensor.dtype)).values
+    return b.reshape(b.permute(y, (*range(n - 2), n, n + 1, n - 2, n - 1)), b.out.shape)
+
+
+def folded(b: Builder, y: Node, taps: Sequence[Taps], sizes: Sizes) -> Node:
+    """The sum of windows (*lead, results, taps, results, taps, …) where they came from."""
+    lead = y.tensor.shape[:y.tensor.ndim - 2 * len(taps)]
+    y = b.reshape(y, (*lead, *(t.position.numel() for t in taps)))
+    return weighted(b, y, [Taps(t.position.reshape(-1, 1)).transposed(n) for t, n in zip(taps, sizes)])
+
+
+@rule(aten.col2im.default)
+def _col2im(b: Builder, x: Node, sizes: Sizes, *geometry: Sizes) -> Any:
+    taps, n, lead = _columns(sizes, *geometry), len(b.out.shape), b.out.shape[:-2]
+    (rows, height), (columns, width) = (t.position.shape for t in taps)
+    y = b.reshape(b.widen(x), (*lead, height, width, rows, columns))
+    y = b.permute(y, (*range(n - 2), n, n - 2, n + 1, n - 1))
+    return b.cast(folded(b, y, taps, sizes), b.out.dtype)
+
+
+@rule(aten.unfold_backward.default)
+def _unfold_backward(b: Builder, g: Node, sizes: Sizes, dim: int, size: int, step: int) -> Any:
+    n = len(sizes)
+    if not n:
+        return b.reshape(g, ())
+    dim %= n
+    order = tuple(d for d in range(n) if d != dim) + (dim,)
+    taps = steps(g.tensor.shape[dim], size, step)
+    y = folded(b, b.permute(b.widen(g), (*order, n)), [taps], [sizes[dim]])
+    return b.cast(b.permute(y, tuple(order.index(d) for d in range(n))), b.out.dtype)
+
+
+# ---- the greatest of each window ------------------------------------------------------------------
+
+def greatest(b: Builder, x: Node, taps: Sequence[Taps]) -> tuple[Node, Node]:
+    """(the greatest of each window, its row-major position): of equals the first; a NaN beats all, the last
+    of several."""
+    dtype, k = x.tensor.dtype, len(taps)
+    least = -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+    w, sizes = read(b, x, taps, as_dtype(least, dtype)), x.tensor.shape[-k:]
+    dims, flat = inner(w.values, k), flattened(b, w.positions, sizes)
+    value = reduce(b, "amax", w.values, dims)
+    best = b.eq(w.values, b.broadcast_like(value, dims, w.values.tensor.shape))
+    best = best if w.exists is None else b.and_(best, w.exists)
+    found = reduce(b, "amin", b.where(best, flat, math.prod(sizes)), dims)
+    if dtype.is_floating_point:
+        last = reduce(b, "amax", b.where(b.isnan(w.values), flat, -1), dims)
+        found = b.where(b.isnan(value), last, found)
+    return value, found
+
+
+def flattened(b: Builder, positions: Sequence[Node], sizes: Sizes) -> Node:
+    """Row-major positions in an image of these sizes."""
+    flat = positions[0]
+    for p, n in zip(positions[1:], sizes[1:]):
+        flat = b.add(b.mul(flat, n), p)
+    return flat
+
+
+def _greatest(b: Builder, x: Node, taps: Sequence[Taps]) -> Any:
+    value, found = greatest(b, b.widen(x), taps)
+    return b.cast(value, b.out[0].dtype), found
+
+
+def _max_taps(out: Sizes, kernel: Sizes, stride: Sizes = (), padding: Sizes = (),
+              dilation: Sizes = (), ceil_mode: bool = False) -> list[Taps]:
+    k = len(out)
+    kernel = every(kernel, k, kernel)
+    padding, dilation = every(padding, k, (0,) * k), every(dilation, k, (1,) * k)
+    return list(map(steps, out, kernel, every(stride, k, kernel), padding, dilation))
+
+
+def _derivative(b: Builder, g: Node, indices: Node, sizes: Sizes, taps: Sequence[Taps]) -> Any:
+    """Each element collects the gradients of the windows that chose it."""
+    back = [t.transposed(n) for t, n in zip(taps, sizes)]
+    y, chosen = read(b, b.widen(g), back, 0.0).values, read(b, indices, back, -1).values
+    lead = y.tensor.ndim - 2 * len(back)
+    own = flattened(b, [b.index(y.tensor.shape, lead + i) for i in range(len(sizes))], sizes)
+    total = reduce(b, "sum", b.where(b.eq(chosen, own), y, 0.0), inner(y, len(back)))
+    return b.cast(total, b.out.dtype)
+
+
+def _register_max(k: int) -> None:
+    @rule(getattr(aten, f"max_pool{k}d_with_indices").default)
+    def pool(b: Builder, x: Node, *geometry: Any) -> Any:
+        return _greatest(b, x, _max_taps(b.out[0].shape[-k:], *geometry))
+
+    @rule(getattr(aten, f"max_pool{k}d_with_indices_backward").default)
+    def pool_backward(b: Builder, g: Node, x: Node, *rest: Any) -> Any:
+        sizes = x.tensor.shape[-k:]
+        return _derivative(b, g, rest[-1], sizes, _max_taps(g.tensor.shape[-k:], *rest[:-1]))
+
+    @rule(getattr(aten, f"adaptive_max_pool{k}d").default)
+    def adaptive(b: Builder, x: Node, _: Any) -> Any:
+        return _greatest(b, x, list(map(shares, x.tensor.shape[-k:], b.out[0].shape[-k:])))
+
+    @rule(getattr(aten, f"adaptive_max_pool{k}d_backward").default)
+    def adaptive_backward(b: Builder, g: Node, x: Node, indices: Node) -> Any:
+        sizes = x.tensor.shape[-k:]
+        return _derivative(b, g, indices, sizes, list(map(shares, sizes, g.tensor.shape[-k:])))
+
+    @rule(getattr(aten, f"max_unpool{k}d").default)
+    def unpool(b: Builder, x: Node, indices: Node, *_: Any) -> Any:
+        lead, sizes = b.out.shape[:-k], b.out.shape[-k:]
+        n, flat = math.prod(sizes), (*lead, math.prod(x.tensor.shape[-k:]))
+        size = "x".join(map(str, sizes))
+        error = ("RuntimeError", f"Found an invalid max index: {{index}} (output volumes are of size {size}")
+        zeros = b.full((*lead, n), as_dtype(0, b.out.dtype), b.out.dtype)
+        place = (*(b.index(flat, d) for d in range(len(lead))), b.reshape(indices, flat))
+        return b.reshape(b.scatter(zeros, place, b.reshape(x, flat), "set", True, error), b.out.shape)
+
+
+for k in (2, 3):
+    _register_max(k)
