@@ -90,28 +90,29 @@ class Windows:
     exists: Node | None
 
 
-def read(b: Builder, x: Node, taps: Sequence[Taps], fill: Any) -> Windows:
-    """The windows over x's last dimensions, `fill` where there is nothing."""
-    sizes, lead, k = x.tensor.shape, x.tensor.ndim - len(taps), len(taps)
-    shape = (*sizes[:lead], *(t.position.shape[0] for t in taps), *(t.position.shape[1] for t in taps))
-    index, positions, exists = [b.index(shape, d) for d in range(lead)], [], None
-    low, high, masks = [0] * x.tensor.ndim, [0] * x.tensor.ndim, []
-    for i, (t, n) in enumerate(zip(taps, sizes[lead:])):
-        at, even, inside = (lead + i, lead + k + i), t.affine(), (t.position >= 0) & (t.position < n)
-        here = None
+def read(b: Builder, x: Node, taps: Sequence[Taps], fill: Any, first: int | None = None) -> Windows:
+    """The windows over x's dimensions from `first` on (the last ones), `fill` where there is nothing."""
+    sizes, n, k = x.tensor.shape, x.tensor.ndim, len(taps)
+    first = n - k if first is None else first
+    own = {first + i: t for i, t in enumerate(taps)}
+    shape = (*(own[d].position.shape[0] if d in own else m for d, m in enumerate(sizes)),
+             *(t.position.shape[1] for t in taps))
+    index = [b.index(shape, d) for d in range(n)]
+    positions, exists, masks, low, high = [], None, [], [0] * n, [0] * n
+    for i, (d, t) in enumerate(own.items()):
+        even, inside, here = t.affine(), (t.position >= 0) & (t.position < sizes[d]), None
         if even is not None:
-            p = b.add(b.index(shape, at[0], even[0], even[1]), b.index(shape, at[1], 0, even[2]))
-            low[lead + i] = max(0, -int(t.position.min()))
-            high[lead + i] = max(0, int(t.position.max()) - n + 1)
+            p = b.add(b.index(shape, d, even[0], even[1]), b.index(shape, n + i, 0, even[2]))
+            low[d], high[d] = (max(0, int(m)) for m in (-t.position.min(), t.position.max() - sizes[d] + 1))
             if not inside.all():
-                here = b.and_(b.ge(p, 0), b.lt(p, n))
+                here = b.and_(b.ge(p, 0), b.lt(p, sizes[d]))
         else:
-            p = table(b, t.position.clamp(0, n - 1), shape, at)
+            p = table(b, t.position.clamp(0, sizes[d] - 1), shape, (d, n + i))
             if not inside.all():
-                here = table(b, inside, shape, at)
+                here = table(b, inside, shape, (d, n + i))
                 masks.append(here)
         positions.append(p)
-        index.append(b.add(p, low[lead + i]))
+        index[d] = b.add(p, low[d])
         exists = here if exists is None else exists if here is None else b.and_(exists, here)
     y = b.gather(b.pad(x, tuple(low), tuple(high), fill), tuple(index), False)
     for mask in masks:
@@ -119,20 +120,40 @@ def read(b: Builder, x: Node, taps: Sequence[Taps], fill: Any) -> Windows:
     return Windows(y, positions, exists)
 
 
-def inner(x: Node, k: int) -> tuple[int, ...]:
-    """The last k dimensions."""
-    return tuple(range(x.tensor.ndim - k, x.tensor.ndim))
+UNROLLED = 25          # a window of so few elements is no loop
+PAIRWISE = {"sum": "add", "amax": "maximum", "amin": "minimum"}
+
+
+def total(b: Builder, name: str, x: Node, k: int) -> Node:
+    """The reduction over the last k dimensions; a few elements are written out, which fuses and vectorises
+    better than a short loop."""
+    lead, taps = x.tensor.shape[:-k], math.prod(x.tensor.shape[-k:])
+    if taps > UNROLLED:
+        return reduce(b, name, x, tuple(range(len(lead), len(lead) + k)))
+    flat, result = b.reshape(x, (*lead, taps)), None
+    for j in range(taps):
+        one = b.reshape(b.slice(flat, len(lead), j, j + 1, 1), lead)
+        result = one if result is None else b.emit_named(PAIRWISE[name], result, one)
+    assert result is not None
+    return result
 
 
 def weighted(b: Builder, x: Node, taps: Sequence[Taps]) -> Node:
-    """The weighted sum over each window."""
-    y, k = read(b, x, taps, as_dtype(0, x.tensor.dtype)).values, len(taps)
-    lead = y.tensor.ndim - 2 * k
-    for i, t in enumerate(taps):
-        if t.weight is not None:
-            weight = t.weight.to(x.tensor.dtype)
-            y = b.mul(y, table(b, weight, y.tensor.shape, (lead + i, lead + k + i)))
-    return reduce(b, "sum", y, inner(y, k))
+    """The weighted sum over each window, one dimension after the other."""
+    first = x.tensor.ndim - len(taps)
+    for d, t in reversed(list(enumerate(taps, first))):
+        w = t.weight if t.weight is None else t.weight.to(x.tensor.dtype)
+        if w is None and t.affine() == (0, 1, 1) and t.position.shape == (x.tensor.shape[d], 1):
+            continue
+        y = read(b, x, [t], as_dtype(0, x.tensor.dtype), d).values
+        even = w is None or bool((w == w[:, :1]).all())          # then it can wait until after the sum
+        if not even:
+            y = b.mul(y, table(b, w, y.tensor.shape, (d, y.tensor.ndim - 1)))
+        x = total(b, "sum", y, 1)
+        if even and w is not None:
+            same = bool((w == w[0, 0]).all())
+            x = b.mul(x, w[0, 0].item() if same else table(b, w[:, 0].contiguous(), x.tensor.shape, (d,)))
+    return x
 
 
 def both(forward: Any, backward: Any, taps_of: Callable[..., list[Taps]]) -> None:
@@ -336,13 +357,13 @@ def greatest(b: Builder, x: Node, taps: Sequence[Taps]) -> tuple[Node, Node]:
     dtype, k = x.tensor.dtype, len(taps)
     least = -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
     w, sizes = read(b, x, taps, as_dtype(least, dtype)), x.tensor.shape[-k:]
-    dims, flat = inner(w.values, k), flattened(b, w.positions, sizes)
-    value = reduce(b, "amax", w.values, dims)
-    best = b.eq(w.values, b.broadcast_like(value, dims, w.values.tensor.shape))
+    flat, shape = flattened(b, w.positions, sizes), w.values.tensor.shape
+    value = total(b, "amax", w.values, k)
+    best = b.eq(w.values, b.broadcast_like(value, tuple(range(len(shape) - k, len(shape))), shape))
     best = best if w.exists is None else b.and_(best, w.exists)
-    found = reduce(b, "amin", b.where(best, flat, math.prod(sizes)), dims)
+    found = total(b, "amin", b.where(best, flat, math.prod(sizes)), k)
     if dtype.is_floating_point:
-        last = reduce(b, "amax", b.where(b.isnan(w.values), flat, -1), dims)
+        last = total(b, "amax", b.where(b.isnan(w.values), flat, -1), k)
         found = b.where(b.isnan(value), last, found)
     return value, found
 
@@ -374,8 +395,7 @@ def _derivative(b: Builder, g: Node, indices: Node, sizes: Sizes, taps: Sequence
     y, chosen = read(b, b.widen(g), back, 0.0).values, read(b, indices, back, -1).values
     lead = y.tensor.ndim - 2 * len(back)
     own = flattened(b, [b.index(y.tensor.shape, lead + i) for i in range(len(sizes))], sizes)
-    total = reduce(b, "sum", b.where(b.eq(chosen, own), y, 0.0), inner(y, len(back)))
-    return b.cast(total, b.out.dtype)
+    return b.cast(total(b, "sum", b.where(b.eq(chosen, own), y, 0.0), len(back)), b.out.dtype)
 
 
 def _register_max(k: int) -> None:
