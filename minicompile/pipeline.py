@@ -16,7 +16,7 @@ import torch
 from .autograd.function import Halves, viewed
 from .autograd.joint import Joint, trace_joint
 from .autograd.partition import split
-from .codegen import cpp, driver
+from .codegen import cpp, driver, triton, triton_driver
 from .config import config
 from .debug import configure, dump_stage, log
 from .errors import MinicompileError, Refusal, ToolchainError
@@ -38,8 +38,16 @@ STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "source": ("plan", cpp.emit),
     "executable": ("source", driver.load),
 }
+# the same for GPUs: matrix products stay library calls
+TRITON = {
+    **STAGES,
+    "plan": ("loops", lambda loops: schedule(loops, cores=False)),
+    "source": ("plan", triton.emit),
+    "executable": ("source", triton_driver.load),
+}
 # what each backend runs: the border object whose `run` it is, or the executable
-BACKENDS = {"eager": "capture", "aot_eager": "aten", "reference": "loops", "cpp": "executable"}
+BACKENDS = {"eager": "capture", "aot_eager": "aten", "reference": "loops", "cpp": "executable",
+            "triton": "executable"}
 
 _warned: set[str] = set()
 
@@ -55,6 +63,7 @@ class Compilation:
     call         computes the outputs: call(*tensors) -> sequence of tensors
     inputs       copies of the first call's inputs, where they were asked for (bisecting)
     seconds      stage -> seconds it took
+    stages       how border objects are made: STAGES or TRITON
     runs         the name of what `call` runs: a border object's reference, "executable", or a user's
                  backend
     """
@@ -73,6 +82,7 @@ class Compilation:
     inputs: tuple = ()
     call: Call | None = None
     runs: str = ""
+    stages: Mapping[str, tuple[str, Callable[[Any], Any]]] = field(default_factory=lambda: STAGES)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -84,7 +94,7 @@ class Compilation:
     def reach(self, stage: str) -> Any:
         """The border object (or "executable") of `stage`, made from the ones before it where need be."""
         if getattr(self, stage) is None:
-            before, make = STAGES[stage]
+            before, make = self.stages[stage]
             given = self.reach(before)
             self.put(stage, lambda: make(given))
         return getattr(self, stage)
@@ -122,7 +132,9 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
     if callable(backend):
         done.call, done.runs = backend(capture.gm, list(examples)), getattr(backend, "__name__", "user")
         return done
-    target = config.stop or BACKENDS.get(_resolve(backend, examples))
+    backend = _resolve(backend, examples)
+    target = config.stop or BACKENDS.get(backend)
+    done.stages = TRITON if backend == "triton" else STAGES
     if target is None:
         raise MinicompileError(f"backend {backend!r} is not available; there are {', '.join(BACKENDS)} "
                                "and any callable(gm, example_inputs)")
@@ -164,7 +176,8 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilatio
     prims = decompose(joint.aten)
     halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents))
     done.prims = Prims(halves.forward)
-    done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward))
+    done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
+                                stages=done.stages)
     done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients,
                        done.capture.gm, joint.attached, joint.views, joint.returned)
     return done
@@ -175,9 +188,9 @@ def _resolve(backend: str, examples: Sequence[Any]) -> str:
         backend = config.backend
     if backend == "auto":
         devices = {str(x.device) for x in examples if isinstance(x, torch.Tensor)}
-        if devices - {"cpu"}:
-            raise Refusal("device", f"tensors on {', '.join(sorted(devices))}: only the CPU is supported yet")
-        backend = "cpp"
+        if len(devices) > 1 or any(not d.startswith(("cpu", "cuda")) for d in devices):
+            raise Refusal("device", f"tensors on {', '.join(sorted(devices))}: one CPU or one GPU is supported")
+        backend = "triton" if devices - {"cpu"} else "cpp"
     return backend
 
 

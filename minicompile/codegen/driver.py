@@ -206,11 +206,11 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
     graph = _launch.Graph(len(plan.loops.inputs), plan.arena_bytes, release, buffers, views, steps, results,
                           functools.partial(_raise, plan.loops.errors), torch.as_strided, library,
-                          _written(plan), torch._C._increment_version)
+                          written(plan), torch._C._increment_version)
     return graph, how
 
 
-def _written(plan: Plan) -> tuple[int, ...]:
+def written(plan: Plan) -> tuple[int, ...]:
     """Numbers of the inputs that kernels store to."""
     kernels = (step for step in plan.steps if not isinstance(step, Extern))
     stored = {loop.out.buffer for k in kernels for loop in k.loops}

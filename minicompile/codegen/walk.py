@@ -75,28 +75,42 @@ def lane_step(index: Sym | int, var: Var | None) -> int | None:
     return 0 if var is None else coefficient(index, var)
 
 
-def index_text(s: Sym | int, names: Mapping[str, str] | None = None) -> str:
-    """C++ text of a Sym in 64-bit arithmetic; `names` replaces variables (bound by a gather) by their
-    text."""
+@dataclass(frozen=True, slots=True)
+class Language:
+    """How a target writes what Sym has: a quotient of numbers that are not negative, the general quotient and
+    remainder (rounded down), and an integer that needs 64 bits."""
+
+    quotient: str
+    floordiv: str
+    remainder: str
+    long: str
+
+
+CPP = Language("/", "mc::floordiv(i64({}), i64({}))", "mc::floormod(i64({}), i64({}))", "{}L")
+TRITON = Language("//", "ops.floordiv({}, {})", "ops.remainder({}, {})", "{}")
+
+
+def index_text(s: Sym | int, names: Mapping[str, str] | None = None, to: Language = CPP) -> str:
+    """Text of a Sym; `names` replaces variables (bound by a gather) by their text."""
     if isinstance(s, int):
-        return f"{s}L" if abs(s) >= 2**31 else str(s)
+        return to.long.format(s) if abs(s) >= 2**31 else str(s)
     parts = []
     for atom, c in s.terms:
-        text = _atom_text(atom, names or {})
-        parts.append(text if c == 1 else f"-{text}" if c == -1 else f"{index_text(c)} * {text}")
+        text = _atom_text(atom, names or {}, to)
+        parts.append(text if c == 1 else f"-{text}" if c == -1 else f"{index_text(c, to=to)} * {text}")
     if s.const:
-        parts.append(index_text(s.const))
+        parts.append(index_text(s.const, to=to))
     return parts[0] if len(parts) == 1 else "(" + " + ".join(parts).replace("+ -", "- ") + ")"
 
 
-def _atom_text(a: Sym, names: Mapping[str, str]) -> str:
+def _atom_text(a: Sym, names: Mapping[str, str], to: Language) -> str:
     if isinstance(a, Var):
         return names.get(a.name, a.name)
     if isinstance(a, Prod):
-        return "(" + " * ".join(_atom_text(f, names) for f in a.factors) + ")"
+        return "(" + " * ".join(_atom_text(f, names, to) for f in a.factors) + ")"
     assert isinstance(a, (Div, Mod)), a
-    num, den = index_text(a.num, names), index_text(a.den, names)
-    # then C's operators, which cut towards 0, agree
+    num, den = index_text(a.num, names, to), index_text(a.den, names, to)
+    # then the targets' operators, which cut towards 0, agree
     if bounds(a.num)[0] >= 0 and bounds(a.den)[0] > 0:
-        return f"({num} {'/' if isinstance(a, Div) else '%'} {den})"
-    return f"mc::{'floordiv' if isinstance(a, Div) else 'floormod'}(i64({num}), i64({den}))"
+        return f"({num} {to.quotient if isinstance(a, Div) else '%'} {den})"
+    return (to.floordiv if isinstance(a, Div) else to.remainder).format(num, den)
