@@ -1,8 +1,9 @@
 """`ops` and `libdevice` for Triton's interpreter, which runs kernels on numpy arrays.
 
 The interpreter has no libdevice, reduces element by element in Python where the combining function is not one
-of its own, and lets NaN lose in maxima. Here libdevice is torch's own arithmetic, reductions are torch's, and
-every other function of `ops` is its own Python text.
+of its own, lets NaN lose in maxima, cuts where bfloat16 rounds, and cannot invert unsigned numbers. Here
+libdevice, reductions and conversions to bfloat16 are torch's, and every other function of `ops` is its own
+Python text.
 """
 
 import types
@@ -10,7 +11,8 @@ import types
 import numpy as np
 import torch
 import triton.language as tl
-from triton.runtime.interpreter import TensorHandle
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from . import ops as compiled
 
@@ -26,6 +28,31 @@ def block(data, dtype):
     """A block of numpy data."""
     data = np.ascontiguousarray(data) if np.ndim(data) else np.asarray(data)
     return tl.tensor(TensorHandle(data, dtype), tl.block_type(dtype, list(data.shape)) if data.ndim else dtype)
+
+
+_cast = InterpreterBuilder.cast_impl
+
+
+def cast(self, src, dst_type):
+    """The builder's conversion of numbers, with bfloat16 (kept as uint16) rounded as hardware rounds it."""
+    source, target = src.dtype.scalar, dst_type.scalar
+    if target == tl.bfloat16 and source != target:
+        bits = torch.from_numpy(src.data.astype(np.float32)).bfloat16().view(torch.int16).numpy()
+        return TensorHandle(bits.view(np.uint16), target)
+    if source == tl.bfloat16 and source != target:
+        real = (src.data.astype(np.uint32) << 16).view(np.float32)
+        return TensorHandle(real, tl.float32) if target == tl.float32 else _cast(
+            self, TensorHandle(real, tl.float32), dst_type)
+    return _cast(self, src, dst_type)
+
+
+def all_ones(self, type):
+    dtype = interpreter._get_np_dtype(type)
+    return TensorHandle(np.ones(1, dtype) if dtype == np.bool_ else ~np.zeros(1, dtype), type.scalar)
+
+
+InterpreterBuilder.cast_impl = cast
+InterpreterBuilder.get_all_ones_value = all_ones
 
 
 def elementwise(name):

@@ -13,6 +13,15 @@ from triton.language.extra import libdevice
 
 
 @triton.jit
+def neg(x):
+    """-x; of 0.0, too: Triton's own minus is 0.0 - x, and it takes a literal -0.0 for 0.0."""
+    if x.dtype.is_floating():
+        return x * -1.0
+    else:
+        return -x
+
+
+@triton.jit
 def div(a, b):
     """a / b, rounded as IEEE 754 says (`/` on float32 is an approximation)."""
     if a.dtype == tl.float32:
@@ -97,12 +106,13 @@ def digamma(x):
         small = tl.where(low, small - 1 / y, small)
         y = tl.where(low, y + 1, y)
     z = 1 / (y * y)
-    tail = z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z * (1 / 240 - z * (1 / 132 - z * (691 / 32760 - z / 12))))))
+    tail = 1 / 240 - z * (1 / 132 - z * (691 / 32760 - z / 12))
+    tail = z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z * tail)))
     value = libdevice.log(y) - 0.5 / y - tail + small
     value = tl.where(x < 0, value - pi / libdevice.tan(pi * (x - libdevice.trunc(x))), value)
     pole = tl.where(x < 0, libdevice.floor(x) == x, False)
     value = tl.where(pole, float("nan"), value)
-    return tl.where(x == 0, libdevice.copysign(x + float("inf"), -x), value)
+    return tl.where(x == 0, libdevice.copysign(x + float("inf"), neg(x)), value)
 
 
 # ---- reductions ----------------------------------------------------------------------------------
@@ -166,7 +176,7 @@ def all(x, axis: tl.constexpr):
 
 @triton.jit
 def later_max(a, i, b, j):
-    """Whether (b, j) comes before (a, i) as the first largest: NaN wins, then the larger, then the first."""
+    """Whether (b, j) comes before (a, i) as the first largest: NaN wins, then the larger, the first."""
     wins = (b > a) | ((b != b) & (a == a))
     same = (a == b) | ((a != a) & (b != b))
     return wins | (same & (j < i))
@@ -174,7 +184,7 @@ def later_max(a, i, b, j):
 
 @triton.jit
 def later_min(a, i, b, j):
-    """Whether (b, j) comes before (a, i) as the first smallest: NaN wins, then the smaller, then the first."""
+    """Whether (b, j) comes before (a, i) as the first smallest: NaN wins, then the smaller, the first."""
     wins = (b < a) | ((b != b) & (a == a))
     same = (a == b) | ((a != a) & (b != b))
     return wins | (same & (j < i))
@@ -234,8 +244,8 @@ def scan_amin(x, axis: tl.constexpr):
 
 @triton.jit
 def checked(index, low, high, errors, number, active):
-    """`index` clamped into [low, high). One that lies outside, at an active point, is reported: errors[number]
-    becomes (1, index)."""
+    """`index` clamped into [low, high). One that lies outside, at an active point, is reported:
+    errors[number] becomes (1, index)."""
     bad = ((index < low) | (index >= high)) & active
     tl.store(errors + 2 * number + 0 * bad.to(tl.int32), 1, bad)
     tl.store(errors + 2 * number + 1 + 0 * bad.to(tl.int32), index, bad)

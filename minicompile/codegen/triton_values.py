@@ -39,8 +39,10 @@ def bare(value: bool | int | float | complex, dtype: torch.dtype) -> str:
     if not dtype.is_floating_point:
         return str(bool(value) if dtype is torch.bool else value)
     real = float(torch.tensor(value, dtype=dtype).item())   # rounded; what is too large becomes infinite
+    if real == 0 and math.copysign(1, real) < 0:            # Triton takes a literal -0.0 for 0.0
+        return f"(tl.full([], 0.0, {element(dtype)}) * -1.0)"
     if math.isfinite(real):
-        return repr(real) if math.copysign(1, real) > 0 else f"({real!r})"
+        return repr(real) if real >= 0 else f"({real!r})"
     return 'float("nan")' if math.isnan(real) else f'float("{real}")'
 
 

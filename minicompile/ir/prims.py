@@ -125,14 +125,15 @@ def _unary_rows() -> None:
         "erfc erfinv lgamma digamma"
     ).split():
         _elementwise(name, 1, FLOAT, getattr(torch, name), f"{name}(x)",
-                     triton="ops.digamma({0})" if name == "digamma" else "", edges=(0.5, -0.5, 1.0, -1.0, 2.0, 100.0, -100.0))
+                     triton="ops.digamma({0})" if name == "digamma" else "",
+                     edges=(0.5, -0.5, 1.0, -1.0, 2.0, 100.0, -100.0))
     _elementwise("sqrt", 1, FLOAT, torch.sqrt, "square root", triton="ops.sqrt({0})")
     _elementwise("rsqrt", 1, FLOAT, torch.rsqrt, "1 / sqrt(x)")
     _elementwise("reciprocal", 1, FLOAT, torch.reciprocal, "1 / x", triton="ops.reciprocal({0})")
     for name in ("floor", "ceil", "trunc", "round"):
         _elementwise(name, 1, FLOAT, getattr(torch, name), "rounds; `round` to the even of two neighbours",
                      triton=f"libdevice.{name.replace('round', 'rint')}({{0}})", edges=(0.5, 1.5, -0.5, 2.5))
-    _elementwise("neg", 1, FLOAT + INT, torch.neg, "-x", "mc::neg({0})", "(-{0})")
+    _elementwise("neg", 1, FLOAT + INT, torch.neg, "-x", "mc::neg({0})", "ops.neg({0})")
     _elementwise("abs", 1, FLOAT + INT, torch.abs, "magnitude", triton="tl.abs({0})")
     _elementwise("sign", 1, FLOAT + INT, torch.sign, "-1, 0 or 1; 0 for NaN",
                  triton="(({0} > 0).to({0}.dtype) - ({0} < 0).to({0}.dtype))")
