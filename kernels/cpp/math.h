@@ -122,15 +122,14 @@ template <class V> MC_INLINE auto isnan(V x) { return x != x; }
 template <class V> MC_INLINE auto isinf(V x) {
   if constexpr (is_float<lane<V>>) return abs(x) == lane<V>(__builtin_inff()); else return x != x;
 }
-template <class V> MC_INLINE V maximum(V a, V b) {                         // NaN wins
-  if constexpr (is_float<lane<V>>) {
-    if constexpr (is_vec<V>) return ((a > b) | (a != a)) ? a : b; else return (a > b || a != a) ? a : b;
-  } else return a > b ? a : b;
+// NaN wins. The comparison alone is one instruction, and branches that data decides cost much more than it.
+template <class V> MC_INLINE V maximum(V a, V b) {
+  const V larger = a > b ? a : b;
+  if constexpr (is_float<lane<V>>) return a != a ? a : larger; else return larger;
 }
 template <class V> MC_INLINE V minimum(V a, V b) {
-  if constexpr (is_float<lane<V>>) {
-    if constexpr (is_vec<V>) return ((a < b) | (a != a)) ? a : b; else return (a < b || a != a) ? a : b;
-  } else return a < b ? a : b;
+  const V smaller = a < b ? a : b;
+  if constexpr (is_float<lane<V>>) return a != a ? a : smaller; else return smaller;
 }
 
 // ---- integers ---------------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ def decide(graph: Graph) -> Decisions:
     for n in graph.nodes:
         if n.op in ("input", "constant") or not isinstance(n.spec, TensorSpec):
             continue
+        if not costs[n].bytes:          # functions of the index are cheap, and mostly fold away
+            continue
         size = 1 + sum(sizes.get(a, 0) for a in dict.fromkeys(arg_nodes(n.args)) if a not in d.reasons)
         sizes[n] = size
         if size > LARGEST and n not in d.reasons and kind_of(n) == "elementwise":

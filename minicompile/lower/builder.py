@@ -108,13 +108,12 @@ class Builder:
                 return (0,) * lead + tuple(own)
             if row.name == "slice":
                 return tuple(s * args[4] if d == args[1] else s for d, s in enumerate(stride))
-        elif isinstance(self.out, TensorSpec) and self.out.shape == shape and self.out.is_dense:
-            return self.out.stride
-        elif row.kind == "elementwise":
-            for a in args:
-                if isinstance(a, Node) and a.tensor.is_dense:
-                    return a.tensor.stride
-        return contiguous_stride(shape)
+            return contiguous_stride(shape)
+        outs = self.out if isinstance(self.out, tuple) else (self.out,)
+        same = next((o for o in outs if o is not None and o.shape == shape and o.is_dense), None)
+        operands = [a.tensor for a in args if isinstance(a, Node)] if row.kind == "elementwise" else []
+        like = same or next((t for t in operands if t.is_dense), None)
+        return like.stride if like is not None else contiguous_stride(shape)
 
     # -- what decompositions need beyond prims
 

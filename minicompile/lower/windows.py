@@ -405,8 +405,9 @@ def _register_max(k: int) -> None:
 
     @rule(getattr(aten, f"max_pool{k}d_with_indices_backward").default)
     def pool_backward(b: Builder, g: Node, x: Node, *rest: Any) -> Any:
-        sizes = x.tensor.shape[-k:]
-        return _derivative(b, g, rest[-1], sizes, _max_taps(g.tensor.shape[-k:], *rest[:-1]))
+        sizes, taps = x.tensor.shape[-k:], _max_taps(g.tensor.shape[-k:], *rest[:-1])
+        apart = all(t.transposed(n).position.shape[1] == 1 for t, n in zip(taps, sizes))
+        return _derivative(b, g, rest[-1], sizes, taps) if apart else NotImplemented    # else ATen is faster
 
     @rule(getattr(aten, f"adaptive_max_pool{k}d").default)
     def adaptive(b: Builder, x: Node, _: Any) -> Any:

@@ -83,13 +83,14 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
 
 
 def _score(stage: Stage, v: Var) -> float:
-    """+1 for each access that walks v with stride 1, -1 for each that jumps or gathers, weighted by the
+    """+1 for each access that walks v with stride 1, -0.5 for each that jumps far or gathers, weighted by the
     inner extent."""
     points = total(stage.inner)
     score = 0.0
     for s, gathers, times in _accesses(stage, points):
         k = coefficient(s, v)
-        score += (1 if k == 1 and not gathers else 0 if k == 0 and not gathers else -0.5) * times
+        near = k is not None and abs(k) <= 4          # the same cache lines as without lanes
+        score += (-0.5 if gathers or not near else 1 if k == 1 else 0) * times
     return score
 
 
