@@ -10,6 +10,7 @@ import itertools
 import platform
 import runpy
 import sys
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,22 @@ def run_demo(args: argparse.Namespace) -> int:
 def explain_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("function", help="FILE.py:NAME or MODULE:NAME")
     p.add_argument("args", nargs="*", help="arguments as Python expressions, e.g. 'torch.randn(8, 8)'")
+    p.add_argument("--html", metavar="FILE", help="also write the page that shows all stages side by side")
+    p.add_argument("--open", action="store_true", help="and open it in the browser")
+    p.add_argument("--train", action="store_true", help="with grad mode on: forward and backward")
 
 
 @command("explain", "compile a function for the given arguments and tell what became of it", explain_options)
 def run_explain(args: argparse.Namespace) -> int:
     function, values = target(args.function), [eval(a, {"torch": torch}) for a in args.args]
-    with torch.no_grad():
+    with torch.set_grad_enabled(args.train):
         explanation = explain(function)(*values)
     print(explanation)
+    if args.html or args.open:
+        page = explanation.to_html(args.html or "minicompile-report.html", args.function.rpartition(":")[2])
+        print(f"\nwritten to {page}")
+        if args.open:
+            webbrowser.open(page.resolve().as_uri())
     return 0 if explanation.graph_count else 1
 
 

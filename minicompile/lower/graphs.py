@@ -226,10 +226,10 @@ def to_python(graph: Graph) -> str:
     lines = ["import torch", "from torch import device, inf, nan", "from minicompile.ir.prims import prims",
              "", "aten = torch.ops.aten", "", "", f"def graph({', '.join(names)}):"]
     lines += [f"    # {n.name}: {n.spec}" for n in graph.inputs]
-    where = None
+    where = ""
     for n in graph.nodes:
-        if n.where is not None and n.where != where:
-            where = n.where
+        if n.where is not None and str(n.where) != where:
+            where = str(n.where)
             lines.append(f"    # {where}")
         if n not in constants:
             lines.append(f"    {n.name} = {_call_text(n)}  # {_text(n.spec)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import linecache
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..api import compile_anew
@@ -17,6 +18,7 @@ from ..errors import Refusal, Where
 from ..loops.ir import Extern
 from ..pipeline import Compilation
 from ..schedule.plan import Kernel, Refused
+from .report import to_html
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Explanation:
     def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = ()) -> Explanation:
         """From what the API kept: the compiled graphs, and the refusals met."""
         parts = [part for c in compiled for part in (c, c.backward) if part is not None]
-        stages = tuple({s: getattr(c, s) for s in ARTEFACTS if getattr(c, s) is not None} for c in compiled)
+        stages = tuple(stages_of(c) for c in compiled)
         graphs = tuple(s["capture"].gm for s in stages if "capture" in s)
         seconds: dict[str, float] = {}
         for c in parts:
@@ -119,7 +121,7 @@ class Explanation:
         graphs = [(f"graph {i}", [g.code.strip()]) for i, g in enumerate(self.graphs)]
         programs = [(f"program around graph {i}", [s["capture"].program.text.strip()])
                     for i, s in enumerate(self.stages) if hasattr(s.get("capture"), "program")]
-        parts = [("summary", self._summary()),
+        parts = [("summary", self.summary()),
                  ("refused", [str(b) for b in self.break_reasons]),
                  *guards,
                  *graphs,
@@ -131,7 +133,14 @@ class Explanation:
                  ("seconds", [f"{stage:<12} {n:8.3f}" for stage, n in self.seconds.items()])]
         return "\n\n".join(section(title, lines) for title, lines in parts if lines)
 
-    def _summary(self) -> list[str]:
+    def to_html(self, path: str | Path, title: str = "") -> Path:
+        """Writes the page that shows all stages side by side (one file, no network); gives its path."""
+        path = Path(path)
+        path.write_text(to_html(self, title or path.stem), encoding="utf-8")
+        return path
+
+    def summary(self) -> list[str]:
+        """The counts that matter, one sentence each."""
         ours = sum(k.kind == "kernel" for k in self.kernels)
         lines = [f"graphs {self.graph_count}, breaks {self.graph_break_count}, torch calls {self.op_count}, "
                  f"kernels emitted {ours}, library calls {len(self.kernels) - ours}, "
@@ -139,6 +148,14 @@ class Explanation:
         if not self.graph_count:
             lines.append("nothing was compiled: the function runs as in eager mode")
         return lines
+
+
+def stages_of(done: Compilation) -> dict[str, Any]:
+    """Stage name -> border object; those of the backward are named "backward prims" and so on."""
+    found = {s: getattr(done, s) for s in ARTEFACTS if getattr(done, s) is not None}
+    if done.backward is not None:
+        found |= {f"backward {s}": o for s, o in stages_of(done.backward).items() if s != "capture"}
+    return found
 
 
 def explain(fn: Any) -> Callable[..., Explanation]:
