@@ -152,8 +152,9 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
         done.put("aten", lambda: trace(capture.gm, examples, where))
         outputs = ()
     call = done.call = _finish(done, target)
-    if any(o.alias is not None for o in outputs):
-        done.call = lambda *primals: viewed(list(call(*primals)), outputs, primals, joint.attached)
+    if any(o.alias is not None for o in outputs) or outputs and joint.spent:
+        done.call = lambda *primals: viewed(list(call(*primals)), outputs, primals, joint.attached,
+                                            joint.spent)
     return done
 
 
@@ -179,7 +180,8 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilatio
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
     done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients,
-                       done.capture.gm, joint.attached, joint.views, joint.returned)
+                       done.capture.gm, joint.attached, joint.views, joint.returned,
+                       joint.spent)
     return done
 
 

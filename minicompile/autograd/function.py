@@ -30,6 +30,7 @@ class Halves:
     attached   the outputs that require grad
     views      (i, j): output i is a view of output j
     returned   how many outputs are the user's
+    spent      (i, why): output i cannot be differentiated any more
     """
 
     forward: Call
@@ -40,13 +41,15 @@ class Halves:
     attached: tuple[int, ...]
     views: tuple[tuple[int, int], ...] = ()
     returned: int | None = None
+    spent: tuple[tuple[int, str], ...] = ()
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
         outputs, described = list(_Function.apply(self, *primals)), self.split.forward.outputs
         for i, j in self.views:
             outputs[i] = view_of(outputs[j], described[i].spec)
-        return viewed(outputs, described[:self.split.outputs], primals, self.attached)[:self.returned]
+        return viewed(outputs, described[:self.split.outputs], primals, self.attached,
+                      self.spent)[:self.returned]
 
     @property
     def repeatable(self) -> bool:
@@ -56,9 +59,11 @@ class Halves:
 
 
 def viewed(results: list[torch.Tensor], outputs: Sequence[Output], primals: Sequence[torch.Tensor],
-           attached: Sequence[int]) -> list[torch.Tensor]:
+           attached: Sequence[int], spent: Sequence[tuple[int, str]] = ()) -> list[torch.Tensor]:
     """`results`, in which views of inputs are taken outside of any compiled function, so that the engine
-    knows them as the views they are; those not in `attached` are detached."""
+    knows them as the views they are; those not in `attached` are detached, those `spent` say why."""
+    for i, why in spent:
+        results[i] = _Spent.apply(torch.zeros((), requires_grad=True), results[i], why)
     for i, o in enumerate(outputs):
         if o.alias is not None and o.alias[0] == "input":
             base = primals[o.alias[1]]
@@ -72,6 +77,19 @@ def view_of(t: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     if (tuple(t.shape), t.stride(), t.storage_offset()) == (spec.shape, spec.stride, spec.offset):
         return t.view_as(t)
     return t.as_strided(spec.shape, spec.stride, spec.offset)
+
+
+class _Spent(torch.autograd.Function):
+    """A result whose graph a backward inside the compiled function has freed."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, result: torch.Tensor, why: str) -> torch.Tensor:
+        ctx.why = why
+        return torch.empty(0, dtype=result.dtype, device=result.device).set_(result)
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
+        raise RuntimeError(ctx.why)
 
 
 class _Function(torch.autograd.Function):

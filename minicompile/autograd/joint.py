@@ -31,6 +31,8 @@ class Joint:
     gradients  the primals that the gradients belong to, in order
     views      (i, j): output i is a view of output j, which has the incoming gradient for both
     returned   how many outputs are the user's; further ones are only bases of views
+    spent      (i, why): output i requires grad, but eager mode raises this when it is differentiated: a
+               backward inside has freed its graph, or changed what it needs
     """
 
     aten: AtenGraph
@@ -41,6 +43,7 @@ class Joint:
     attached: tuple[int, ...] = ()
     views: tuple[tuple[int, int], ...] = ()
     returned: int | None = None
+    spent: tuple[tuple[int, str], ...] = ()
 
     def __str__(self) -> str:
         return str(self.aten)
@@ -65,6 +68,9 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     given = [f for f in fakes if isinstance(f, Fake)]
     storages = {storage_key(f) for f in given}
     tangents = tuple(i for i, r in enumerate(results) if r.requires_grad and storage_key(r) not in storages)
+    spent = _spent(gm, [results[i] for i in tangents], [f for f in given if f.requires_grad])
+    spent = tuple((tangents[k], why) for k, why in spent)
+    tangents = tuple(i for i in tangents if i not in dict(spent))
     _check_aliases(given, results)
     returned, views = len(results), _share_bases(results, tangents)
     at = dict(views)
@@ -82,7 +88,20 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
     return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached,
-                 views, returned)
+                 views, returned, spent)
+
+
+def _spent(gm: fx.GraphModule, results: Sequence[Fake], leaves: list[Fake]) -> list[tuple[int, str]]:
+    """Which results cannot be differentiated any more, and what eager mode says of them. Only where the
+    engine runs inside the graph; elsewhere that is known when the backward is traced."""
+    found = []
+    if any(n.target in (engine_gradients, torch.autograd.grad) for n in gm.graph.nodes):
+        for i, r in enumerate(results):
+            try:
+                engine_gradients([r], leaves, [Fake.from_spec(dense(r.spec))], True)
+            except RuntimeError as error:
+                found.append((i, str(error)))
+    return found
 
 
 def _gradients(results: list[Any], leaves: list[Any], seeds: list[Any]) -> list[Any]:

@@ -101,6 +101,8 @@ class Attributes(Writes):
         i = self.input_of.get(id(fake))
         if name in ("grad_fn", "is_leaf", "storage_offset"):
             return self.getattr_history(fake, name, i)
+        if name == "grad" and (id(fake), name) in self.slots:
+            return self.slots[(id(fake), name)][1]
         if name == "grad" and i is not None and fact(self.inputs[i][1], "is_leaf"):
             source, t, _ = self.inputs[i]
             self.guard(source.attr("is_leaf"), "id", True)
@@ -276,6 +278,11 @@ class Attributes(Writes):
     def setattr_tensor(self, fake: Fake, name: str, value: Any) -> None:
         raise self.refuse("tensor-attribute", f"Tensor.{name} is set")
 
+        if name == "grad" and id(fake) in self.input_of:
+            with torch._C.DisableTorchFunction():
+                fake.grad = value                       # torch's own checks of what a gradient may be
+            self.slots[(id(fake), name)] = (fake, value)
+            return
     def setattr_instance(self, obj: Any, name: str, value: Any) -> None:
         """What object.__setattr__ (object.__delattr__ for NULL) does, on an object of the world: nothing
         real changes yet."""

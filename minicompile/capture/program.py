@@ -294,6 +294,8 @@ class Builder:
         return self.constant(OrderedDict) if issubclass(kind, OrderedDict) else "dict"
 
     def target(self, real: Any) -> str:
+        if issubclass(type(real), Fake):
+            return self.tensor(real)
         source = self.world.source_of(real)
         return self.constant(real) if source is None else self.fetch(source)
 

@@ -26,7 +26,7 @@ import torch
 from .. import _native
 from ..errors import Refusal
 from ..ir.fake import Fake
-from . import functions, optimizers, outside, policy
+from . import backward, functions, optimizers, outside, policy
 from .attributes import Attributes
 from .frame import NULL, Frame
 from .interp import World, bind
@@ -57,7 +57,9 @@ class CaptureWorld(Attributes):
         self.inference = False  # the mode around the capture
         self.names_read: set[FunctionType] = set()
         self.policies: dict[int, Policy] = {}  # by id of the code object
-        self.special |= {id(f): h for f, h in (SPECIAL | outside.SPECIAL | optimizers.SPECIAL).items()}
+        self.special |= {id(f): h for table in (
+            SPECIAL, outside.SPECIAL, optimizers.SPECIAL, functions.SPECIAL, backward.SPECIAL)
+                         for f, h in table.items()}
 
     # Calls
 

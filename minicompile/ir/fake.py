@@ -356,19 +356,10 @@ def _probe(func: Any, args: Any, kwargs: dict) -> Any:
 
 
 def engine_gradients(
-    outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake]
+    outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake], keep_graph: bool = False
 ) -> list[Fake | None]:
-    """torch.autograd.grad(outputs, inputs, seeds, allow_unused=True), by the engine itself: the public
-    function imports sympy for its check of the seeds' shapes."""
+    """torch.autograd.grad(outputs, inputs, seeds, keep_graph, allow_unused=True), by the engine itself: the
+    public function imports sympy for its check of the seeds' shapes."""
     engine = torch.autograd.Variable._execution_engine
-    return list(
-        engine.run_backward(
-            tuple(outputs),
-            tuple(seeds),
-            False,
-            False,
-            tuple(inputs),
-            allow_unreachable=True,
-            accumulate_grad=False,
-        )
-    )
+    return list(engine.run_backward(tuple(outputs), tuple(seeds), keep_graph, False, tuple(inputs),
+                                    allow_unreachable=True, accumulate_grad=False))
