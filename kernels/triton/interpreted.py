@@ -25,9 +25,9 @@ def array(x):
 
 
 def block(data, dtype):
-    """A block of numpy data."""
-    data = np.ascontiguousarray(data) if np.ndim(data) else np.asarray(data)
-    return tl.tensor(TensorHandle(data, dtype), tl.block_type(dtype, list(data.shape)) if data.ndim else dtype)
+    """A block of numpy data; the interpreter's scalars are arrays of one element."""
+    kind = tl.block_type(dtype, list(np.shape(data))) if np.ndim(data) else dtype
+    return tl.tensor(TensorHandle(np.ascontiguousarray(data), dtype), kind)
 
 
 _cast = InterpreterBuilder.cast_impl

@@ -205,7 +205,7 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
     graph = _launch.Graph(len(plan.loops.inputs), plan.arena_bytes, release, buffers, views, steps, results,
-                          functools.partial(_raise, plan.loops.errors), torch.as_strided, library,
+                          functools.partial(raise_error, plan.loops.errors), torch.as_strided, library,
                           written(plan), torch._C._increment_version)
     return graph, how
 
@@ -246,7 +246,7 @@ def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | No
     return number[r.buffer], (tuple(r.spec.shape), tuple(r.spec.stride), r.spec.offset)
 
 
-def _raise(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:
+def raise_error(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:
     """Eager's exception for a failed index check."""
     kind, message = errors[which]
     types: dict[str, type[Exception]] = {"IndexError": IndexError, "RuntimeError": RuntimeError,

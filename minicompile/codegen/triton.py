@@ -25,15 +25,16 @@ from ..loops.ir import Buffer, Extern
 from ..schedule.plan import Kernel, Plan
 from .source import Launch, Source
 from .triton_blocks import Blocks, candidates, programs
+from .triton_calls import graph_text
 from .triton_kernel import KernelText
 
-HEADER = '''\
+HEADER = """\
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
 from minicompile.kernels.triton import ops
-'''
+"""
 Choice = Callable[[Kernel, Mapping[str, Buffer]], Blocks]
 
 
@@ -80,24 +81,18 @@ def emit(plan: Plan, choose: Choice = heuristic) -> Source:
             functions[key] = name = "".join(c if c.isalnum() else "_" for c in step.name)
             pairs = ", ".join(f"{p} = {b}" for p, b in zip(printed.parameters, printed.buffers))
             shown.append(f"# {step.where or step.name}: {pairs}\n"
-                         f"@triton.jit\ndef {name}({parameters}):\n{_indented(printed.body)}")
+                         f"@triton.jit\ndef {name}({parameters}):\n{printed.body}")
         dtypes = (*(plan.buffers[b].spec.dtype for b in printed.buffers), *(d for d, _ in printed.rows),
                   *([torch.int64] if printed.checks else []))
         calls.append(TritonLaunch(functions[key], printed.buffers, programs(step, blocks), constants, blocks.warps,
                                   printed.rows, printed.checks, dtypes))
-    text = HEADER + "".join("\n\n" + s for s in shown)
+    text = HEADER + "".join("\n\n" + s for s in shown) + "\n" + graph_text(plan, calls, [])
     return Source(text, "triton", "", (), tuple(functions.values()), tuple(calls), plan)
 
 
 def _sizes(blocks: Blocks) -> list[tuple[str, int]]:
     rows = [("R" if len(blocks.r) == 1 else f"R{n}", r) for n, r in enumerate(blocks.r)]
     return [("X", blocks.x), ("Y", blocks.y), *rows]
-
-
-def _indented(body: str) -> str:
-    """Scopes count two blanks per level, as the C++ text has; Python text has four."""
-    lines = body.rstrip("\n").split("\n")
-    return "".join(" " * (len(line) - len(line.lstrip(" "))) + line + "\n" for line in lines)
 
 
 def _overlap(plan: Plan) -> Callable[[str, str], bool]:

@@ -12,19 +12,17 @@ import importlib.util
 import linecache
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..errors import ToolchainError
-from ..ir.spec import TensorSpec
 from ..loops.ir import Extern
-from ..loops.reference import Memory, raise_faults, results, run_extern, start
-from .driver import Executable, headers_folder, written
+from .driver import Executable, headers_folder, raise_error, written
 from .source import Source
-from .triton import TritonLaunch
+from .triton_calls import graph_text
 
 HELP = "install it with `pip install minicompile[triton]`"
 
@@ -36,8 +34,7 @@ def load(source: Source) -> Executable:
     begin = time.perf_counter()
     device = next((b.spec.device for b in source.plan.buffers.values() if b.kind != "temp"), "cpu")
     interpreted = not str(device).startswith("cuda")
-    kernels = functions(source, interpreted)
-    graph = Graph(source, kernels, str(device))
+    graph = _graph(source, _scope(source, interpreted), str(device))
     how = {s.name: "python: Triton's driver is Python" for s in source.plan.steps if isinstance(s, Extern)}
     return Executable(source, graph, False, {"compile": 0.0, "load": time.perf_counter() - begin}, how)
 
@@ -59,74 +56,42 @@ def helpers(name: str) -> ModuleType:
     return importlib.import_module(f"minicompile.kernels.triton.{name}")
 
 
-def functions(source: Source, interpreted: bool) -> dict[str, Any]:
-    """The kernels of a source by name: what triton.jit gives, or the interpreter's form of them."""
-    ops = helpers("ops")
+def _scope(source: Source, interpreted: bool) -> dict[str, Any]:
+    """What the text defines; interpreted kernels in place of compiled ones where asked."""
+    helpers("ops")
     name = f"<triton {hashlib.sha256(source.text.encode()).hexdigest()[:16]}>"
     linecache.cache[name] = (len(source.text), None, source.text.splitlines(True), name)
     scope: dict[str, Any] = {"__name__": name, "__file__": name}
     exec(compile(source.text, name, "exec"), scope)
-    assert scope["ops"] is ops
-    if not interpreted:
-        return {k: scope[k] for k in source.kernels}
-    own = helpers("interpreted")
-    scope.update(ops=own.ops, libdevice=own.libdevice)
-    wrap = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
-    return {k: wrap(getattr(scope[k], "fn", scope[k])) for k in source.kernels}
+    if interpreted:
+        own = helpers("interpreted")
+        wrap = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+        scope.update(ops=own.ops, libdevice=own.libdevice)
+        scope.update({k: wrap(getattr(scope[k], "fn", scope[k])) for k in source.kernels})
+    return scope
 
 
-class Graph:
-    """The call of a whole graph: memory, launches and library calls in the plan's order."""
+def functions(source: Source) -> dict[str, Any]:
+    """The kernels of a source by name, to be compiled by Triton."""
+    scope = _scope(source, False)
+    return {k: scope[k] for k in source.kernels}
 
-    def __init__(self, source: Source, kernels: dict[str, Any], device: str):
-        plan = self.plan = source.plan
-        self.device = device
-        self.written = written(plan)
-        self.steps: list[tuple[Callable[[Memory], None], Sequence[str]]] = []
-        for i, (step, call) in enumerate(zip(plan.steps, source.calls)):
-            run = self._library(step) if isinstance(step, Extern) else self._kernel(kernels, call)
-            self.steps.append((run, plan.frees.get(i, ())))
+
+def _graph(source: Source, scope: dict[str, Any], device: str) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The call of a whole graph: the text's function, with index checks and write-backs reported."""
+    plan, extras, graph = source.plan, [], scope["graph"]
+    graph_text(plan, source.calls, extras)                   # the same text; this time its extras are wanted
+    stored, count = written(plan), len(plan.loops.errors)
 
     @torch.no_grad()
-    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        plan = self.plan
-        memory = start(plan.buffers, plan.loops.inputs, inputs, plan.loops.constants)
-        arena = torch.empty(plan.arena_bytes, dtype=torch.uint8, device=self.device)
-        for b in plan.buffers.values():
-            if b.name in plan.arena:
-                memory.flat[b.name] = _window(arena, plan.arena[b.name], b.spec)
-            elif b.kind == "output":
-                memory.flat[b.name] = torch.empty(b.spec.storage_numel, dtype=b.spec.dtype, device=self.device)
-        self.errors = torch.zeros(2 * max(len(plan.loops.errors), 1), dtype=torch.int64, device=self.device)
-        for run, frees in self.steps:
-            run(memory)
-            for name in frees:
-                del memory.flat[name]
-        if plan.loops.errors:
-            found = self.errors.tolist()
-            memory.faults = [(n, found[2 * n + 1]) for n in range(len(plan.loops.errors)) if found[2 * n]]
-            raise_faults(plan.loops, memory)
-        for i in self.written:
+    def call(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        errors = torch.zeros(2 * count, dtype=torch.int64, device=device) if count else None
+        got: tuple[torch.Tensor, ...] = graph(device, inputs, plan.loops.constants, extras, errors)
+        found = errors.tolist() if errors is not None else []
+        if any(found[::2]):
+            number = found[::2].index(1)
+            raise_error(plan.loops.errors, number, found[2 * number + 1])
+        for i in stored:
             torch._C._increment_version([inputs[i]])
-        return tuple(results(plan.loops, memory))
-
-    def _library(self, step: Extern) -> Callable[[Memory], None]:
-        return lambda memory: run_extern(step, memory)
-
-    def _kernel(self, kernels: dict[str, Any], call: Any) -> Callable[[Memory], None]:
-        assert isinstance(call, TritonLaunch)
-        kernel = kernels[call.function]
-        options = {**dict(call.constants), "num_warps": call.warps, "enable_fp_fusion": False}
-
-        def launch(memory: Memory) -> None:
-            if not call.programs:
-                return
-            pointers = [memory.get(b) for b in call.buffers]
-            pointers += [torch.empty(n, dtype=d, device=self.device) for d, n in call.rows]
-            kernel[(call.programs,)](*pointers, *([self.errors] if call.checks else []), **options)
-        return launch
-
-
-def _window(arena: torch.Tensor, at: int, spec: TensorSpec) -> torch.Tensor:
-    return arena[at:at + spec.storage_numel * spec.dtype.itemsize].view(spec.dtype)
-
+        return got
+    return call

@@ -157,7 +157,9 @@ class KernelText:
             self.stages()
         rows = tuple((self.buffers[b].spec.dtype, total(self.kernel.par) * self.buffers[b].spec.storage_numel)
                      for b in self.rows)
-        return Text("\n".join(self.here.lines) + "\n", [*self.pointers.values(), *self.rows.values(),
+        # scopes count two blanks per level; Python text has four
+        lines = [" " * (len(line) - len(line.lstrip(" "))) + line for line in self.here.lines]
+        return Text("\n".join(lines) + "\n", [*self.pointers.values(), *self.rows.values(),
                     *(["errors"] if self.checks else [])], tuple(self.pointers), rows, self.checks)
 
     def program(self) -> str:
@@ -488,11 +490,12 @@ class KernelText:
             return []
         plain = out.mode == "set" and not out.indirect
         kept: list[tuple[Scope, Val, str]] = []
-        if whole and plain and not self.blocks.serial:
+        again = load(out.buffer, out.index, dtype)
+        if whole and plain and not self.blocks.serial and again in self.uses:
             value = self.as_name(value)
-            kept = [(self.here, load(out.buffer, out.index, dtype), value)]
+            kept = [(self.here, again, value)]
         if local:
-            if kept and self.only_here(out, loop):
+            if whole and plain and self.only_here(out, loop):
                 return kept
             self.rows.setdefault(out.buffer, f"row{len(self.rows)}")
         place = self.place(out.buffer, out.index, out.indirect, dims)

@@ -46,10 +46,10 @@ def bare(value: bool | int | float | complex, dtype: torch.dtype) -> str:
     return 'float("nan")' if math.isnan(real) else f'float("{real}")'
 
 
-def literal(v: Const) -> str:
-    """A literal of exactly v's type."""
+def literal(v: Const, typed: bool = False) -> str:
+    """A literal of exactly v's type; `typed`: a block of its own, which has a dtype to ask for."""
     text = bare(v.value, v.dtype)
-    return text if v.dtype in PLAIN else f"tl.full([], {text}, {element(v.dtype)})"
+    return text if v.dtype in PLAIN and not typed else f"tl.full([], {text}, {element(v.dtype)})"
 
 
 def cast_text(text: str, source: torch.dtype, target: torch.dtype) -> str:
@@ -85,6 +85,8 @@ def apply_text(v: Apply, args: Sequence[str]) -> str:
     text = template(v)
     if text.startswith("(") and not all(isinstance(a, Const) for a in v.args):
         args = [bare(a.value, a.dtype) if isinstance(a, Const) else x for a, x in zip(v.args, args)]
+    elif text.startswith("ops.") and isinstance(v.args[0], Const):
+        args = [literal(v.args[0], True), *args[1:]]
     return text.format(*args)
 
 
