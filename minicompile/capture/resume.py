@@ -1,0 +1,479 @@
+"""Resume: code that goes on where a captured program had to stop, in every frame of its inline stack.
+
+Takes the frames of a stopped interpreter (see `Stop`); gives a `Point`, which names the values that must be
+handed over, and plain Python functions made from the frames' own bytecode: one does the operation that
+capture refused, one does all that comes after it, one raises what the operation raised. Each is the user's
+code object with a beginning of ours, which puts the frame's state back and jumps in: so loops, `with`, `try`
+and tracebacks are CPython's matter. Comes after `interp`; knows nothing of torch. `capture` stops at points,
+`compiled` runs them.
+"""
+
+from __future__ import annotations
+
+import dis
+import opcode
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import CellType, CodeType, FunctionType
+from typing import Any
+
+from ..errors import Refusal
+from .bytecode import VERSION, Code, decode, ranges
+from .frame import NULL, Frame
+
+OPTIMIZED, VARIADIC, GENERATOR = 0x1, 0x4 | 0x8, 0x20 | 0x80 | 0x100 | 0x200  # co_flags
+
+
+class Stopped(Refusal):
+    """The interpreter has come to the instruction it was to stop at; `frames` are its frames, outermost
+    first."""
+
+    def __init__(self, frames: list[Frame]):
+        super().__init__("stopped", "capture ends here")
+        self.frames = frames
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The place of an instruction in a run that will be the same again: the number of its frame, its index
+    there, and how often the frame jumped back before."""
+
+    serial: int
+    index: int
+    laps: int
+
+    def arm(self, frame: Frame) -> None:
+        """Makes the frame stop here, if it is the one that is meant."""
+        if frame.serial != self.serial:
+            return
+        op, arg = frame.ops[self.index]
+
+        def reached(f: Frame, a: Any) -> Any:
+            if f.laps != self.laps:
+                return op(f, arg)
+            f.pc -= 1
+            frames: list[Frame] = []
+            at: Frame | None = f
+            while at is not None:
+                frames.insert(0, at)
+                at = at.back
+            raise Stopped(frames)
+
+        frame.ops = (*frame.ops[:self.index], (reached, None), *frame.ops[self.index + 1:])
+
+
+# What the instructions that can be done for real take from the stack. What they leave follows from their
+# net effect.
+_POPS: dict[str, Callable[[int], int]] = {
+    **dict.fromkeys(
+        ("LOAD_ATTR", "LOAD_METHOD", "DELETE_ATTR", "UNARY_NEGATIVE", "UNARY_NOT", "UNARY_INVERT",
+         "UNARY_POSITIVE", "GET_ITER", "FOR_ITER", "UNPACK_SEQUENCE", "UNPACK_EX", "IMPORT_FROM", "BEFORE_WITH",
+         "JUMP_IF_TRUE_OR_POP", "JUMP_IF_FALSE_OR_POP",
+         "STORE_GLOBAL", "CONVERT_VALUE", "FORMAT_SIMPLE", "GET_LEN", "STORE_DEREF"), lambda a: 1),
+    **dict.fromkeys(
+        ("STORE_ATTR", "BINARY_OP", "COMPARE_OP", "BINARY_SUBSCR", "CONTAINS_OP", "DELETE_SUBSCR",
+         "IMPORT_NAME", "FORMAT_WITH_SPEC", "IS_OP"), lambda a: 2),
+    **dict.fromkeys(("STORE_SUBSCR", "BINARY_SLICE"), lambda a: 3),
+    **dict.fromkeys(
+        (f"POP_JUMP_{d}IF_{k}" for d in ("", "FORWARD_", "BACKWARD_")
+         for k in ("TRUE", "FALSE", "NONE", "NOT_NONE")), lambda a: 1),
+    "STORE_SLICE": lambda a: 4, "FORMAT_VALUE": lambda a: 1 + bool(a & 4), "RAISE_VARARGS": lambda a: a,
+    "CALL": lambda a: a + 2, "CALL_KW": lambda a: a + 3, "CALL_FUNCTION_EX": lambda a: 3 + (a & 1),
+    **dict.fromkeys(("LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE"), lambda a: a + 1),
+    "DICT_MERGE": lambda a: a + 3, "BUILD_STRING": lambda a: a}
+_KEEPING = frozenset({"LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE", "DICT_MERGE"})
+_CALLS = frozenset({"CALL", "CALL_KW", "CALL_FUNCTION_EX"})
+_BEFORE = frozenset({"KW_NAMES", "PRECALL", "TO_BOOL"})  # belong to the instruction behind them
+_SLOTS = frozenset(
+    {"LOAD_FAST", "STORE_FAST", "DELETE_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_AND_CLEAR", "LOAD_CLOSURE",
+     "LOAD_DEREF", "STORE_DEREF", "DELETE_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "MAKE_CELL"})
+_LOOK_AT_LOCALS = frozenset({"locals", "vars", "dir", "eval", "exec", "_getframe", "currentframe", "stack"})
+
+
+# Assembling
+
+
+@dataclass(slots=True)
+class Ins:
+    """An instruction to assemble. `to` and `label` name places: byte offsets of the original, or ours.
+    Position and exception handler are those of the original instruction at offset `at`."""
+
+    op: str
+    arg: int = 0
+    to: Any = None
+    at: int | None = None
+    label: Any = None
+    size: int = 1
+
+
+def _jumps(name: str) -> bool:
+    return dis.opmap[name] in dis.hasjrel
+
+
+def _caches(name: str) -> int:
+    entries: Any = opcode._inline_cache_entries  # type: ignore[attr-defined]
+    return entries.get(name, 0) if isinstance(entries, dict) else entries[dis.opmap[name]]
+
+
+def original(code: CodeType) -> Iterator[Ins]:
+    """The instructions of a code object; 3.13's pairs of loads and stores are taken apart."""
+    for offset, behind, name, arg in decode(code):
+        to = None
+        if _jumps(name):
+            to = behind + 2 * arg * (-1 if "BACKWARD" in name else 1)
+        first, _, second = name.partition("_FAST_")
+        if second in ("LOAD_FAST", "STORE_FAST"):
+            yield Ins(f"{first}_FAST", arg >> 4, at=offset, label=offset)
+            yield Ins(second, arg & 15, at=offset)
+        else:
+            yield Ins(name, arg, to, offset, offset)
+
+
+def assemble(code: CodeType, body: list[Ins], **changes: Any) -> CodeType:
+    """`code` with the instructions of `body`, and other `changes`."""
+    places: dict[Any, int] = {}
+    while True:                                         # until no argument outgrows its instruction
+        at = 0
+        for ins in body:
+            if ins.label is not None:
+                places[ins.label] = at
+            at += ins.size + _caches(ins.op)
+        grown = False
+        at = 0
+        for ins in body:
+            at += ins.size + _caches(ins.op)
+            if ins.to is not None:
+                ins.arg = abs(places[ins.to] - at)
+            need = max(1, (ins.arg.bit_length() + 7) // 8)
+            grown, ins.size = grown or need > ins.size, max(need, ins.size)
+        if not grown:
+            break
+    raw = bytearray()
+    for ins in body:
+        for shift in range(8 * (ins.size - 1), 0, -8):
+            raw += bytes((dis.opmap["EXTENDED_ARG"], ins.arg >> shift & 255))
+        raw += bytes((dis.opmap[ins.op], ins.arg & 255)) + bytes(2 * _caches(ins.op))
+    return code.replace(
+        co_code=bytes(raw), co_exceptiontable=_handler_table(code, body, places),
+        co_linetable=_line_table(code, body), **changes)
+
+
+def _handler_table(code: CodeType, body: list[Ins], places: dict[Any, int]) -> bytes:
+    table, spans = ranges(code), []
+    at = 0
+    for ins in body:
+        size = ins.size + _caches(ins.op)
+        for start, end, to, depth, lasti in table:
+            if ins.at is not None and start <= ins.at < end and to in places:
+                how = (places[to], depth << 1 | lasti)
+                if spans and spans[-1][2] == how and spans[-1][0] + spans[-1][1] == at:
+                    spans[-1][1] += size
+                else:
+                    spans.append([at, size, how])
+                break
+        at += size
+    out = bytearray()
+    for start, size, (to, depth) in spans:
+        for n, mark in ((start, 128), (size, 0), (to, 0), (depth, 0)):
+            digits = [n & 63]
+            while n := n >> 6:
+                digits.insert(0, n & 63 | 64)
+            out += bytes((digits[0] | mark, *digits[1:]))
+    return bytes(out)
+
+
+def _line_table(code: CodeType, body: list[Ins]) -> bytes:
+    """The position table: every entry in its long form, or as having no position."""
+    positions, line, out = list(code.co_positions()), code.co_firstlineno, bytearray()
+    for ins in body:
+        first, last, start, end = positions[ins.at // 2] if ins.at is not None else (None,) * 4
+        left = ins.size + _caches(ins.op)
+        while left:
+            length = min(left, 8)
+            left -= length
+            if first is None:
+                out.append(0x80 | 15 << 3 | length - 1)
+                continue
+            delta, line = first - line, first
+            whole = last is not None and start is not None and end is not None
+            out.append(0x80 | (14 if whole else 13) << 3 | length - 1)
+            numbers = [abs(delta) << 1 | (delta < 0)]
+            if whole:
+                numbers += [last - first, start + 1, end + 1]
+            for n in numbers:
+                while n > 63:
+                    out.append(n & 63 | 64)
+                    n >>= 6
+                out.append(n)
+    return bytes(out)
+
+
+# Liveness
+
+_LIVE: dict[int, tuple[Code, list[int]]] = {}  # a pure cache: code -> live slots before each instruction
+_ENDS = frozenset({"JUMP", "RETURN_VALUE", "RAISE_VARARGS", "RERAISE"})
+
+
+def live_slots(code: Code, index: int) -> int:
+    """The slots (as bits) that a frame may still look at before it sets them, from instruction `index` on."""
+    known = _LIVE.get(id(code))
+    if known is None:
+        known = _LIVE[id(code)] = (code, _live(code))
+    return known[1][index]
+
+
+def _live(code: Code) -> list[int]:
+    count = len(code.ops)
+    live = [0] * (count + 1)
+    changed = True
+    while changed:
+        changed = False
+        for i in range(count - 1, -1, -1):
+            op, arg = code.ops[i]
+            now = 0 if op in _ENDS else live[i + 1]
+            if op == "JUMP" or op == "FOR_ITER" or op.startswith("POP_JUMP"):
+                now |= live[arg]
+            elif op == "SEND":
+                now |= live[arg[0]]
+            if op == "STORE_FAST":
+                now &= ~(1 << arg)
+            elif op in _SLOTS:
+                now |= 1 << arg
+            handler = code.handlers[i]
+            now |= live[handler.target] if handler is not None else 0
+            if now != live[i]:
+                live[i], changed = now, True
+    return live
+
+
+# Frames
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where one frame waits: at the instructions of its code from byte offset `first` to `behind`, which do
+    one operation together, the one at `op`.
+
+    live    the slots that are handed over: variables, and cells as such
+    stack   what lies below the operation's operands: True for a value, which is handed over, False for an
+            empty slot
+    """
+
+    raw: int                                            # id of the code object
+    first: int
+    live: tuple[int, ...]
+    stack: tuple[bool, ...]
+    code: Code = field(compare=False, repr=False)
+    op: int = field(compare=False)
+    behind: int = field(compare=False)
+    globals: Any = field(compare=False, repr=False)
+
+    @property
+    def width(self) -> int:
+        return len(self.live) + sum(self.stack)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A place to break at: the frames that wait, the innermost in front of an operation. Equal points have
+    equal functions.
+
+    frames     outermost first
+    operands   of the operation: True for a value, which is handed over behind the frames', False for an
+               empty slot
+    name       of the operation's instruction
+    pushes     how many values the operation leaves on the stack, and how many where it jumps
+    jump       byte offset to go on at where it jumps; None if it never does
+    """
+
+    frames: tuple[At, ...]
+    operands: tuple[bool, ...]
+    name: str = field(compare=False)
+    pushes: tuple[int, int] = field(compare=False)
+    jump: int | None = field(compare=False)
+
+    @property
+    def width(self) -> int:
+        """How many values are handed over for the frames."""
+        return sum(f.width for f in self.frames)
+
+    @property
+    def slots(self) -> slice:
+        """Those of the values that are the innermost frame's slots."""
+        start = self.width - self.frames[-1].width
+        return slice(start, start + len(self.frames[-1].live))
+
+    def operation(self) -> FunctionType:
+        """Does the operation: (the innermost frame's slots, operands) -> what it leaves on the stack, as a
+        tuple, or as a list where it jumps. Raises what the operation raises."""
+        at = self.frames[-1]
+        ins = [i for i in original(at.code.code) if at.first <= i.at < at.behind]
+        for i in ins:
+            i.label = None
+            if i.to is not None:
+                i.op, i.to = i.op.replace("BACKWARD", "FORWARD"), "jumped"
+            if i.at == at.op and self.name == "LOAD_METHOD":
+                i.op, i.arg = "LOAD_ATTR", i.arg if VERSION < (3, 12) else i.arg & ~1
+        ins += [Ins("BUILD_TUPLE", self.pushes[0]), Ins("RETURN_VALUE")]
+        if self.jump is not None:
+            ends = [Ins("END_FOR"), Ins("POP_TOP")][:_LOOP_ENDS] if self.name == "FOR_ITER" else []
+            ends += [Ins("BUILD_LIST", self.pushes[1]), Ins("RETURN_VALUE")]
+            ends[0].label = "jumped"
+            ins += ends
+        return _function(at, self.operands, 0, ins)
+
+    def rest(self, jumped: bool = False) -> FunctionType:
+        """Does all that comes after: (what was handed over, what the operation left on the stack) -> the
+        outermost frame's result."""
+        at, count = self.frames[-1], self.pushes[jumped]
+        middle = [Ins("LOAD_FAST", -i) for i in range(count, 0, -1)]
+        if self.name == "LOAD_METHOD":                  # an empty slot beside what was found
+            middle.insert(VERSION >= (3, 13), Ins("PUSH_NULL"))
+        return self._nested(_function(at, at.stack, count, middle, self.jump if jumped else at.behind))
+
+    def raising(self) -> FunctionType:
+        """Raises where the operation is: (what was handed over, exception) -> the outermost frame's
+        result."""
+        at = self.frames[-1]
+        middle = [Ins("LOAD_FAST", -1), Ins("RAISE_VARARGS", 1, at=at.op)]
+        return self._nested(_function(at, at.stack, 1, middle, at.first))
+
+    def _nested(self, inner: FunctionType) -> FunctionType:
+        """The frames around the innermost one, each calling the next one where it called before."""
+        for at in reversed(self.frames[:-1]):
+            count = inner.__code__.co_argcount
+            head = [Ins("PUSH_NULL"), Ins("LOAD_CONST", len(at.code.code.co_consts))]
+            loads = [Ins("LOAD_FAST", -i) for i in range(count, 0, -1)]
+            call = [Ins("PRECALL", count, at=at.op)] if VERSION < (3, 12) else []
+            middle = [*head[::1 if VERSION < (3, 13) else -1], *loads, *call, Ins("CALL", count, at=at.op)]
+            inner = _function(at, at.stack, count, middle, at.behind, (inner,))
+        return inner
+
+
+_LOOP_ENDS = VERSION[1] - 11  # instructions behind a loop that an exhausted iterator jumps over
+
+
+def _function(at: At, pushed: tuple[bool, ...], extra: int, middle: list[Ins], to: int | None = None,
+              constants: tuple = ()) -> FunctionType:
+    """A function of the code of `at`: its parameters are the live slots, the values `pushed` on its stack and
+    `extra` ones. It puts slots and stack back, runs `middle`, where LOAD_FAST of -1 is the last of the
+    extra values, and goes on at `to`, if anywhere."""
+    code, raw = at.code, at.code.code
+    free = len(code.locals) - code.free
+    own = [code.locals[i] for i in at.live if i < free]
+    count = len(at.live) + sum(pushed) + extra
+    names = (*own, *(f".{i}" for i in range(len(own), count)), *(n for n in raw.co_varnames if n not in own))
+    order = (*names, *(n for n in raw.co_cellvars if n not in names), *raw.co_freevars)
+    slot = [order.index(n) for n in code.locals]
+    given = iter(range(len(own), count))
+    body = [Ins("RESUME")]
+    for i, n in zip(at.live[len(own):], given):
+        body += [Ins("LOAD_FAST", n), Ins("DELETE_FAST", n), Ins("STORE_FAST", slot[i])]
+    for n in [next(given) if present else None for present in pushed]:
+        body += [Ins("PUSH_NULL")] if n is None else [Ins("LOAD_FAST", n), Ins("DELETE_FAST", n)]
+    for i in middle:
+        given_here = i.arg < 0                          # one of the extra values
+        if i.op in _SLOTS:
+            i.arg = count + i.arg if given_here else slot[i.arg]
+        i.at = at.op if i.at is None and to is not None else i.at  # 3.13 looks before a call for its handler
+        body += [i, Ins("DELETE_FAST", i.arg, at=i.at)] if given_here else [i]
+    if to is not None:
+        rest = list(original(raw))
+        for i in rest:
+            i.arg = slot[i.arg] if i.op in _SLOTS else i.arg
+        body += [Ins("JUMP_FORWARD", to=to), *rest]
+    made = assemble(
+        raw, body, co_argcount=count, co_kwonlyargcount=0, co_posonlyargcount=0, co_nlocals=len(names),
+        co_varnames=names, co_flags=raw.co_flags & ~VARIADIC, co_stacksize=raw.co_stacksize + extra + 4,
+        co_consts=(*raw.co_consts, *constants))
+    return FunctionType(made, at.globals, raw.co_name, None, tuple(CellType() for _ in raw.co_freevars))
+
+
+def group(code: Code, index: int) -> tuple[int, tuple[int, int, str, int]]:
+    """The instructions that belong to the operation of instruction `index` of the dialect: the first one's
+    byte offset, and (offset, offset behind, name, argument) of the last."""
+    listed = list(decode(code.code))
+    first = last = next(i for i, (offset, *_) in enumerate(listed) if offset == code.offsets[index])
+    while listed[last][2] in _BEFORE:
+        last += 1
+    while first and listed[first - 1][2] in _BEFORE:
+        first -= 1
+    return listed[first][0], listed[last]
+
+
+def _index(code: Code, offset: int) -> int:
+    return next((i for i, o in enumerate(code.offsets) if o >= offset), len(code.ops))
+
+
+def why_not(frame: Frame, calling: bool) -> str | None:
+    """Why a frame cannot be resumed where it is, or None. `calling`: in a call that led to further frames."""
+    raw = frame.code.code
+    op = frame.code.ops[frame.pc - 1][0]
+    if raw.co_flags & GENERATOR or not raw.co_flags & OPTIMIZED:
+        return f"{raw.co_qualname}() is a generator, a coroutine or a class body"
+    if frame.exc is not None:
+        return f"{raw.co_qualname}() is handling an exception"
+    if calling and op not in _CALLS:
+        return f"{raw.co_qualname}() is inside {op}"
+    return None
+
+
+def stop_at(frame: Frame) -> Stop:
+    """Where to stop in front of the operation that the frame is in the middle of. Raises Refusal for one
+    that cannot be done apart."""
+    first, (_, _, name, _) = group(frame.code, frame.pc - 1)
+    if name not in _POPS:
+        raise Refusal("break", f"{name} cannot be done apart from its frame", frame.where)
+    return Stop(frame.serial, _index(frame.code, first), frame.laps)
+
+
+def break_at(frames: Sequence[Frame]) -> tuple[Point, list[Any]]:
+    """The point where `frames` (outermost first) wait, the innermost in front of an operation, and the
+    interpreter's values to hand over. Raises Refusal where a frame cannot be resumed."""
+    waiting: list[At] = []
+    values: list[Any] = []
+    for frame in frames[:-1]:
+        reason = why_not(frame, True)
+        if reason is not None:
+            raise Refusal("break", reason, frame.where)
+        at, kept = _wait(frame, frame.pc - 1, frame.stack, ())
+        waiting.append(at)
+        values += kept
+    frame = frames[-1]
+    code, stack = frame.code, frame.stack
+    _, (op, behind, name, arg) = group(code, frame.pc)
+    jump = next((i.to for i in original(code.code) if i.at == op), None)
+    if jump is not None and name == "FOR_ITER":
+        jump += 2 * _LOOP_ENDS
+    if VERSION >= (3, 12) and name == "LOAD_ATTR" and arg & 1:
+        name = "LOAD_METHOD"
+    pops = _POPS[name](arg)
+    operands = stack[len(stack) - pops:]
+    effect = sum(dis.stack_effect(dis.opmap[n], a if dis.opmap[n] >= dis.HAVE_ARGUMENT else None, jump=False)
+                 for o, _, n, a in decode(code.code) if group(code, frame.pc)[0] <= o <= op)
+    kept_if_jumping = pops if name.endswith("_OR_POP") else 0
+    at, kept = _wait(frame, frame.pc, stack[:len(stack) - pops], () if jump is None else (jump,))
+    pushes = (pops + effect - (name == "LOAD_METHOD"), kept_if_jumping)
+    if name in _KEEPING and any(v is NULL for v in operands):
+        raise Refusal("break", f"{name} keeps an empty slot", frame.where)
+    point = Point((*waiting, at), tuple(v is not NULL for v in operands), name, pushes, jump)
+    return point, [*values, *kept, *(v for v in operands if v is not NULL)]
+
+
+def _wait(frame: Frame, index: int, stack: list[Any], jumps: tuple[int, ...]) -> tuple[At, list[Any]]:
+    """Where a frame waits in the operation of instruction `index`, and its values to hand over."""
+    code = frame.code
+    first, (op, behind, name, arg) = group(code, index)
+    live = 1 << arg if name == "STORE_DEREF" else 0
+    for target in (behind, *jumps):
+        live |= live_slots(code, _index(code, target))
+    handler = code.handlers[_index(code, op)]
+    live |= live_slots(code, handler.target) if handler is not None else 0
+    names = set(code.code.co_names)
+    if not _LOOK_AT_LOCALS.isdisjoint(names):
+        live = -1
+    if "super" in names:                                # it finds its arguments in the frame
+        live |= 1 | (1 << code.locals.index("__class__") if "__class__" in code.locals else 0)
+    slots = tuple(i for i, v in enumerate(frame.locals) if v is not NULL and live >> i & 1)
+    at = At(id(code.code), first, slots, tuple(v is not NULL for v in stack), code, op, behind, frame.globals)
+    return at, [frame.locals[i] for i in slots] + [v for v in stack if v is not NULL]
