@@ -79,9 +79,8 @@ def check_kernel(kernel: Kernel, plan: Plan) -> None:
             placing.put(part, number)
             earlier.add(loop.out.buffer)
             _check_locals(kernel, loop, par_vars)
-    if (kernel.tiling.parallel or kernel.tiling.vector) and any(
-        x.out.indirect or x.out.mode != "set" for x in kernel.loops
-    ):
+    if (kernel.tiling.parallel or kernel.tiling.vector) and any(x.out.indirect or x.out.mode != "set"
+                                                                for x in kernel.loops):
         raise bad("a scatter must run in order")
     stored = {v.buffer for v in kernel.core.outs if v is not None} if kernel.core else set()
     for loop in kernel.loops:
@@ -119,9 +118,8 @@ def _check_locals(kernel: Kernel, loop: Loop, par: set) -> None:
     accesses += [(x.buffer, x.index) for x in loop.loads() if isinstance(x, Load)]
     for name, index in accesses:
         if name in kernel.local and free_vars(index) & par:
-            raise CheckError(
-                STAGE, kernel.name, f"{name} is local to a point but indexed by the kernel's own axes"
-            )
+            raise CheckError(STAGE, kernel.name,
+                             f"{name} is local to a point but indexed by the kernel's own axes")
 
 
 # ---- order ----
@@ -164,9 +162,8 @@ def _check_order(plan: Plan) -> None:
                 stored.add(name)
             read.update((name, step.name) for name in reads)
     everything = [s for step in plan.steps for s in ([step] if isinstance(step, Extern) else step.loops)]
-    check_coverage(
-        STAGE, [s for s in everything if isinstance(s, Extern) or s.out.buffer not in local], plan.buffers
-    )
+    check_coverage(STAGE, [s for s in everything if isinstance(s, Extern) or s.out.buffer not in local],
+                   plan.buffers)
     check_results(STAGE, plan.loops, stored, overwritten)
 
 
@@ -208,14 +205,9 @@ def _check_shared(plan: Plan, a: tuple[str, int, int, int], b: tuple[str, int, i
     """Two buffers share memory while both live: only where one replaces the other, element by element."""
     old, new = (a, b) if a[2] <= b[1] else (b, a)
     step = plan.steps[new[1]]
-    if (
-        old[2] == new[1]
-        and old[3] == new[3]
-        and not isinstance(step, Extern)
-        and old[1] < new[1]
+    if (old[2] == new[1] and old[3] == new[3] and not isinstance(step, Extern) and old[1] < new[1]
         and may_replace(step, old[0], new[0])
-        and plan.buffers[old[0]].spec.dtype.itemsize == plan.buffers[new[0]].spec.dtype.itemsize
-    ):
+        and plan.buffers[old[0]].spec.dtype.itemsize == plan.buffers[new[0]].spec.dtype.itemsize):
         return
     raise CheckError(STAGE, new[0], f"shares memory with {old[0]} while both are in use")
 

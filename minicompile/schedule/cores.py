@@ -27,11 +27,8 @@ def _is_float32(step: Extern) -> str | None:
 
 def _product(step: Extern) -> str | None:
     """mm and bmm: two plain tensors."""
-    return (
-        None
-        if len(list(step.views())) == len(step.args) == 2 and not step.kwargs
-        else "not a plain product"
-    )
+    return (None if len(list(step.views())) == len(step.args) == 2 and not step.kwargs
+            else "not a plain product")
 
 
 def _convolution(step: Extern) -> str | None:
@@ -47,11 +44,9 @@ def _convolution(step: Extern) -> str | None:
     return None if out is not None and out.spec.is_contiguous else "result not laid out as NCHW"
 
 
-CORES: dict[Any, Callable[[Extern], str | None]] = {
-    torch.ops.aten.mm.default: _product,
-    torch.ops.aten.bmm.default: _product,
-    torch.ops.aten.convolution.default: _convolution,
-}
+CORES: dict[Any, Callable[[Extern], str | None]] = {torch.ops.aten.mm.default: _product,
+                                                    torch.ops.aten.bmm.default: _product,
+                                                    torch.ops.aten.convolution.default: _convolution}
 
 
 def why_not_core(step: Extern) -> str | None:
@@ -74,9 +69,8 @@ def core_axes(out: TensorSpec) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
     return tuple(axis(f"i{k}", n) for k, n in enumerate(shape)), tuple(stride)
 
 
-def core_group(
-    step: Extern, order: int, buffers: Mapping[str, Buffer], results: tuple[str, ...]
-) -> tuple[Group, list[Buffer]]:
+def core_group(step: Extern, order: int, buffers: Mapping[str, Buffer],
+               results: tuple[str, ...]) -> tuple[Group, list[Buffer]]:
     """The group that computes a core and stores it as it is, and the buffers that are new or changed.
 
     `results` are the buffers the caller gets, in order: a result that a library would have allocated
@@ -94,10 +88,7 @@ def core_group(
     target = buffers[out.buffer]
     if target.kind == "extern":
         shown = out.buffer in results
-        changed.append(
-            replace(
-                target, kind="output" if shown else "temp", index=results.index(out.buffer) if shown else -1
-            )
-        )
+        changed.append(replace(target, kind="output" if shown else "temp",
+                               index=results.index(out.buffer) if shown else -1))
     core = replace(step, outs=(View(register.name, out.spec),))
     return Group(axes, (Part(store, (), order),), core), changed

@@ -32,9 +32,8 @@ def run_plan(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     for b in plan.buffers.values():
         if b.name in plan.arena:
             at = plan.arena[b.name]
-            memory.flat[b.name] = arena[at : at + b.spec.storage_numel * b.spec.dtype.itemsize].view(
-                b.spec.dtype
-            )
+            memory.flat[b.name] = arena[at : at
+                                        + b.spec.storage_numel * b.spec.dtype.itemsize].view(b.spec.dtype)
         elif b.kind == "output":
             memory.flat[b.name] = allocate(b.spec)
     for i, step in enumerate(plan.steps):

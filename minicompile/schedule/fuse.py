@@ -120,17 +120,10 @@ def _unprofitable(a: Group, b: Group) -> str | None:
 def scratch_bytes(group: Group, stages: list[int], buffers: dict[str, Buffer]) -> int:
     """Row scratch that the values passed between stages need, if none goes to memory."""
     at = {p.loop.out.buffer: (s, p) for p, s in zip(group.parts, stages)}
-    crossing = {
-        x.buffer
-        for p, s in zip(group.parts, stages)
-        for x in p.loop.loads()
-        if x.buffer in at and at[x.buffer][0] != s and buffers[x.buffer].kind == "temp"
-    }
-    return sum(
-        total(at[n][1].inner) * buffers[n].spec.dtype.itemsize
-        for n in crossing
-        if at[n][1].loop.combine is None or at[n][1].loop.is_scan
-    )
+    crossing = {x.buffer for p, s in zip(group.parts, stages) for x in p.loop.loads() if x.buffer in at
+                and at[x.buffer][0] != s and buffers[x.buffer].kind == "temp"}
+    return sum(total(at[n][1].inner) * buffers[n].spec.dtype.itemsize for n in crossing
+               if at[n][1].loop.combine is None or at[n][1].loop.is_scan)
 
 
 # ---- the greedy loop ----
@@ -268,13 +261,8 @@ class _Fusion:
         def outside(u: int) -> bool:
             g = self.groups[u]
             return isinstance(g, Extern) or g.parts[0].order not in orders
-        return {
-            name
-            for name in group.writes()
-            if self.buffers[name].kind == "temp"
-            and name not in shown
-            and not any(map(outside, self.touching[name]))
-        }
+        return {name for name in group.writes() if self.buffers[name].kind == "temp" and name not in shown
+                and not any(map(outside, self.touching[name]))}
 
     def finished(self) -> tuple[list[Kernel | Extern], dict[str, Buffer]]:
         """Kernels and library calls in a legal order near the program's, and the buffers that are left."""

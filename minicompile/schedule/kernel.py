@@ -40,9 +40,8 @@ def recompute_or_scratch(body: Val) -> tuple[str, str]:
 LIGHT = frozenset("add sub mul neg abs maximum minimum where and or xor not eq ne lt le gt ge cast".split())
 
 
-def finish(
-    group: Group, placed: Sequence[int], buffers: dict[str, Buffer], private: set[str], name: str
-) -> tuple[Kernel, dict[str, Buffer], list[str]]:
+def finish(group: Group, placed: Sequence[int], buffers: dict[str, Buffer], private: set[str],
+           name: str) -> tuple[Kernel, dict[str, Buffer], list[str]]:
     """(kernel, buffers whose spec changed because they are local now, buffers that need no memory at all).
 
     Raises Cyclic where the stores of a stage cannot be put behind the loads of what they overwrite."""
@@ -62,15 +61,9 @@ def finish(
     if group.core is None:
         par, stages = merge_axes(group.par, stages)
     words = list(dict.fromkeys(loop.name.rsplit("_", 1)[0] for stage in stages for loop in stage.loops))
-    kernel = Kernel(
-        name,
-        par,
-        tuple(stages),
-        tuple(local),
-        tile(par, stages, {**buffers, **local}, local, group.core),
-        ", ".join(words[:6]),
-        group.core,
-    )
+    kernel = Kernel(name, par, tuple(stages), tuple(local),
+                    tile(par, stages, {**buffers, **local}, local, group.core), ", ".join(words[:6]),
+                    group.core)
     return kernel, local, gone
 
 
@@ -87,9 +80,8 @@ class _Source:
     even: bool  # the row is evenly spaced: any element of it can be addressed
 
 
-def _pass_on(
-    group: Group, placed: Sequence[int], buffers: dict[str, Buffer], private: set[str]
-) -> tuple[list[tuple[int, Part]], dict[str, Buffer]]:
+def _pass_on(group: Group, placed: Sequence[int], buffers: dict[str, Buffer],
+             private: set[str]) -> tuple[list[tuple[int, Part]], dict[str, Buffer]]:
     """Replaces loads of private values by the value itself (same stage, or cheap) or by a load from row
     scratch."""
     par = frozenset(a.var for a in group.par)
@@ -134,15 +126,8 @@ def _source(p: Part, stage: int, body: Val, par: frozenset[Var], private: bool) 
     return _Source(p, stage, body, (place, total(p.inner)), 0, 1, False)
 
 
-def _arrives(
-    x: Load,
-    source: _Source,
-    p: Part,
-    stage: int,
-    par: frozenset[Var],
-    private: set[str],
-    overwritten: frozenset[str],
-) -> Val:
+def _arrives(x: Load, source: _Source, p: Part, stage: int, par: frozenset[Var], private: set[str],
+             overwritten: frozenset[str]) -> Val:
     """What stands for the load of a value of the same kernel in part p."""
     w = source.part
     same_point = x.index == w.loop.out.index and not x.indirect and x.mask is None
@@ -163,10 +148,8 @@ def _arrives(
 def _lasting(body: Val, overwritten: frozenset[str]) -> bool:
     """Whether the value can be computed again in a later stage: what it reads is still there, and no index
     is checked twice."""
-    return all(
-        x.buffer not in overwritten if isinstance(x, Load) else isinstance(x, Apply) or not x.args
-        for x in walk(body)
-    )
+    return all(x.buffer not in overwritten if isinstance(x, Load) else isinstance(x, Apply) or not x.args
+               for x in walk(body))
 
 
 def _readers_first(parts: list[Part]) -> list[Part]:
@@ -177,9 +160,8 @@ def _readers_first(parts: list[Part]) -> list[Part]:
     left = list(range(len(parts)))
     out: list[Part] = []
     while left:
-        free = next(
-            (i for i in left if not any(parts[i].loop.out.buffer in loads[j] for j in left if j != i)), None
-        )
+        free = next((i for i in left if not any(parts[i].loop.out.buffer in loads[j] for j in left
+                                                if j != i)), None)
         if free is None:
             raise Cyclic
         left.remove(free)
@@ -211,9 +193,8 @@ def merge_axes(par: tuple[Axis, ...], stages: list[Stage]) -> tuple[tuple[Axis, 
     return new_par, out
 
 
-def _merged(
-    axes: tuple[Axis, ...], used: set[Sym], letter: str, env: dict[Var, Sym | int]
-) -> tuple[Axis, ...]:
+def _merged(axes: tuple[Axis, ...], used: set[Sym], letter: str, env: dict[Var, Sym | int]) -> tuple[Axis,
+        ...]:
     """The fewest axes that do; `env` learns what the old variables become.
 
     Where outer's coefficient is always size(inner) times inner's, c*outer + k*inner is k*merged: so outer

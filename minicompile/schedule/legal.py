@@ -78,12 +78,8 @@ def _after_store(w: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int 
 
 def _after_load(reader: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
     """The first stage in which p may overwrite what `reader` loads as x in stage s."""
-    if (
-        x.index == p.loop.out.index
-        and not x.indirect
-        and reader.inner == p.inner
-        and p.loop.combine is None
-    ):
+    if (x.index == p.loop.out.index and not x.indirect and reader.inner == p.inner
+        and p.loop.combine is None):
         return s
     mine, theirs = row_part(p.loop.out.index, par), row_part(x.index, par)
     run = run_of(mine[1], p.inner) if mine else None

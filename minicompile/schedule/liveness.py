@@ -37,25 +37,15 @@ def lifetimes(steps: Sequence[Kernel | Extern], shown: set[str]) -> dict[str, tu
 def may_replace(kernel: Kernel, old: str, new: str) -> bool:
     """Whether `new` may be stored over `old` in this kernel: every load of old is at the index of the one
     store of new, in one stage, so no element is overwritten before its last use."""
-    stores = [
-        (s, loop.out.index)
-        for s, stage in enumerate(kernel.stages)
-        for loop in stage.loops
-        if loop.out.buffer == new
-    ]
-    loads = [
-        (s, x.index, x.indirect, loop.combine)
-        for s, stage in enumerate(kernel.stages)
-        for loop in stage.loops
-        for x in loop.loads()
-        if x.buffer == old
-    ]
+    stores = [(s, loop.out.index) for s, stage in enumerate(kernel.stages) for loop in stage.loops
+              if loop.out.buffer == new]
+    loads = [(s, x.index, x.indirect, loop.combine) for s, stage in enumerate(kernel.stages)
+             for loop in stage.loops for x in loop.loads() if x.buffer == old]
     if kernel.core is not None and old in reads_of(kernel.core):
         return False
     if len(stores) != 1 or any(loop.out.buffer == old for loop in kernel.loops):
         return False
     stage, index = stores[0]
     last = [loop.out.buffer for loop in kernel.stages[stage].loops][-1] == new
-    return last and all(
-        s == stage and i == index and not indirect and not combine for s, i, indirect, combine in loads
-    )
+    return last and all(s == stage and i == index and not indirect and not combine
+                        for s, i, indirect, combine in loads)

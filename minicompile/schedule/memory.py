@@ -49,21 +49,15 @@ class _Arena:
                 self.free.append((a, b))
 
 
-def plan_memory(
-    loops: Loops,
-    steps: Sequence[Kernel | Extern],
-    buffers: dict[str, Buffer],
-    refused: tuple[Refused, ...] = (),
-) -> Plan:
+def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[str, Buffer],
+                refused: tuple[Refused, ...] = ()) -> Plan:
     """The Plan: arena offsets, frees, and only the buffers still in use."""
     local = {n for s in steps if isinstance(s, Kernel) for n in s.local}
     shown = {r.buffer for r in loops.results}
     spans = lifetimes(steps, shown)
     placed = {n for n in spans if buffers[n].kind == "temp" and n not in local}
-    size = {
-        n: -(-max(buffers[n].spec.storage_numel * buffers[n].spec.dtype.itemsize, 1) // ALIGN) * ALIGN
-        for n in placed
-    }
+    size = {n: -(-max(buffers[n].spec.storage_numel * buffers[n].spec.dtype.itemsize, 1) // ALIGN) * ALIGN
+            for n in placed}
     arena, offsets = _Arena(), {}
     ends: dict[int, list[str]] = defaultdict(list)
     for n in placed:
@@ -72,17 +66,8 @@ def plan_memory(
         dying = [n for n in ends[i] if n in offsets]
         taken = set()
         for n in (n for n in touched(step)[1] if n in placed and n not in offsets):
-            heir = next(
-                (
-                    d
-                    for d in dying
-                    if d not in taken
-                    and size[d] == size[n]
-                    and isinstance(step, Kernel)
-                    and may_replace(step, d, n)
-                ),
-                None,
-            )
+            heir = next((d for d in dying if d not in taken and size[d] == size[n]
+                         and isinstance(step, Kernel) and may_replace(step, d, n)), None)
             if heir is not None:
                 taken.add(heir)
                 offsets[n] = offsets[heir]
@@ -95,11 +80,7 @@ def plan_memory(
     for n, (_, last) in spans.items():
         if buffers[n].kind == "extern" and n not in shown:
             frees[last].append(n)
-    kept = {
-        n: b
-        for n, b in buffers.items()
-        if n in spans or b.kind in ("input", "output", "constant") or n in shown
-    }
-    return Plan(
-        loops, tuple(steps), kept, offsets, arena.top, {i: tuple(v) for i, v in frees.items()}, refused
-    )
+    kept = {n: b for n, b in buffers.items() if n in spans or b.kind in ("input", "output", "constant")
+            or n in shown}
+    return Plan(loops, tuple(steps), kept, offsets, arena.top, {i: tuple(v) for i, v in frees.items()},
+                refused)

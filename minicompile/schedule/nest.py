@@ -8,20 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..loops.ir import (
-    Apply,
-    Axis,
-    Buffer,
-    Checked,
-    Const,
-    Extern,
-    Index,
-    Load,
-    Loop,
-    Val,
-    View,
-    walk,
-)
+from ..loops.ir import Apply, Axis, Buffer, Checked, Const, Extern, Index, Load, Loop, Val, View, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +81,8 @@ class Kernel:
     def __str__(self) -> str:
         t = self.tiling
         head = f"kernel {self.name}: parallel={t.parallel} vector={t.vector} work={t.work / 1000:.1f}us"
-        lines = [
-            head
-            + (f" transpose={t.transpose}" if t.transpose else "")
-            + (f"  # {self.where}" if self.where else "")
-        ]
+        lines = [head + (f" transpose={t.transpose}" if t.transpose else "")
+                 + (f"  # {self.where}" if self.where else "")]
         if self.local:
             lines.append(f"  local {', '.join(self.local)}")
         lines.append(f"  for {', '.join(map(str, self.par)) or '()'}:")
@@ -135,21 +119,15 @@ def signature(kernel: Kernel, buffers: dict[str, Buffer]) -> tuple[str, tuple[st
     Locals take part in the key by shape. Offsets, strides and sizes are in the index expressions."""
     names: dict[str, int] = {}
     numbers: dict[Val, int] = {}
-    lines = [
-        str(kernel.tiling.vector),
-        str(kernel.tiling.parallel),
-        str(kernel.tiling.transpose),
-        " ".join(map(str, kernel.par)),
-    ]
+    lines = [str(kernel.tiling.vector), str(kernel.tiling.parallel), str(kernel.tiling.transpose),
+             " ".join(map(str, kernel.par))]
 
     def name(buffer: str) -> str:
         if buffer not in names:
             names[buffer] = len(names)
             spec = buffers[buffer].spec
-            lines.append(
-                f"b{names[buffer]}: {spec.dtype}"
-                + (f"{list(spec.shape)}" if buffer in kernel.local else "")
-            )
+            lines.append(f"b{names[buffer]}: {spec.dtype}"
+                         + (f"{list(spec.shape)}" if buffer in kernel.local else ""))
         return f"b{names[buffer]}"
 
     def number(v: Val) -> str:

@@ -72,9 +72,8 @@ def single(loop: Loop, order: int) -> Group:
     """The group of one loop, its axes renamed to i0, i1, … and j0, j1, …."""
     par = tuple(axis(f"i{k}", n) for k, n in enumerate(sizes_of(loop.axes)))
     inner = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes_of(loop.reduce_axes)))
-    env: dict[Var, Sym | int] = {
-        a.var: b.var for a, b in zip((*loop.axes, *loop.reduce_axes), (*par, *inner))
-    }
+    env: dict[Var, Sym | int] = {a.var: b.var
+                                 for a, b in zip((*loop.axes, *loop.reduce_axes), (*par, *inner))}
     return Group(par, (Part(rename(loop, env, par, inner), inner, order),))
 
 
