@@ -1,9 +1,8 @@
-"""Custom autograd functions: one call of the graph each, so that the joint trace runs the user's own
-backward.
+"""Calls of the autograd engine's interface: one call of the graph each, so that traces run the engine itself.
 
-Takes a call of `torch.autograd.Function.apply` met while capturing. The forward runs once in the
-interpreter, which guards what it reads; what it recorded is dropped for a single node that applies the
-function. Used by `world`.
+Takes a call of `torch.autograd.Function.apply`, `torch.autograd.grad` or `checkpoint` met while capturing. A
+custom function's forward runs once in the interpreter, which guards what it reads; what it recorded is
+dropped for a single node that applies the function. Used by `world`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import _native
 from ..ir.fake import Fake
 from . import policy
+from .attributes import fact
 from .reads import IDENTITIES, LEAVES
 
 CHECKPOINT = checkpoint.__wrapped__
@@ -118,3 +118,23 @@ def call_checkpoint(world: Any, function: Any, args: Sequence[Any], kwargs: dict
     for name in ("preserve_rng_state", "determinism_check", "debug", "early_stop"):
         kwargs.pop(name, None)
     return world.call(world.current, function, args, kwargs)
+
+
+def call_grad(frame: Any, outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """torch.autograd.grad, one node: the engine runs on the fakes. They know no history from before the call,
+    so where a gradient for an input of the graph is asked for, the other inputs must be leaves."""
+    world = frame.world
+    wanted = [inputs] if issubclass(type(inputs), torch.Tensor) else list(world.iter(inputs))
+    asked = {world.input_of[id(x)] for x in wanted if id(x) in world.input_of}
+    for i, (source, t, _) in enumerate(world.inputs) if asked else ():
+        free = [("_backward_hooks", None)] if i in asked else []
+        if t.requires_grad and asked != {i}:        # its history might lead to an input that is asked for
+            free.append(("is_leaf", True))
+        for name, expected in free:
+            if fact(t, name) is not expected:
+                raise world.refuse("autograd-inside", f"{source} has a history, or hooks of its own")
+            world.guard(source.attr(name), "id", expected)
+    return world.call_native(torch.autograd.grad, (outputs, wanted, *args), kwargs)
+
+
+SPECIAL = {torch.autograd.grad: call_grad}

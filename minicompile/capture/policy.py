@@ -23,7 +23,7 @@ from collections import OrderedDict, defaultdict, deque
 from contextvars import ContextVar
 from decimal import Decimal
 from enum import Enum
-from threading import Lock
+from threading import Lock, RLock
 from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, MethodDescriptorType,
                    SimpleNamespace, WrapperDescriptorType)
 from typing import Any, Generic
@@ -178,7 +178,8 @@ def why_not_native(f: Any) -> str | None:
 
 # What instances of a class written in C may be used for. Their state is Python's, or what shadows copy:
 _OPEN = frozenset(
-    {object, list, dict, set, tuple, deque, OrderedDict, defaultdict, SimpleNamespace, Generic, type(Lock())})
+    {object, list, dict, set, tuple, deque, OrderedDict, defaultdict, SimpleNamespace, Generic, type(Lock()),
+     type(RLock())})
 # it never changes, so that identity stands for it:
 _FIXED = frozenset({int, float, complex, str, bytes, frozenset, re.Pattern, re.Match, ContextVar,
                     operator.attrgetter, operator.itemgetter, operator.methodcaller, datetime.date,
