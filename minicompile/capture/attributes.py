@@ -132,7 +132,7 @@ class Attributes(Writes):
             self.guard(source.attr("is_leaf"), "id", leaf)
             if name == "is_leaf" or leaf:
                 return leaf if name == "is_leaf" else None
-        elif not fake.requires_grad or name == "is_leaf":
+        elif name == "is_leaf" or torch.Tensor.grad_fn.__get__(fake) is None:
             return getattr(fake, name)
         raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
 
@@ -140,9 +140,11 @@ class Attributes(Writes):
         changes = self.changed.get(id(module.__dict__))
         if changes is not None and changes.get(name, NULL) is not NULL:
             return changes[name]
-        value = getattr(module, name)
         if name in module.__dict__:
-            return self.read_constant(module.__name__, self.const(module.__dict__).item(name), value)
+            source = self.const(module.__dict__).item(name)
+            return self.read_constant(module.__name__, source, module.__dict__[name])
+        trusted = policy.trusted(module.__name__)       # its __getattr__ may load a module
+        value = self.unseen(getattr, module, name) if trusted else getattr(module, name)
         return self.read_constant(module.__name__, self.const(module).attr(name), value)
 
     def getattr_class(self, cls: type, name: str) -> Any:
@@ -276,13 +278,13 @@ class Attributes(Writes):
             delattr(obj, name)
 
     def setattr_tensor(self, fake: Fake, name: str, value: Any) -> None:
-        raise self.refuse("tensor-attribute", f"Tensor.{name} is set")
-
         if name == "grad" and id(fake) in self.input_of:
             with torch._C.DisableTorchFunction():
                 fake.grad = value                       # torch's own checks of what a gradient may be
             self.slots[(id(fake), name)] = (fake, value)
             return
+        raise self.refuse("tensor-attribute", f"Tensor.{name} is set")
+
     def setattr_instance(self, obj: Any, name: str, value: Any) -> None:
         """What object.__setattr__ (object.__delattr__ for NULL) does, on an object of the world: nothing
         real changes yet."""
@@ -335,7 +337,9 @@ class Attributes(Writes):
         if not issubclass(type(value), Fake):
             return type(value)
         i = self.input_of.get(id(value))
-        return type(self.inputs[i][1]) if i is not None else torch.Tensor
+        if i is not None:
+            return type(self.inputs[i][1])
+        return torch.nn.Parameter if isinstance(value, torch.nn.Parameter) else torch.Tensor
 
 
 __all__ = ["CONTAINERS", "Attributes", "policy"]

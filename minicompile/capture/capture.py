@@ -45,7 +45,7 @@ from . import (
     writes,
 )
 from .guards import Guard, first_failure
-from .program import Program, build_program
+from .program import Program, build_program, is_leaf
 from .reality import HIDDEN_WRITES, Reality
 from .record import Recorder
 from .sources import Source
@@ -187,11 +187,12 @@ class Capturer:
     ):
         _exclude_own_code()
         self.function, self.slots = function, slots
+        self.ambient = Guard(None, "ambient", _native.ambient())    # not what a `with` left half-way has
         self.world = CaptureWorld()
         code = function.__code__
         self.world.inference = torch.is_inference_mode_enabled()
         self.world.root = Where(code.co_filename, code.co_firstlineno, code.co_qualname)
-        self.recorder = Recorder(self.world.where, self.world.exact)
+        self.recorder = Recorder(self.world.where)
         self.mode = _CaptureMode()
         reality = Reality(
             self.recorder.graph, self.recorder.reals, (torch_state, restore_torch_state))
@@ -321,7 +322,7 @@ class Capturer:
                 walked.add(source)
                 source = source.parent
         kept = (g for g in listed if g.check != "present" or g.source not in walked)
-        return (Guard(None, "ambient", _native.ambient()), *kept)
+        return (self.ambient, *kept)
 
     def tensors(self) -> dict[Source, Any]:
         return {s: t for s, t, _ in self.world.inputs}
@@ -331,6 +332,7 @@ class Capturer:
         missing = [f for f in program.outputs if id(f) not in recorder.nodes]
         if missing:
             raise Refusal("untracked-tensor", "a tensor that was made unseen outlives the call")
+        self.check_gradients(program.outputs)
         guards = tuple(self.speculation.guards)
         check_graph = (
             self.speculation.reality.slice([recorder.nodes[id(f)] for g in guards for f in g.fakes])
@@ -346,6 +348,14 @@ class Capturer:
         return Capture(
             self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program,
             recorder.places, guards, check_graph)
+
+
+    def check_gradients(self, outputs: Sequence[Fake]) -> None:
+        """Refuses results whose gradients would not go where they go in eager mode: into tensors made inside."""
+        free = [f for f in outputs if f.requires_grad and id(f) not in self.world.input_of]
+        attached = [f for f in free if not is_leaf(f)]
+        if attached and (len(attached) < len(free) or not any(t.requires_grad for _, t, _ in self.world.inputs)):
+            raise Refusal("escapes", "gradients of a result are collected in a tensor made inside the call")
 
 
 def _spec(t: torch.Tensor) -> TensorSpec:

@@ -1,4 +1,5 @@
-"""The outside world: calls whose effect no later read can see are kept, and made after the graph has run.
+"""The outside world: calls whose effect no later read can see are kept, and made after the graph has run. And
+what numpy computes while capturing.
 
 Takes print, warnings.warn and logging calls met while capturing, renders what they say, and leaves "call"
 effects in program order. What is said must be constant under the guards; anything else is refused. Used by
@@ -13,10 +14,12 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+import torch
+
 from ..ir.fake import Fake
 from .frame import Frame
 from .reads import LEAVES
-from .writes import Effect
+from .writes import LARGEST, Effect
 
 
 def text_of(world: Any, value: Any) -> str:
@@ -74,11 +77,15 @@ def warn_at(names: dict[str, Any]) -> Callable[..., None]:
     return warn
 
 
+def constant(value: Any) -> bool:
+    return all(map(constant, value)) if type(value) is tuple else type(value) in LEAVES
+
+
 def _log(function: FunctionType) -> Callable[..., None]:
     def logged(frame: Frame, *args: Any, **kwargs: Any) -> None:
         world: Any = frame.world
         first = 0 if function.__qualname__ == function.__name__ else 1
-        plain = not kwargs and all(type(a) in LEAVES for a in args[first:])
+        plain = not kwargs and all(map(constant, args[first:]))
         if not plain or first and not world.source_of(args[0]):
             raise world.refuse("impure-call", f"{function.__qualname__}() is given more than constants")
         world.calls.append(Effect("call", function, None, args))
@@ -87,6 +94,34 @@ def _log(function: FunctionType) -> Callable[..., None]:
 
 
 _LEVELS = ("debug", "info", "warning", "error", "critical", "log", "warn")
+
+
+def holds_numpy(value: Any) -> bool:
+    if issubclass(type(value), (list, tuple)):
+        return any(map(holds_numpy, value))
+    return type(value).__module__ == "numpy"
+
+
+def _from_array(function: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+    """`function`, which makes tensors of data: numpy arrays computed while capturing are constants, and reach
+    the graph as numbers. From then on they can't be written: the tensor might share their memory."""
+    def made(frame: Frame, data: Any, **kwargs: Any) -> torch.Tensor:
+        world: Any = frame.world
+        if not holds_numpy(data) or id(data) in world.origin:
+            return world.call_native(function, (data,), kwargs)
+        dtype = getattr(torch, data.dtype.name, None) if hasattr(data, "tolist") else None
+        if dtype is None or data.size > LARGEST or not data.flags.c_contiguous:
+            raise world.refuse("numpy", "a tensor is made of a list with numpy's numbers, or of a large array")
+        if data.ndim:
+            data.flags.writeable = False
+        if function is torch.from_numpy or kwargs.get("dtype") is None:
+            kwargs["dtype"] = dtype
+        return world.call_native(torch.tensor, (data.tolist(),), kwargs).reshape(data.shape)
+
+    return made
+
+
 SPECIAL: dict[Any, Callable[..., Any]] = {print: _print, warnings.warn: _warn} | {
+    f: _from_array(f) for f in (torch.from_numpy, torch.tensor, torch.as_tensor)} | {
     f: _log(f) for owner in (logging, logging.Logger) for f in (getattr(owner, n) for n in _LEVELS)
 }

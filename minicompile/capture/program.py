@@ -17,10 +17,12 @@ from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from ..errors import Refusal
 from ..ir.fake import Fake
 from . import policy
+from .attributes import fact
 from .frame import NULL
 from .reads import IDENTITIES, LEAVES
 from .sources import Source
@@ -134,7 +136,10 @@ class Builder:
         if i is not None:
             return self.fetch(self.world.inputs[i][0])
         if id(fake) not in self.outputs:
-            self.outputs[id(fake)] = (self.name(f"out{len(self.outputs)}"), fake)
+            name = self.built[id(fake)] = self.name(f"out{len(self.outputs)}")
+            self.outputs[id(fake)] = (name, fake)
+            if is_leaf(fake):
+                self.lines.append(f"{name} = {self.constant(leaf)}({name}, {isinstance(fake, Parameter)})")
         return self.outputs[id(fake)][0]
 
     def data_guard(self, index: int, guard: DataGuard) -> str:
@@ -311,6 +316,16 @@ class Builder:
             self.lines += [f"{cls}.clear({target})", f"{cls}.{method}({target}, [{self.sequence(copy)}])"]
 
 
+def is_leaf(fake: Fake) -> bool:
+    """Whether a tensor made while capturing is where gradients are collected."""
+    return fake.requires_grad and fact(fake, "is_leaf")
+
+
+def leaf(t: torch.Tensor, parameter: bool) -> torch.Tensor:
+    """A tensor like `t`, over its memory, where gradients are collected."""
+    return Parameter(t) if parameter else t.detach().requires_grad_()
+
+
 def maker_of(kind: type) -> type:
     """The built-in class whose `__new__` makes instances of `kind`, Python's own `__new__` left aside."""
     return next(c for c in kind.__mro__ if not isinstance(c.__dict__.get("__new__", _NO_NEW), staticmethod))
@@ -320,7 +335,7 @@ _NO_NEW = staticmethod(object)
 _CONVERSIONS = {"__bool__": "bool", "__int__": "int", "__float__": "float", "__complex__": "complex"}
 _MAKERS = (object, dict, OrderedDict, list, set, deque, defaultdict)
 _FILLERS = {list: "extend", dict: "update"}
-_UNBUILDABLE = (CellType, torch.nn.Module, Routed)
+_UNBUILDABLE = (CellType, Routed)
 
 
 def _slots(cls: type) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .. import _native
 from ..errors import Refusal, Where
 from ..ir.fake import Fake
 from . import policy
@@ -85,11 +86,7 @@ class Reads(World):
         return place
 
     def refuse(self, code: str, reason: str) -> Refusal:
-        return Refusal(code, reason, self.exact())
-
-    def exact(self) -> Where | None:
-        frame = self.user_frame()
-        return frame.exact if frame is not None else self.root
+        return Refusal(code, reason, self.where())
 
     def guard(self, source: Source | None, check: str, expected: Any = None) -> None:
         key = (source, check)
@@ -132,6 +129,11 @@ class Reads(World):
                     self.identify(inner)
 
     # Values
+
+    def unseen(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """f called as if nothing was captured."""
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            return _native.suspend(f, *args, **kwargs)
 
     def read(self, source: Source, value: Any) -> Any:
         """The in-trace form of `value`, found at `source`. This is the only way in for the state of the

@@ -290,6 +290,13 @@ def one_hot(x: torch.Tensor, num_classes: int = -1) -> Any:
     return (x.unsqueeze(-1) == torch.arange(n, device=x.device)).to(torch.int64)
 
 
+def ctc_loss(log_probs: torch.Tensor, targets: torch.Tensor, *lengths: Any, **options: Any) -> Any:
+    if len(lengths) < 2 or not any(issubclass(type(n), torch.Tensor) for n in lengths[:2]):
+        return NotImplemented
+    numbers = [n.tolist() if issubclass(type(n), torch.Tensor) else n for n in lengths[:2]]
+    return torch.nn.functional.ctc_loss(log_probs, targets, *numbers, *lengths[2:], **options)
+
+
 def tensor(data: list, *, dtype: Any = None, device: Any = None) -> torch.Tensor:
     """The elements side by side: no data is looked at."""
     parts = [
@@ -310,4 +317,4 @@ STATIC: dict[Any, Callable[..., Any]] = {
     torch.repeat_interleave: repeat_interleave, T.repeat_interleave: repeat_interleave,
     torch.unique: unique, T.unique: unique,
     torch.unique_consecutive: unique_consecutive, T.unique_consecutive: unique_consecutive,
-    torch.nn.functional.one_hot: one_hot, torch.tensor: tensor, torch.as_tensor: tensor}
+    torch.nn.functional.one_hot: one_hot, torch.nn.functional.ctc_loss: ctc_loss, torch.tensor: tensor, torch.as_tensor: tensor}

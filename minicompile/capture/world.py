@@ -203,11 +203,6 @@ class CaptureWorld(Attributes):
             return out
         return self.read(self.const(out), out)
 
-    def unseen(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """f called as if nothing was captured."""
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            return _native.suspend(f, *args, **kwargs)
-
     def context_variable(self, variable: contextvars.ContextVar, name: str, f: Any,
                          args: Sequence[Any]) -> Any:
         """get is guarded; set and reset act on this capture's copy of the context."""
@@ -237,9 +232,12 @@ class CaptureWorld(Attributes):
             args = [self.consumed(a) for a in args]
             if kwargs:
                 kwargs = {k: self.consumed(v) for k, v in kwargs.items()}
-        out = f(*args, **kwargs) if kwargs else f(*args)
         if type(f) is BuiltinFunctionType and f in policy.RECORDED:
+            with torch._C.DisableTorchFunction():
+                out = f(*args, **kwargs or {})
             self.record_call(f, args, kwargs or {}, out)
+            return out
+        out = f(*args, **kwargs) if kwargs else f(*args)
         if (f is builtins.__build_class__ or f is type) and issubclass(type(out), type):
             self.born.add(id(out))
             self.keep.append(out)
@@ -316,9 +314,17 @@ class CaptureWorld(Attributes):
                               f"a generator of {code.co_qualname}() made before capture is resumed")
         self.enter_function(f)
         normal = self.code_of(code)
-        return self.run_slots(normal, f, [NULL if s is _native.NULL else s for s in slots])
+        out = self.run_slots(normal, f, [NULL if s is _native.NULL else s for s in slots])
+        return _native.NULL if out is NotImplemented else out
 
     # Items, iteration, truth
+
+    def special_method(self, obj: Any, name: str) -> Any:
+        if super().special_method(obj, name) is NULL:
+            return NULL
+        if name in getattr(obj, "__dict__", ()):
+            raise self.refuse("descriptor", f"an instance has {name}, which its class has too")
+        return self.getattr(obj, name)
 
     def getitem(self, obj: Any, key: Any) -> Any:  # type: ignore[override]
         source = self.origin.get(id(obj))
@@ -541,6 +547,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
         else object.__getattribute__(obj, name)
     ),
     sys._getframe: _refuse_frame,
+    exec: lambda frame, *args: frame.world.call_native(exec, args, None),  # refused
     torch.overrides._get_current_function_mode_stack: lambda frame: (
         torch.overrides._get_current_function_mode_stack()[:-1]
     ),

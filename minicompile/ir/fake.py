@@ -25,6 +25,7 @@ assert shapes_nn          # imported for the rules it adds to shapes
 EMPTY_CELL = CellType()
 META, CPU = torch.device("meta"), torch.device("cpu")
 MASKS = (torch.bool, torch.uint8)
+STATIC = (torch.ops.aten.index.Tensor, torch.ops.aten._ctc_loss.default)    # though torch says otherwise
 KNOWN_LIMIT = (
     1  # values are followed for tensors of at most this many elements: enough for .item() on a constant
 )
@@ -184,7 +185,7 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
     unwrapped = _unwrap(args, fakes, real)
     unwrapped_kwargs = {k: _unwrap(v, fakes, real) for k, v in kwargs.items()} if kwargs else {}
     values = _follow(func, facts, args, kwargs, fakes, real)
-    if facts.refuse and (func is not torch.ops.aten.index.Tensor or any(f.dtype in MASKS for f in fakes[1:])):
+    if facts.refuse and (func not in STATIC or any(f.dtype in MASKS for f in fakes[1:])):
         return _scalar(func, values)
     device = unwrapped_kwargs.get("device")
     if facts.device_arg:

@@ -404,3 +404,8 @@ def _nll_loss(x: Tensor, target: Tensor, weight: Any, reduction: int, ignore: in
 @rule(aten.nll_loss_backward.default)
 def _nll_loss_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
     return fresh(x.shape, x.dtype)
+
+
+@rule(aten._ctc_loss.default)
+def _ctc_loss(x: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *_: Any) -> Any:
+    return fresh((x.shape[1],), x.dtype), fresh((x.shape[1], x.shape[0], 2 * max(target_lengths) + 1), x.dtype)
