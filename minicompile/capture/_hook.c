@@ -163,6 +163,9 @@ static PyObject *frame_offer(PyThreadState *tstate, _PyInterpreterFrame *frame) 
         Py_DECREF(result);
         return _PyEval_EvalFrameDefault(tstate, frame, 0);
     }
+    if (result == mc_null) {
+        Py_SETREF(result, Py_NewRef(Py_NotImplemented));
+    }
     if (result != NULL && resumed) {
         Py_DECREF(result);
         result = NULL;
@@ -265,7 +268,8 @@ static PyObject *call_in_mode(Mode mode, PyObject *handler, PyObject *const *arg
 PyDoc_STRVAR(capture_doc, "capture(handler, fn, *args, **kwargs)\n\nReturn fn(*args, **kwargs), offering "
                           "every Python frame that starts in this "
                           "thread meanwhile:\nhandler(code, function, localsplus, namespace, resumed) "
-                          "gives the frame's result, or NotImplemented to let it run.\n"
+                          "gives the frame's result, or NotImplemented to let it run (NULL stands for the "
+                          "result NotImplemented).\n"
                           "`localsplus`: list in the order of the code's locals, cells and free variables; "
                           "unset ones are `NULL` (cells are not made yet, and\nfree "
                           "variables not copied, when a frame starts). `namespace`: the dict of a class or "

@@ -8,7 +8,7 @@ nothing of torch.
 The dialect, where it differs from every version:
 - CALL n, CALL_KW n (keyword names on top) and CALL_FUNCTION_EX find (a, b) below the arguments, one of
 which may be NULL: NULL, f or f, NULL
-  or method, self. So LOAD_METHOD is LOAD_ATTR; PUSH_NULL.
+  or method, self. So LOAD_METHOD is LOAD_ATTR; NULL_BELOW: the stack is CPython's own, but for bound methods.
 - jumps name the index of an instruction; those that may pop or keep are spelled out with COPY and POP_TOP.
 - FOR_ITER pops the exhausted iterator and jumps behind the loop. SEND (target, keeps_receiver) as 3.11 or
 as 3.12 do. - YIELD_VALUE's argument tells whether the frame is suspended inside a `yield from`.
@@ -125,12 +125,20 @@ def _jump(op: str, direction: int = 1) -> Callable[[int, _Context], Ops]:
     return lambda a, c: [(op, _Label(c.next + direction * 2 * a))]
 
 
+def _jump_back_if(opposite: str) -> Callable[[int, _Context], Ops]:
+    """JUMP is the only instruction that goes back: laps of loops are counted there."""
+    return lambda a, c: [(f"POP_JUMP_IF_{opposite}", _Label(c.next)), ("JUMP", _Label(c.next - 2 * a))]
+
+
 def _jump_or_pop(op: str) -> Callable[[int, _Context], Ops]:
     return lambda a, c: [("COPY", 1), (op, _Label(c.next + 2 * a)), ("POP_TOP", None)]
 
 
 def _fixed(*ops: tuple[str, Any]) -> Callable[[int, _Context], Ops]:
     return lambda a, c: list(ops)
+
+
+_NULL_BESIDE = "PUSH_NULL" if VERSION >= (3, 13) else "NULL_BELOW"
 
 
 def _load_global(a: int, c: _Context) -> Ops:
@@ -144,12 +152,12 @@ def _load_attr(a: int, c: _Context) -> Ops:
     if VERSION < (3, 12):
         return [("LOAD_ATTR", c.code.co_names[a])]
     load = ("LOAD_ATTR", c.code.co_names[a >> 1])
-    return [load, ("PUSH_NULL", None)] if a & 1 else [load]
+    return [load, (_NULL_BESIDE, None)] if a & 1 else [load]
 
 
 def _load_super_attr(a: int, c: _Context) -> Ops:
     load = ("LOAD_SUPER_ATTR", c.code.co_names[a >> 2])
-    return [load, ("PUSH_NULL", None)] if a & 1 else [load]
+    return [load, (_NULL_BESIDE, None)] if a & 1 else [load]
 
 
 def _kw_names(a: int, c: _Context) -> Ops:
@@ -192,8 +200,8 @@ def _for_iter(a: int, c: _Context) -> Ops:
     return [("FOR_ITER", _Label(c.next + 2 * a + skip))]
 
 
-def _intrinsic(names: dict[int, str]) -> Callable[[int, _Context], Ops]:
-    return lambda a, c: [(names[a], None)] if a in names else [("UNSUPPORTED", f"intrinsic {a}")]
+def _intrinsic(op: str, names: dict[int, str]) -> Callable[[int, _Context], Ops]:
+    return lambda a, c: [(names[a], None) if a in names else (op, a)]
 
 
 _NAMES = (
@@ -204,30 +212,30 @@ _COUNTS = (
     "COPY SWAP BUILD_TUPLE BUILD_LIST BUILD_SET BUILD_MAP BUILD_STRING BUILD_SLICE UNPACK_SEQUENCE "
     "UNPACK_EX LIST_EXTEND SET_UPDATE DICT_UPDATE DICT_MERGE LIST_APPEND SET_ADD MAP_ADD LOAD_FAST "
     "STORE_FAST DELETE_FAST LOAD_FAST_AND_CLEAR MAKE_CELL LOAD_DEREF STORE_DEREF DELETE_DEREF "
-    "MATCH_CLASS RAISE_VARARGS CALL_FUNCTION_EX IS_OP CONTAINS_OP BUILD_CONST_KEY_MAP CALL_KW"
+    "MATCH_CLASS CALL_FUNCTION_EX IS_OP CONTAINS_OP BUILD_CONST_KEY_MAP CALL_KW"
 ).split()
 _PLAIN = (
     "POP_TOP PUSH_NULL UNARY_NEGATIVE UNARY_NOT UNARY_INVERT UNARY_POSITIVE BINARY_SUBSCR STORE_SUBSCR "
     "DELETE_SUBSCR GET_LEN MATCH_MAPPING MATCH_SEQUENCE MATCH_KEYS PUSH_EXC_INFO CHECK_EXC_MATCH "
     "CHECK_EG_MATCH WITH_EXCEPT_START BEFORE_WITH GET_ITER GET_YIELD_FROM_ITER LOAD_BUILD_CLASS "
     "LOAD_ASSERTION_ERROR LIST_TO_TUPLE RETURN_VALUE IMPORT_STAR SETUP_ANNOTATIONS PREP_RERAISE_STAR "
-    "POP_EXCEPT LOAD_LOCALS CLEANUP_THROW END_SEND FORMAT_SIMPLE FORMAT_WITH_SPEC RERAISE"
+    "POP_EXCEPT LOAD_LOCALS CLEANUP_THROW PRINT_EXPR GET_AITER END_SEND FORMAT_SIMPLE FORMAT_WITH_SPEC "
+    "RERAISE"
 ).split()
 _DROPPED = (
     "CACHE RESUME NOP PRECALL EXTENDED_ARG COPY_FREE_VARS RETURN_GENERATOR TO_BOOL END_FOR "
     "SET_FUNCTION_ATTRIBUTE INTERPRETER_EXIT"
 ).split()
 
+_CONDITIONS = {"TRUE": "FALSE", "FALSE": "TRUE", "NONE": "NOT_NONE", "NOT_NONE": "NONE"}
+
 RULES: dict[str, Callable[[int, _Context], Ops]] = {
     **{n: _name(n) for n in _NAMES},
     **{n: _same(n) for n in _COUNTS},
     **{n: _fixed((n, None)) for n in _PLAIN},
     **{n: _fixed() for n in _DROPPED},
-    **{
-        f"POP_JUMP_{d}IF_{k}": _jump(f"POP_JUMP_IF_{k}", -1 if d == "BACKWARD_" else 1)
-        for d in ("", "FORWARD_", "BACKWARD_")
-        for k in ("TRUE", "FALSE", "NONE", "NOT_NONE")
-    },
+    **{f"POP_JUMP_{d}IF_{k}": _jump(f"POP_JUMP_IF_{k}") for d in ("", "FORWARD_") for k in _CONDITIONS},
+    **{f"POP_JUMP_BACKWARD_IF_{k}": _jump_back_if(_CONDITIONS[k]) for k in _CONDITIONS},
     "JUMP_FORWARD": _jump("JUMP"),
     "JUMP_BACKWARD": _jump("JUMP", -1),
     "JUMP_BACKWARD_NO_INTERRUPT": _jump("JUMP", -1),
@@ -245,7 +253,7 @@ RULES: dict[str, Callable[[int, _Context], Ops]] = {
     "STORE_FAST_STORE_FAST": lambda a, c: [("STORE_FAST", a >> 4), ("STORE_FAST", a & 15)],
     "LOAD_GLOBAL": _load_global,
     "LOAD_ATTR": _load_attr,
-    "LOAD_METHOD": lambda a, c: [("LOAD_ATTR", c.code.co_names[a]), ("PUSH_NULL", None)],
+    "LOAD_METHOD": lambda a, c: [("LOAD_ATTR", c.code.co_names[a]), (_NULL_BESIDE, None)],
     "LOAD_SUPER_ATTR": _load_super_attr,
     "LOAD_CLASSDEREF": lambda a, c: [("LOAD_LOCALS", None), ("LOAD_FROM_DICT_OR_DEREF", a)],
     "LOAD_FROM_DICT_OR_DEREF": _same("LOAD_FROM_DICT_OR_DEREF"),
@@ -253,6 +261,7 @@ RULES: dict[str, Callable[[int, _Context], Ops]] = {
     "KW_NAMES": _kw_names,
     "CALL": _call,
     "COMPARE_OP": _compare,
+    "RAISE_VARARGS": lambda a, c: [("RAISE_VARARGS", a)] if a else [("LOAD_HANDLED", None), ("RERAISE", 0)],
     "BINARY_OP": lambda a, c: [("BINARY_OP", BINARY_OPS[a])],
     "BINARY_SLICE": _fixed(("BUILD_SLICE", 2), ("BINARY_SUBSCR", None)),
     "STORE_SLICE": _fixed(("BUILD_SLICE", 2), ("STORE_SUBSCR", None)),
@@ -260,13 +269,13 @@ RULES: dict[str, Callable[[int, _Context], Ops]] = {
     "CONVERT_VALUE": lambda a, c: [("CONVERT_VALUE", CONVERSIONS[a])],
     "MAKE_FUNCTION": _make_function,
     "CALL_INTRINSIC_1": _intrinsic(
-        {2: "IMPORT_STAR", 3: "STOPITERATION_ERROR", 5: "UNARY_POSITIVE", 6: "LIST_TO_TUPLE"}
+        "CALL_INTRINSIC_1", {1: "PRINT_EXPR", 2: "IMPORT_STAR", 5: "UNARY_POSITIVE", 6: "LIST_TO_TUPLE"}
     ),
-    "CALL_INTRINSIC_2": _intrinsic({1: "PREP_RERAISE_STAR"}),
+    "CALL_INTRINSIC_2": _intrinsic("CALL_INTRINSIC_2", {}),
 }
 
 
-def _decode(code: CodeType) -> Iterator[tuple[int, int, str, int]]:
+def decode(code: CodeType) -> Iterator[tuple[int, int, str, int]]:
     """(offset, offset behind the caches, name, argument) of each instruction, EXTENDED_ARG folded in and
     caches skipped."""
     raw, names, i, extended = code.co_code, dis.opname, 0, 0
@@ -294,20 +303,20 @@ def _varints(table: bytes) -> Iterator[int]:
         yield value
 
 
-def _handlers(code: CodeType, offsets: list[int], index: dict[int, int]) -> tuple[Handler | None, ...]:
-    """The handler of each instruction. Ranges of the table do not overlap."""
-    ranges, numbers = [], _varints(code.co_exceptiontable)
+def ranges(code: CodeType) -> list[tuple[int, int, int, int, bool]]:
+    """The exception table, in byte offsets: (start, end, handler, stack depth, whether the position is
+    pushed). Ranges do not overlap."""
+    found, numbers = [], _varints(code.co_exceptiontable)
     for start in numbers:
         length, target, depth_lasti = next(numbers), next(numbers), next(numbers)
-        ranges.append(
-            (
-                start * 2, (start + length) * 2,
-                Handler(index[target * 2], depth_lasti >> 1, bool(depth_lasti & 1)))
-        )
-    out: list[Handler | None] = [None] * len(offsets)
-    for i, offset in enumerate(offsets):
-        out[i] = next((h for start, end, h in ranges if start <= offset < end), None)
-    return tuple(out)
+        found.append((start * 2, (start + length) * 2, target * 2, depth_lasti >> 1, bool(depth_lasti & 1)))
+    return found
+
+
+def _handlers(code: CodeType, offsets: list[int], index: dict[int, int]) -> tuple[Handler | None, ...]:
+    """The handler of each instruction."""
+    table = [(start, end, Handler(index[to], depth, lasti)) for start, end, to, depth, lasti in ranges(code)]
+    return tuple(next((h for start, end, h in table if start <= offset < end), None) for offset in offsets)
 
 
 def _resolve(arg: Any, index: dict[int, int]) -> Any:
@@ -321,7 +330,7 @@ def _resolve(arg: Any, index: dict[int, int]) -> Any:
 def normalise(code: CodeType) -> Code:
     """`code` in the dialect. Instructions that have no rule (those of coroutines) become UNSUPPORTED, which
     raises when it is reached."""
-    decoded = list(_decode(code))
+    decoded = list(decode(code))
     context, ops, offsets, index = _Context(code), [], [], {}
     for i, (offset, behind, name, arg) in enumerate(decoded):
         context.next = behind

@@ -1,15 +1,18 @@
 """Instruction handlers of the interpreter, named as the dialect's opcodes (see `bytecode`).
 
 Takes a `Frame` and the instruction's argument, gives None, or (value, is a yield) to leave the loop in
-`interp.run`. State outside the frame is reached only through `frame.world`.
+`interp.run`. State outside the frame is reached only through `frame.world`. What an instruction does to its
+operands alone, error messages included, is left to the host where it can be: `on_host`.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from types import CellType, FunctionType
+from collections.abc import Callable, Sequence
+from types import CellType, CodeType, CoroutineType, FunctionType, GeneratorType
 from typing import Any
 
 from ..errors import Refusal
@@ -23,10 +26,35 @@ def handler(function: Callable[[Frame, Any], Any]) -> Callable[[Frame, Any], Any
     return function
 
 
+@functools.lru_cache(maxsize=None)
+def _host_code(op: str, inputs: int, outputs: int, arg: int, name: str) -> CodeType:
+    steps = [("RESUME", 0), *(("LOAD_FAST", i) for i in range(inputs)), (op, arg)]
+    caches = dis._inline_cache_entries  # type: ignore[attr-defined]
+    count = caches.get(op, 0) if isinstance(caches, dict) else caches[dis.opmap[op]]
+    steps += [*[("CACHE", 0)] * count, ("BUILD_TUPLE", outputs), ("RETURN_VALUE", 0)]
+    raw = b"".join(
+        bytes((dis.opmap[o if n == 0 else "EXTENDED_ARG"], a >> n & 255))
+        for o, a in steps for n in (24, 16, 8, 0) if a >> n or n == 0)
+    units = len(raw) // 2  # without a position: a table of runs of at most 8 units
+    table = b"".join(bytes([0xF8 | min(8, units - i) - 1]) for i in range(0, units, 8))
+    names = tuple(f"s{i}" for i in range(inputs))
+    return (lambda: None).__code__.replace(
+        co_code=raw, co_linetable=table, co_stacksize=inputs + outputs + 2, co_argcount=inputs,
+        co_nlocals=inputs, co_varnames=names, co_names=(name,))
+
+
+def on_host(f: Frame, op: str, args: Sequence[Any], outputs: int = 1, arg: int = 0, name: str = "") -> tuple:
+    """Runs one instruction of the host's own bytecode on a stack of `args`, as code of the frame's module.
+    Gives the `outputs` values on top of the stack then."""
+    return FunctionType(_host_code(op, len(args), outputs, arg, name), f.globals)(*args)
+
+
 @handler
 def POP_TOP(f, a): f.stack.pop()
 @handler
 def PUSH_NULL(f, a): f.stack.append(NULL)
+@handler
+def NULL_BELOW(f, a): f.stack.insert(-1, NULL)
 @handler
 def COPY(f, a): f.stack.append(f.stack[-a])
 @handler
@@ -42,11 +70,9 @@ def RETURN_VALUE(f, a): return f.stack.pop(), False
 @handler
 def YIELD_VALUE(f, a): return f.stack.pop(), True
 @handler
-def JUMP(f, a): f.pc = a
+def JUMP(f, a): f.laps += a < f.pc; f.pc = a
 @handler
 def LOAD_ASSERTION_ERROR(f, a): f.stack.append(AssertionError)
-@handler
-def LOAD_BUILD_CLASS(f, a): f.stack.append(f.builtins["__build_class__"])
 @handler
 def MAKE_CELL(f, a): f.locals[a] = CellType() if f.locals[a] is NULL else CellType(f.locals[a])
 @handler
@@ -74,6 +100,8 @@ def GET_LEN(f, a): f.stack.append(f.world.len(f.stack[-1]))
 @handler
 def LIST_TO_TUPLE(f, a): f.stack[-1] = tuple(f.stack[-1])
 @handler
+def PRINT_EXPR(f, a): f.world.call(f, sys.displayhook, [f.stack.pop()])
+@handler
 def CONVERT_VALUE(f, a): f.stack[-1] = f.world.operate(a, f.stack[-1])
 @handler
 def FORMAT_SIMPLE(f, a): f.stack[-1] = f.world.operate(format, f.stack[-1], "")
@@ -83,8 +111,6 @@ def LIST_APPEND(f, a): v = f.stack.pop(); f.stack[-a].append(v)
 def SET_ADD(f, a): v = f.stack.pop(); f.stack[-a].add(v)
 @handler
 def SET_UPDATE(f, a): v = f.stack.pop(); f.stack[-a].update(f.world.iter(v))
-@handler
-def SETUP_ANNOTATIONS(f, a): f.names.setdefault("__annotations__", {})
 
 
 @handler
@@ -243,12 +269,12 @@ def _pop(f: Frame, n: int) -> list:
     return values
 
 
-def _call(f: Frame, args: list, kwargs: dict[str, Any] | None) -> None:
+def _call(f: Frame, args: Sequence[Any], kwargs: dict[str, Any] | None) -> None:
     a, b = _two(f)
     if a is NULL:
         a = b
     elif b is not NULL:
-        args.insert(0, b)
+        args = [b, *args]
     f.stack.append(f.world.call(f, a, args, kwargs))
 
 
@@ -269,25 +295,24 @@ def CALL_KW(f, a):
 def CALL_FUNCTION_EX(f, a):
     kwargs = f.stack.pop() if a & 1 else None
     args = f.stack.pop()
-    try:
+    if type(args) is not tuple:
+        if not _iterable(args):
+            name = _callee_name(f.stack[-1] if f.stack[-1] is not NULL else f.stack[-2])
+            kind = type(args).__name__
+            raise TypeError(f"{name} argument after * must be an iterable, not {kind}") from None
         args = list(f.world.iter(args))
-    except TypeError:
-        if hasattr(type(args), "__iter__"):
-            raise
-        name = _called_name(f)
-        raise TypeError(f"{name} argument after * must be an iterable, not {type(args).__name__}") from None
-    _call(f, args, f.world.operate(dict, kwargs) if kwargs is not None else None)
+    _call(f, args, kwargs)
 
 
-def _called_name(f: Frame) -> str:
-    return _callee_name(f.stack[-1] if f.stack[-1] is not NULL else f.stack[-2])
+def _iterable(values: Any) -> bool:
+    return hasattr(type(values), "__iter__") or hasattr(type(values), "__getitem__")
 
 
 def _callee_name(target: Any) -> str:
     """How CPython's messages name what is called."""
     name = getattr(target, "__qualname__", None)
     if name is None:
-        return repr(target)
+        return str(target)
     module = getattr(target, "__module__", None)
     return (f"{module}.{name}" if module not in (None, "builtins") else name) + "()"
 
@@ -300,13 +325,11 @@ def MAKE_FUNCTION(f, a):
     keyword = f.stack.pop() if a & 2 else None
     defaults = f.stack.pop() if a & 1 else None
     made = FunctionType(code, f.globals, code.co_name, defaults, closure)
-    made.__qualname__, made.__kwdefaults__ = code.co_qualname, keyword
+    made.__kwdefaults__ = keyword
     if annotations is not None:
         if type(annotations) is tuple:
             annotations = dict(zip(annotations[::2], annotations[1::2]))
         made.__annotations__ = annotations
-    if code.co_consts and isinstance(code.co_consts[0], str):
-        made.__doc__ = code.co_consts[0]
     f.world.made_function(made)
     f.stack.append(made)
 
@@ -343,73 +366,38 @@ def MAP_ADD(f, a):
     f.stack[-a][key] = value
 
 
+def _iterated(f: Frame, values: Any) -> Any:
+    """What to hand the host in place of something that it would iterate."""
+    return f.world.iter(values) if _iterable(values) else values
+
+
 @handler
 def LIST_EXTEND(f, a):
     values = f.stack.pop()
-    try:
-        f.stack[-a].extend(f.world.iter(values))
-    except TypeError:
-        if hasattr(type(values), "__iter__") or hasattr(type(values), "__getitem__"):
-            raise
-        raise TypeError(f"Value after * must be an iterable, not {type(values).__name__}") from None
+    on_host(f, "LIST_EXTEND", (f.stack[-a], _iterated(f, values)), 1, 1)
 
 
 @handler
 def DICT_UPDATE(f, a):
-    values = f.stack.pop()
-    if not hasattr(values, "keys"):
-        raise TypeError(f"{type(values).__name__!r} object is not a mapping")
-    f.stack[-a].update(f.world.operate(dict, values))
+    values, into = f.stack.pop(), f.stack[-a]
+    f.world.operate(lambda v: on_host(f, "DICT_UPDATE", (into, v), 1, 1), values)
 
 
 @handler
 def DICT_MERGE(f, a):
-    values = f.stack.pop()
-    into = f.stack[-a]
-    if not hasattr(values, "keys"):
-        name = _merged_name(f, a)
-        raise TypeError(f"{name} argument after ** must be a mapping, not {type(values).__name__}")
-    for key, value in f.world.operate(dict, values).items():
-        if key in into:
-            raise TypeError(f"{_merged_name(f, a)} got multiple values for keyword argument {key!r}")
-        into[key] = value
-
-
-def _merged_name(f: Frame, a: int) -> str:
-    return _callee_name(f.stack[-a - 2] if f.stack[-a - 2] is not NULL else f.stack[-a - 3])
+    values, into = f.stack.pop(), f.stack[-a]
+    target = f.stack[-a - 2] if f.stack[-a - 2] is not NULL else f.stack[-a - 3]
+    f.world.operate(lambda v: on_host(f, "DICT_MERGE", (target, target, None, into, v), 1, 1), values)
 
 
 @handler
 def UNPACK_SEQUENCE(f, a):
-    values = f.stack.pop()
-    if not hasattr(type(values), "__iter__") and not hasattr(type(values), "__getitem__"):
-        raise TypeError(f"cannot unpack non-iterable {type(values).__name__} object")
-    it, items = f.world.iter(values), []
-    for _ in range(a + 1):
-        try:
-            items.append(f.world.next(it))
-        except StopIteration:
-            break
-    if len(items) < a:
-        raise ValueError(f"not enough values to unpack (expected {a}, got {len(items)})")
-    if len(items) > a:
-        got = f", got {len(values)}" if sys.version_info >= (3, 14) else ""
-        raise ValueError(f"too many values to unpack (expected {a}{got})")
-    f.stack.extend(reversed(items))
+    f.stack += on_host(f, "UNPACK_SEQUENCE", [_iterated(f, f.stack.pop())], a, a)
 
 
 @handler
 def UNPACK_EX(f, a):
-    before, after = a & 255, a >> 8
-    values = f.stack.pop()
-    if not hasattr(type(values), "__iter__") and not hasattr(type(values), "__getitem__"):
-        raise TypeError(f"cannot unpack non-iterable {type(values).__name__} object")
-    items = list(f.world.iter(values))
-    if len(items) < before + after:
-        least = before + after
-        raise ValueError(f"not enough values to unpack (expected at least {least}, got {len(items)})")
-    end = len(items) - after
-    f.stack.extend(reversed([*items[:before], items[before:end], *items[end:]]))
+    f.stack += on_host(f, "UNPACK_EX", [_iterated(f, f.stack.pop())], (a & 255) + 1 + (a >> 8), a)
 
 
 # Names of class bodies and modules
@@ -430,10 +418,27 @@ def LOAD_LOCALS(f, a): f.stack.append(f.names)
 
 
 @handler
+def LOAD_BUILD_CLASS(f, a):
+    try:
+        f.stack.append(f.builtins["__build_class__"])
+    except KeyError:
+        raise NameError("__build_class__ not found") from None
+
+
+@handler
+def SETUP_ANNOTATIONS(f, a):
+    try:
+        f.names["__annotations__"]
+    except KeyError:
+        f.names["__annotations__"] = {}
+
+
+@handler
 def DELETE_NAME(f, a):
-    if a not in f.names:
-        raise NameError(f"name {a!r} is not defined", name=a)
-    del f.names[a]
+    try:
+        del f.names[a]
+    except KeyError:
+        raise NameError(f"name {a!r} is not defined", name=a) from None
 
 
 @handler
@@ -467,35 +472,33 @@ def IMPORT_NAME(f, a):
 
 @handler
 def IMPORT_FROM(f, a):
-    module = f.stack[-1]
     try:
-        f.stack.append(f.world.getattr(module, a))
-    except AttributeError:
-        name = module.__name__
-        if f"{name}.{a}" in sys.modules:
-            f.stack.append(sys.modules[f"{name}.{a}"])
-            return
-        where = getattr(module, "__file__", None) or "unknown location"
-        text = f"cannot import name {a!r} from {name!r} ({where})"
-        raise ImportError(text, name=name, path=where) from None
+        f.stack.append(f.world.getattr(f.stack[-1], a))
+    except AttributeError:  # a module in the making, or the error
+        f.stack += on_host(f, "IMPORT_FROM", f.stack[-1:], 1, 0, a)
 
 
 @handler
 def IMPORT_STAR(f, a):
     module = f.stack.pop()
-    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
-    f.names.update({n: getattr(module, n) for n in names})
+    names = getattr(module, "__all__", None)
+    for n in [n for n in vars(module) if not n.startswith("_")] if names is None else names:
+        f.names[n] = getattr(module, n)
 
 
 # Exceptions, with, match, generators
 
 @handler
+def LOAD_HANDLED(f, a):
+    e = f.handled
+    if e is None:
+        raise RuntimeError("No active exception to reraise")
+    f.stack.append(e)
+
+
+@handler
 def RAISE_VARARGS(f, a):
     cause = f.stack.pop() if a == 2 else NULL
-    if a == 0:
-        if f.exc is None:
-            raise RuntimeError("No active exception to reraise")
-        raise f.exc
     e = f.stack.pop()
     if isinstance(e, type) and issubclass(e, BaseException):
         e = f.world.call(f, e, [])
@@ -507,79 +510,39 @@ def RAISE_VARARGS(f, a):
         if cause is not None and not isinstance(cause, BaseException):
             raise TypeError("exception causes must derive from BaseException")
         e.__cause__ = cause
-    raise e
-
-
-@handler
-def RERAISE(f, a):
-    raise f.stack.pop()
-
-
-@handler
-def CHECK_EXC_MATCH(f, a):
-    kind = f.stack.pop()
-    for k in kind if isinstance(kind, tuple) else (kind,):
-        if not (isinstance(k, type) and issubclass(k, BaseException)):
-            raise TypeError("catching classes that do not inherit from BaseException is not allowed")
-    f.stack.append(isinstance(f.stack[-1], kind))
+    try:
+        raise e
+    finally:
+        del e, cause  # this function is in the traceback
 
 
 @handler
 def CHECK_EG_MATCH(f, a):
     kind, e = f.stack.pop(), f.stack.pop()
+    on_host(f, "CHECK_EXC_MATCH", (e, kind))  # its errors
+    if any(issubclass(k, BaseExceptionGroup) for k in (kind if type(kind) is tuple else (kind,))):
+        raise TypeError("catching ExceptionGroup with except* is not allowed. Use except instead.")
+    rest, match = e, None
     if isinstance(e, kind):
+        rest, match = None, e
         if not isinstance(e, BaseExceptionGroup):
-            group = ExceptionGroup if isinstance(e, Exception) else BaseExceptionGroup
-            f.stack += (None, group("", (e,)))
-        else:
-            f.stack += (None, e)
-        f.exc = f.stack[-1]
+            match = BaseExceptionGroup("", (e,))
+            match.__traceback__ = e.__traceback__
     elif isinstance(e, BaseExceptionGroup):
         match, rest = e.split(kind)
-        f.stack += (e, None) if match is None else (rest, match)
-        if match is not None:
-            f.exc = match
-    else:
-        f.stack += (e, None)
-
-
-@handler
-def PREP_RERAISE_STAR(f, a):
-    original, raised = _two(f)
-    raised = [e for e in raised if e is not None]
-    if not raised:
-        f.stack.append(None)
-        return
-    if not isinstance(original, BaseExceptionGroup):
-        f.stack.append(raised[0])
-        return
-    new = [e for e in raised if e is not original and not (
-        isinstance(e, BaseExceptionGroup) and e.__traceback__ is original.__traceback__
-        and e.__context__ is original.__context__)]
-    kept = [e for e in raised if not any(e is n for n in new)]
-    if kept:
-        leaves = {id(x) for e in kept for x in _leaves(e)}
-        rest = original.subgroup(lambda x: id(x) in leaves)
-        if not new:
-            f.stack.append(rest)
-            return
-        new.append(rest)
-    f.stack.append(BaseExceptionGroup("", new) if len(new) > 1 or kept else ExceptionGroup("", new))
-
-
-def _leaves(e: BaseException) -> list[BaseException]:
-    return [x for inner in e.exceptions for x in _leaves(inner)] if isinstance(e, BaseExceptionGroup) else [e]
+        if match is None:
+            rest = e
+    if match is not None:
+        f.exc = match
+    f.stack += (rest, match)
 
 
 @handler
 def BEFORE_WITH(f, a):
     manager = f.stack.pop()
-    kind = type(manager)
-    for name in ("__enter__", "__exit__"):
-        if not hasattr(kind, name):
-            missed = " (missed __exit__ method)" if name == "__exit__" else ""
-            raise TypeError(f"{kind.__name__!r} object does not support the context manager protocol{missed}")
-    enter, leave = f.world.getattr(manager, "__enter__"), f.world.getattr(manager, "__exit__")
+    enter, leave = f.world.special_method(manager, "__enter__"), f.world.special_method(manager, "__exit__")
+    if enter is NULL or leave is NULL:
+        on_host(f, "BEFORE_WITH", [manager], 2)  # its error
     f.stack.append(leave)
     f.stack.append(f.world.call(f, enter, []))
 
@@ -592,7 +555,10 @@ def WITH_EXCEPT_START(f, a):
 
 @handler
 def GET_YIELD_FROM_ITER(f, a):
-    if type(f.stack[-1]).__name__ != "generator":
+    kind = type(f.stack[-1])
+    if kind is CoroutineType:
+        on_host(f, "GET_YIELD_FROM_ITER", f.stack[-1:])  # its error
+    if kind is not GeneratorType:
         f.stack[-1] = f.world.iter(f.stack[-1])
 
 
@@ -620,34 +586,17 @@ def CLEANUP_THROW(f, a):
 
 
 @handler
-def STOPITERATION_ERROR(f, a):
-    e = f.stack[-1]
-    if isinstance(e, StopIteration):
-        new = RuntimeError("generator raised StopIteration")
-        new.__cause__ = new.__context__ = e
-        f.stack[-1] = new
-
-
-@handler
-def MATCH_MAPPING(f, a):
-    f.stack.append(isinstance(f.stack[-1], Mapping) if not isinstance(f.stack[-1], dict) else True)
-
-
-@handler
-def MATCH_SEQUENCE(f, a):
-    subject = f.stack[-1]
-    f.stack.append(isinstance(subject, Sequence) and not isinstance(subject, (str, bytes, bytearray)))
-
-
-@handler
 def MATCH_KEYS(f, a):
     subject, keys = f.stack[-2], f.stack[-1]
-    values = []
-    for key in keys:
-        if not f.world.contains(subject, key):
+    values: list[Any] = []
+    get = f.world.getattr(subject, "get") if keys else None
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            raise ValueError(f"mapping pattern checks duplicate key ({key!r})")
+        values.append(f.world.call(f, get, [key, NULL]))
+        if values[-1] is NULL:
             f.stack.append(None)
             return
-        values.append(f.world.getitem(subject, key))
     f.stack.append(tuple(values))
 
 
@@ -659,25 +608,52 @@ def MATCH_CLASS(f, a):
     names, cls, subject = f.stack.pop(), f.stack.pop(), f.stack.pop()
     if not isinstance(cls, type):
         raise TypeError("called match pattern must be a class")
-    if not f.world.operate(isinstance, subject, cls):
-        f.stack.append(None)
-        return
+    matched: tuple | None = None
+    if f.world.operate(isinstance, subject, cls):
+        matched = _matched(f, cls, subject, a, names)
+    f.stack.append(matched)
+
+
+def _matched(f: Frame, cls: type, subject: Any, count: int, names: tuple[str, ...]) -> tuple | None:
+    """The values of the sub-patterns of a class pattern, or None."""
     values: list[Any] = []
-    try:
-        args = getattr(cls, "__match_args__", ())
-        if a and not hasattr(cls, "__match_args__") and issubclass(cls, _SELF_MATCHING):
-            if a > 1:
-                raise TypeError(f"{cls.__name__}() accepts 1 positional sub-pattern ({a} given)")
-            values.append(subject)
-            args = ()
-        elif a > len(args):
-            pattern = "sub-pattern" if len(args) == 1 else "sub-patterns"
-            raise TypeError(f"{cls.__name__}() accepts {len(args)} positional {pattern} ({a} given)")
-        values += [f.world.getattr(subject, n) for n in (*args[:a], *names)]
-    except AttributeError:
-        f.stack.append(None)
-        return
-    f.stack.append(tuple(values))
+    positional: tuple = ()
+    if count:
+        given = getattr(cls, "__match_args__", NULL)
+        myself = given is NULL and issubclass(cls, _SELF_MATCHING)
+        given = () if given is NULL else given
+        if type(given) is not tuple:
+            raise TypeError(f"{cls.__name__}.__match_args__ must be a tuple (got {type(given).__name__})")
+        allowed = 1 if myself else len(given)
+        if count > allowed:
+            plural = "" if allowed == 1 else "s"
+            raise TypeError(
+                f"{cls.__name__}() accepts {allowed} positional sub-pattern{plural} ({count} given)")
+        values += [subject] * myself
+        positional = given[:count]
+    seen: set[Any] = set()
+    for name in (*positional, *names):
+        if type(name) is not str:
+            raise TypeError(f"__match_args__ elements must be strings (got {type(name).__name__})")
+        if name in seen:
+            raise TypeError(f"{cls.__name__}() got multiple sub-patterns for attribute {name!r}")
+        seen.add(name)
+        try:
+            values.append(f.world.getattr(subject, name))
+        except AttributeError:
+            return None
+    return tuple(values)
+
+
+def _operands_only(op: str, inputs: int, outputs: int = 1) -> None:
+    HANDLERS[op] = lambda f, a: f.stack.extend(on_host(f, op, _pop(f, inputs), outputs, a or 0))
+
+
+for _op, _inputs, _outputs in (
+    ("PREP_RERAISE_STAR", 2, 1), ("CHECK_EXC_MATCH", 2, 2), ("MATCH_MAPPING", 1, 2), ("MATCH_SEQUENCE", 1, 2),
+    ("GET_AITER", 1, 1), ("CALL_INTRINSIC_1", 1, 1), ("CALL_INTRINSIC_2", 2, 1)
+):
+    _operands_only(_op, _inputs, _outputs)
 
 
 @handler

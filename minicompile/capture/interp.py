@@ -21,7 +21,7 @@ from .bytecode import Code, normalise
 from .frame import NULL, Frame
 from .handlers import HANDLERS
 
-GENERATOR, COROUTINE = 0x20, 0x80 | 0x200  # co_flags
+GENERATOR, COROUTINE = 0x20, 0x80 | 0x100 | 0x200  # co_flags
 OPTIMIZED, VARARGS, VARKEYWORDS = 0x1, 0x4, 0x8
 
 
@@ -41,9 +41,13 @@ class World:
     len: Callable[..., int] = staticmethod(len)
     truth: Callable[..., bool] = staticmethod(operator.truth)
     is_: Callable[..., bool] = staticmethod(operator.is_)
+    type_of: Callable[[Any], type] = staticmethod(type)
 
     def __init__(self) -> None:
         self.current: Frame | None = None
+        self.leaving: BaseException | None = None  # has just left an interpreted frame
+        self.frames = 0
+        self.stop: Any = None  # see `resume.Stop`
         self.special: dict[int, Callable[..., Any]] = {id(f): h for f, h in SPECIAL.items()}
 
     dead = False  # set when its frames must not run on: generators that outlive a capture just end
@@ -57,13 +61,19 @@ class World:
         """An operator, comparison, conversion or formatting."""
         return function(*args)
 
+    def special_method(self, obj: Any, name: str) -> Any:
+        """A method that an instruction looks up on the class only."""
+        found = next((c.__dict__[name] for c in type(obj).__mro__ if name in c.__dict__), NULL)
+        bind = getattr(type(found), "__get__", None)
+        return found if bind is None else bind(found, obj, type(obj))
+
     def load_global(self, frame: Frame, name: str) -> Any:
-        value = frame.globals.get(name, NULL)
-        if value is NULL:
-            value = frame.builtins.get(name, NULL)
-            if value is NULL:
-                raise NameError(f"name {name!r} is not defined", name=name)
-        return value
+        for names in (frame.globals, frame.builtins):
+            try:
+                return names[name]
+            except KeyError:
+                continue
+        raise NameError(f"name {name!r} is not defined", name=name)
 
     def store_global(self, frame: Frame, name: str, value: Any) -> None:
         frame.globals[name] = value
@@ -124,9 +134,13 @@ class World:
     ) -> Any:
         """Runs a frame whose arguments are bound; a generator function gives a generator that drives the
         frame. `names` is the namespace of a class body."""
-        frame = Frame(code, bound_ops(code), f, slots, self, self.current)
+        generator = code.code.co_flags & GENERATOR
+        frame = Frame(code, bound_ops(code), f, slots, self, None if generator else self.current)
         frame.names = names
-        if code.code.co_flags & GENERATOR:
+        frame.serial = self.frames = self.frames + 1
+        if self.stop is not None:
+            self.stop.arm(frame)
+        if generator:
             return named_generator(frame)
         self.current = frame
         try:
@@ -179,7 +193,7 @@ def bind(
             i = next((i for i in range(raw.co_posonlyargcount, n) if names[i] == name), None)
             if i is not None and slots[i] is NULL:
                 slots[i] = value
-            elif i is None and flags & VARKEYWORDS:
+            elif i is None and flags & VARKEYWORDS and isinstance(name, str):
                 extra[name] = value
             else:
                 _misfit(f, args, kwargs)
@@ -251,12 +265,17 @@ def run(frame: Frame) -> Any:
 
 def catch(frame: Frame, e: BaseException) -> None:
     """Unwinds to the handler of the current instruction, or raises `e` out of the frame."""
-    context = frame.exc
-    if context is not None and context is not e and e.__context__ is None and not _reaches(context, e):
-        e.__context__ = context
+    if e is not frame.world.leaving:
+        set_context(frame, e)
+    frame.world.leaving = None
     handler = frame.code.handlers[frame.pc - 1]
     if handler is None:
-        raise e
+        frame.world.leaving = e if frame.back is not None else None
+        frame.stack.clear()
+        try:
+            raise e
+        finally:
+            del e  # this function is in the traceback
     del frame.stack[handler.depth :]
     if handler.lasti:
         frame.stack.append(frame.pc - 1)
@@ -264,12 +283,28 @@ def catch(frame: Frame, e: BaseException) -> None:
     frame.pc = handler.target
 
 
-def _reaches(e: BaseException | None, goal: BaseException) -> bool:
-    while e is not None:
-        if e is goal:
-            return True
-        e = e.__context__
-    return False
+def _reraise(frame: Frame, arg: Any) -> None:
+    catch(frame, frame.stack.pop())  # not raised by the host: the traceback stays as it is
+
+
+HANDLERS["RERAISE"] = _reraise
+
+
+def set_context(frame: Frame, e: BaseException) -> None:
+    """What `raise` does to `__context__`: the host's own raise does not know what the frames here handle."""
+    op, context = frame.code.ops[frame.pc - 1][0], frame.handled
+    if context is None or context is e or op == "RERAISE":
+        return
+    if op != "RAISE_VARARGS" and e.__context__ is not None:
+        return
+    seen, inner = set(), context
+    while inner.__context__ is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if inner.__context__ is e:  # would be a cycle
+            inner.__context__ = None
+            break
+        inner = inner.__context__
+    e.__context__ = context
 
 
 # Generators: a real generator object drives the frame, so next, send, throw, close and `yield from` are
@@ -284,44 +319,47 @@ def named_generator(frame: Frame) -> Generator[Any, Any, Any]:
 
 def drive(frame: Frame) -> Generator[Any, Any, Any]:
     """The body of a generator: resumes the interpreted frame with what is sent or thrown."""
-    sent: Any = None
-    thrown: BaseException | None = None
+    come: list[Any] = [None, None]  # what is sent and thrown
     while True:
-        value = resume(frame, sent, thrown)
+        value = resume(frame, come)
         if not frame.yielded:
             return value
         try:
-            sent, thrown = (yield value), None
+            come += (yield value), None
         except BaseException as e:
-            sent, thrown = None, e
+            come += None, e
 
 
-def resume(frame: Frame, sent: Any, thrown: BaseException | None) -> Any:
-    world = frame.world
+def resume(frame: Frame, come: list[Any]) -> Any:
+    thrown, sent, world = come.pop(), come.pop(), frame.world
     if world.dead:
         raise thrown or GeneratorExit
-    own = frame.exc
-    frame.back = world.current
-    world.current = frame
+    delegating = frame.yielded and frame.code.ops[frame.pc - 1][1]
+    world.current, frame.back, frame.yielded = frame, world.current, False
     try:
         if thrown is None:
             frame.stack.append(sent)
             return run(frame)
         try:
-            if frame.yielded and frame.code.ops[frame.pc - 1][1]:
-                return throw_into_delegate(frame, thrown)
-            raise thrown
+            if not delegating:
+                raise thrown
+            value = throw_into_delegate(frame, thrown)
+            frame.yielded = value is not NULL
         except BaseException as e:
+            if frame.exc is not None and frame.exc is not e:
+                e.__context__ = frame.exc
+            world.leaving, value = e, NULL
             catch(frame, e)
-        return run(frame)
+        return run(frame) if value is NULL else value
     finally:
-        world.current = frame.back
-        if own is None and not frame.yielded:
-            frame.back = None
+        world.current, frame.back, thrown = frame.back, None, None
+        if not frame.yielded:  # it has ended
+            frame.exc = None
 
 
 def throw_into_delegate(frame: Frame, e: BaseException) -> Any:
-    """An exception thrown while the frame waits in `yield from`: the inner iterator gets it first."""
+    """An exception thrown while the frame waits in `yield from`: the inner iterator gets it first. What it
+    yields, or NULL if it has ended and the frame goes on."""
     inner = frame.stack[-1]
     if isinstance(e, GeneratorExit):
         close = getattr(inner, "close", None)
@@ -340,22 +378,30 @@ def throw_into_delegate(frame: Frame, e: BaseException) -> Any:
             frame.stack.append(inner)
         frame.stack.append(stop.value)
         frame.pc = send[0]
-    return run(frame)
+    return NULL
 
 
 # Functions that look at the frame that calls them.
+FUTURE = 0x1FE0000  # co_flags of `from __future__ import`, which a text compiled in the frame has too
 
 
 def _super(frame: Frame, *args: Any) -> Any:
     if args:
         return super(*args)
-    names = frame.code.locals
-    if "__class__" not in names:
-        raise RuntimeError("super(): __class__ cell not found")
+    raw, names, first = frame.code.code, frame.code.locals, NULL
+    if not raw.co_argcount:
+        raise RuntimeError("super(): no arguments")
     first = frame.locals[0]
-    if type(first) is CellType:
-        first = first.cell_contents
-    return super(frame.locals[names.index("__class__")].cell_contents, first)
+    if names[0] in raw.co_cellvars and type(first) is CellType:
+        first = frame.world.load_cell(first)
+    if first is NULL:
+        raise RuntimeError("super(): arg[0] deleted")
+    if "__class__" not in raw.co_freevars:
+        raise RuntimeError("super(): __class__ cell not found")
+    cls = frame.world.load_cell(frame.locals[names.index("__class__")])
+    if cls is NULL:
+        raise RuntimeError("super(): empty __class__ cell")
+    return super(cls, first)
 
 
 def _locals(frame: Frame) -> dict[str, Any]:
@@ -374,11 +420,11 @@ def _vars(frame: Frame, *args: Any) -> Any:
 
 
 def _dir(frame: Frame, *args: Any) -> Any:
-    return dir(*args) if args else sorted(_locals(frame))
+    return dir(*args) if args else sorted(_locals(frame).keys())
 
 
 def _exc_info(frame: Frame) -> tuple:
-    e = frame.exc
+    e = frame.handled
     return (None, None, None) if e is None else (type(e), e, e.__traceback__)
 
 
@@ -399,10 +445,47 @@ def _hasattr(frame: Frame, obj: Any, name: str) -> bool:
     return True
 
 
-def _eval(frame: Frame, source: Any, globals: Any = None, locals: Any = None) -> Any:
-    return eval(
-        source, frame.globals if globals is None else globals,
-        _locals(frame) if globals is None and locals is None else locals)
+def _compile(frame: Frame, source: Any, filename: Any, mode: Any, flags: int = 0,
+             dont_inherit: bool = False, optimize: int = -1, **more: Any) -> Any:
+    if not dont_inherit:
+        flags, dont_inherit = operator.index(flags) | frame.code.code.co_flags & FUTURE, True
+    return frame.world.call_native(compile, (source, filename, mode, flags, dont_inherit, optimize), more)
+
+
+def _text(function: Callable[..., Any]) -> Callable[..., Any]:
+    """eval or exec: the text's frame is run as any other."""
+    mode = function.__name__
+
+    def run_text(frame: Frame, source: Any, globals: Any = None, locals: Any = None, /, **more: Any) -> Any:
+        if globals is None:
+            globals, locals = frame.globals, _locals(frame) if locals is None else locals
+        locals = globals if locals is None else locals
+        if isinstance(source, (str, bytes)):
+            text = source.lstrip(" \t" if type(source) is str else b" \t") if mode == "eval" else source
+            source = compile(text, "<string>", mode, frame.code.code.co_flags & FUTURE, True)
+        ours = isinstance(source, CodeType) and not source.co_freevars and isinstance(globals, dict)
+        if not ours or more or source.co_flags & (OPTIMIZED | GENERATOR | COROUTINE):
+            return function(source, globals, locals, **more)
+        globals.setdefault("__builtins__", frame.builtins)
+        world = frame.world
+        value = world.run_slots(world.code_of(source), FunctionType(source, globals), [], locals)
+        return value if mode == "eval" else None
+
+    return run_text
+
+
+def _type(frame: Frame, *args: Any, **kwargs: Any) -> Any:
+    """A class made by hand is of the module whose code makes it."""
+    if len(args) == 1 and not kwargs:
+        return frame.world.type_of(args[0])
+    return frame.world.call_native(type, _of_module(frame, args), kwargs)
+
+
+def _of_module(frame: Frame, args: tuple) -> tuple:
+    names = args[-1] if len(args) > 2 else None
+    if isinstance(names, dict) and "__module__" not in names and "__name__" in frame.globals:
+        return (*args[:-1], {**names, "__module__": frame.globals["__name__"]})
+    return args
 
 
 class FrameView:
@@ -411,6 +494,7 @@ class FrameView:
     def __init__(self, frame: Frame):
         self.f_globals, self.f_builtins, self.f_code = frame.globals, frame.builtins, frame.code.code
         self.f_locals, self.f_lineno = _locals(frame), frame.where.line
+        self.f_lasti = frame.code.offsets[frame.pc - 1]
         self._back = frame.back
 
     @property
@@ -428,7 +512,10 @@ def _getframe(frame: Frame, depth: int = 0) -> FrameView:
 
 
 SPECIAL: dict[Any, Callable[..., Any]] = {
-    super: _super, locals: _locals, vars: _vars, dir: _dir, eval: _eval,
+    super: _super, locals: _locals, vars: _vars, dir: _dir, eval: _text(eval), exec: _text(exec),
+    compile: _compile, type: _type,
+    type.__new__: lambda frame, *a, **kw: frame.world.call_native(type.__new__, _of_module(frame, a), kw),
+    sys.exception: lambda frame: frame.handled,
     globals: lambda frame: frame.globals, sys.exc_info: _exc_info, getattr: _getattr, hasattr: _hasattr,
     setattr: lambda frame, *a: frame.world.setattr(*a), delattr: lambda frame, *a: frame.world.delattr(*a),
     iter: lambda frame, *a: frame.world.iter(*a), next: lambda frame, *a: frame.world.next(*a),

@@ -125,6 +125,7 @@ def test_result_replaces_the_frame():
     assert native.capture(Recorder(add=42), lambda: (add(1), list(map(add, [1, 2])))) == (42, [42, 42])
     assert native.capture(Recorder(numbers=[7, 8]), lambda: list(numbers())) == [7, 8]
     assert native.capture(Recorder(add=None), lambda: add(1)) is None
+    assert native.capture(Recorder(add=native.NULL), lambda: add(1)) is NotImplemented
 
 
 def test_localsplus():
