@@ -31,9 +31,13 @@ RULES: dict[
 
 
 def rule(*overloads: Any) -> Callable[[Rule], Rule]:
-    """Registers a decomposition for these overloads."""
+    """Registers a decomposition for these overloads; a view's is its copying variant's, too."""
     def register(f: Rule) -> Rule:
-        RULES.update(dict.fromkeys(overloads, f))
+        for o in overloads:
+            RULES[o] = f
+            copy = getattr(torch.ops.aten, o._schema.name.split("::")[1] + "_copy", None)
+            if o.is_view and copy is not None and o._overloadname in copy.overloads():
+                RULES.setdefault(getattr(copy, o._overloadname), f)
         return f
     return register
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from ..errors import Refusal
+from ..errors import Refusal, Where
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Misfit
 from . import backward, foreach, indexing, pointwise, products, reduction, views, windows
 from .builder import RULES, SUPPORTED, Builder, as_dtype
+from .composite import composition
 from .graphs import AtenGraph, Prims, infer
 
 # each registers its rules
@@ -43,9 +44,9 @@ def decompose(aten_graph: AtenGraph) -> Prims:
     return Prims(Graph(inputs, tuple(alive(b.nodes, roots)), tuple(outputs), writes, g.returned))
 
 
-def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
+def _lower(b: Builder, n: Node, values: dict[Node, Any], place: Where | None = None) -> Any:
     """The prim-level value of one ATen node: a Node, or a tuple of them."""
-    b.source, b.place, b.out, b.mark = n, n.where, n.spec, len(b.nodes)
+    b.source, b.place, b.out, b.mark = n, n.where or place, n.spec, len(b.nodes)
     if n.op == "constant":
         return b.constant(n.args[0])
     if n.op == "getitem":
@@ -59,13 +60,26 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any]) -> Any:
         with suppress(Misfit):             # arguments that do not fit together: the ATen kernel says so
             out = _nothing(b, n.spec) or rule(b, *args, **kwargs)
     if out is NotImplemented:
-        return _extern(b, n, args, kwargs)
+        inside = composition(n) if rule is None else None
+        if inside is None:
+            return _extern(b, n, args, kwargs)
+        out = _inline(b, n, inside, values)
     if isinstance(out, (tuple, list)):
         specs = n.spec if isinstance(n.spec, tuple) else (None,) * len(out)
         if len(set(out)) < len(out):          # laying out one result must not replace another
             b.mark = len(b.nodes)
         return tuple([b.laid_out(o, s) if s is not None else o for o, s in zip(out, specs)])
     return b.laid_out(out, n.tensor)
+
+
+def _inline(b: Builder, n: Node, inside: Graph, values: dict[Node, Any]) -> Any:
+    """The prim-level value of what a composite operator does."""
+    own = {i: values[a] for i, a in zip(inside.inputs, dict.fromkeys(arg_nodes((n.args, n.kwargs))))}
+    for m in inside.nodes:
+        own[m] = _lower(b, m, own, n.where)
+    b.source, b.place, b.out, b.mark = n, n.where, n.spec, len(b.nodes)
+    results = tuple([own[o.node] for o in inside.outputs[:inside.returned]])
+    return results if isinstance(n.spec, tuple) else results[0]
 
 
 def _nothing(b: Builder, spec: Any) -> Any:

@@ -150,11 +150,15 @@ def memory_order(spec: TensorSpec) -> tuple[int, ...]:
 
 
 @rule(aten.as_strided.default)
-def _as_strided(b: Builder, x: Node, *_: Any) -> Node:
+def _as_strided(b: Builder, x: Node, size: Any, stride: Any, offset: int | None = None) -> Any:
     base = b.source.args[0].tensor
-    index = flat_index(b, b.out, base)
+    window = TensorSpec(base.dtype, tuple(size), tuple(stride), base.device,
+                        base.offset if offset is None else offset)
+    index = flat_index(b, window, base)
+    if index is None and x.op == "input" and not b.source.op.is_view:
+        return NotImplemented          # the kernel that copies sees the input's memory
     if index is None:
-        raise Refusal("as-strided", f"a window {b.out} that {base} does not hold", b.place)
+        raise Refusal("as-strided", f"a window {window} that {base} does not hold", b.place)
     flat = b.reshape(b.permute(x, memory_order(base)), (base.numel,))
     return b.gather(flat, (index,), False)
 
