@@ -18,7 +18,7 @@ from ..schedule.tiling import transpose
 WHOLE = 4096            # rows up to this long stay in registers
 LONG = 2048             # elements of a longer row that a program takes at once
 TILE = 1024             # elements of a tile of shorter rows
-COLUMNS, DEPTH = 64, 64  # a tile of a reduction down columns
+COLUMNS = (8, 64)       # results of a reduction down columns: a sector of memory, and enough
 PROGRAMS = 256          # enough to fill a GPU
 THREAD = 256            # elements per warp: 8 per thread
 ATOMIC = {"add": (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64),
@@ -67,10 +67,12 @@ def _flat(x: int) -> Blocks:
 def _row_candidates(kernel: Kernel, lengths: list[int], n: int) -> tuple[Blocks, ...]:
     longest = power(max(lengths))
     if kernel.tiling.vector not in (None, "inner"):          # down columns: lanes are neighbouring results
-        def columns(x: int, depth: int) -> Blocks:
-            x, r = min(power(n), x), tuple(min(power(k), depth) for k in lengths)
+        def columns(x: int, tile: int) -> Blocks:
+            x = min(power(n), x)
+            r = tuple(min(power(k), max(tile // x, 1)) for k in lengths)
             return Blocks(x, 1, r, warps(x * max(r)))
-        return tuple(dict.fromkeys((columns(COLUMNS, DEPTH), columns(32, 32), columns(128, 16))))
+        x = min(max(power(n // PROGRAMS), COLUMNS[0]), COLUMNS[1])
+        return tuple(dict.fromkeys((columns(x, LONG), columns(2 * x, LONG), columns(x, 2 * LONG))))
     if longest <= WHOLE:
         r = tuple(power(k) for k in lengths)
         x = min(max(TILE // longest, 1), power(n))
