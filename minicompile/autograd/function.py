@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..ir.graph import Output
+from ..ir.graph import Output, seen
 from ..ir.spec import TensorSpec
 from .partition import Split, recompute_class
 
@@ -68,15 +68,16 @@ def viewed(results: list[torch.Tensor], outputs: Sequence[Output], primals: Sequ
         if o.alias is not None and o.alias[0] == "input":
             base = primals[o.alias[1]]
             detached = base.requires_grad and i not in attached
-            results[i] = view_of(base.detach() if detached else base, o.spec)
+            results[i] = view_of(base.detach() if detached else base, o.spec, o.views)
     return results
 
 
-def view_of(t: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+def view_of(t: torch.Tensor, spec: TensorSpec, views: tuple = ()) -> torch.Tensor:
     """A view of t with spec's geometry; a tensor of its own, as in eager mode, also where that is t's."""
-    if (tuple(t.shape), t.stride(), t.storage_offset()) == (spec.shape, spec.stride, spec.offset):
+    geometry = tuple(t.shape), t.stride(), t.storage_offset()
+    if not views and geometry == (spec.shape, spec.stride, spec.offset):
         return t.view_as(t)
-    return t.as_strided(spec.shape, spec.stride, spec.offset)
+    return seen(t, spec, views)
 
 
 class _Spent(torch.autograd.Function):
@@ -164,6 +165,7 @@ def fit(gradient: torch.Tensor | None, spec: TensorSpec) -> torch.Tensor:
     """An incoming gradient in the geometry the backward graph was compiled for; zeros where none came."""
     if gradient is None:
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).zero_()
+    gradient = gradient.resolve_conj().resolve_neg()          # compiled code reads memory
     if all(n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
         return gradient
     return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).copy_(gradient)

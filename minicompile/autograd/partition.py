@@ -11,7 +11,7 @@ AOTAutograd's).
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -232,14 +232,14 @@ def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list
     hidden = [j for j in dict.fromkeys(o.alias[1] for o in results if o.alias and o.alias[0] == "output")
               if j >= len(results)]
     moved = {j: len(results) + len(kept) + i for i, j in enumerate(hidden)}
-    shown = [Output(o.node, o.spec, ("output", moved[o.alias[1]])) if o.alias and o.alias[1] in moved
+    shown = [replace(o, alias=("output", moved[o.alias[1]])) if o.alias and o.alias[1] in moved
              and o.alias[0] == "output" else o for o in results]
     outputs = (*shown, *kept, *(joint.outputs[j] for j in hidden))
     draws = [n for n in joint.nodes if recompute_class(n) == "random"
              and _ancestors([n]).isdisjoint(joint.inputs[primals:])]
     needed = _ancestors([o.node for o in outputs] + [n for _, n in writes] + draws)
     nodes = tuple(n for n in joint.nodes if n in needed)
-    return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept))
+    return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept), joint.restrides)
 
 
 def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: list[Node],

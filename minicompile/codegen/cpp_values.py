@@ -26,7 +26,7 @@ ELEMENT = {
     torch.int32: "i32",
     torch.uint32: "u32",
     torch.int64: "i64",
-    torch.uint64: "u64",
+    torch.uint64: "u64", torch.complex64: "u64",          # complex numbers are only moved
     torch.bool: "b8",
 }
 # a scalar in a register: bool is bool, half types are their raw bits

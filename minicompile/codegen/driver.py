@@ -20,6 +20,7 @@ import torch
 
 from .. import __version__
 from ..errors import ToolchainError
+from ..ir.graph import restride, seen
 from ..ir.spec import TensorSpec
 from ..loops.ir import Buffer, Extern, View
 from ..runtime import cache, toolchain
@@ -204,10 +205,23 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     results = [_result(r, plan, number) for r in _returned(plan)]
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
+    stored = written(plan)
+    view = _see if any(r.views for r in plan.loops.results) else torch.as_strided
     graph = _launch.Graph(len(plan.loops.inputs), plan.arena_bytes, release, buffers, views, steps, results,
-                          functools.partial(raise_error, plan.loops.errors), torch.as_strided, library,
-                          written(plan), torch._C._increment_version)
+                          functools.partial(raise_error, plan.loops.errors), view, library,
+                          (*stored, *(i for i, _ in plan.loops.restrides)), _after(plan, len(stored)))
     return graph, how
+
+
+def _after(plan: Plan, stored: int) -> Callable[[list[torch.Tensor]], None]:
+    """What is done to inputs after the steps: the first `stored` get a new version, the rest their new
+    geometry."""
+    specs = [spec for _, spec in plan.loops.restrides]
+
+    def after(tensors: list[torch.Tensor]) -> None:
+        torch._C._increment_version(tensors[:stored])
+        restride(tensors[stored:], enumerate(specs))
+    return after if specs else torch._C._increment_version
 
 
 def written(plan: Plan) -> tuple[int, ...]:
@@ -243,7 +257,12 @@ def _is_whole(v: View, b: Buffer) -> bool:
 def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | None]:
     if not r.alias:
         return number[r.buffer], None           # an alias is a tensor of its own, also of the same geometry
-    return number[r.buffer], (tuple(r.spec.shape), tuple(r.spec.stride), r.spec.offset)
+    return number[r.buffer], (tuple(r.spec.shape), tuple(r.spec.stride), r.views or r.spec.offset)
+
+
+def _see(base: torch.Tensor, shape: tuple, stride: tuple, views: Any) -> torch.Tensor:
+    """What `as_strided` is to graphs of which a result is no strided view of its base."""
+    return base.as_strided(shape, stride, views) if isinstance(views, int) else seen(base, base, views)
 
 
 def raise_error(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:

@@ -9,7 +9,7 @@ Comes before `lower` (which builds graphs) and `loops` (which reads the last one
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,11 +121,30 @@ class Output:
     alias   None: a fresh tensor; ("input", i): a view of input i's storage with `spec`'s geometry (the
             input itself, where the geometry is its own); ("output", j): a view with `spec`'s geometry of
             the storage of output j, which is fresh
+    views   for an alias that geometry alone does not make (another dtype, a lazy conjugate): the calls
+            (op, args, kwargs, item) that make it from the base
     """
 
     node: Node
     spec: TensorSpec
     alias: tuple[str, int] | None = None
+    views: tuple = ()
+
+
+def seen(base: torch.Tensor, spec: TensorSpec, views: tuple = ()) -> torch.Tensor:
+    """The alias of `base` that an Output with this spec and these views is."""
+    if not views:
+        return base.as_strided(spec.shape, spec.stride, spec.offset)
+    for op, args, kwargs, item in views:
+        base = op(base, *args, **kwargs) if item is None else op(base, *args, **kwargs)[item]
+    return base
+
+
+def restride(inputs: Sequence[torch.Tensor], restrides: Iterable[tuple[int, TensorSpec]]) -> None:
+    """Gives inputs of a graph the geometry they have in the end."""
+    with torch.no_grad():
+        for i, spec in restrides:
+            inputs[i].as_strided_(spec.shape, spec.stride, spec.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +155,7 @@ class Graph:
     their order).
 
     `returned` counts the outputs the caller sees; later ones are hidden bases that output aliases refer to.
+    `restrides` are inputs that have another geometry in the end.
     """
 
     inputs: tuple[Node, ...]
@@ -143,6 +163,7 @@ class Graph:
     outputs: tuple[Output, ...]
     writes: tuple[tuple[int, Node], ...] = ()
     returned: int = -1
+    restrides: tuple[tuple[int, TensorSpec], ...] = ()
 
     def users(self) -> dict[Node, list[Node]]:
         users: dict[Node, list[Node]] = {n: [] for n in (*self.inputs, *self.nodes)}
@@ -191,7 +212,7 @@ class Graph:
 def _check_result(stage: str, o: Output, seen: dict[Node, None], graph: Graph) -> None:
     if o.node not in seen:
         raise CheckError(stage, o.node.name, "is returned but not defined")
-    if o.node.tensor.shape != o.spec.shape or o.node.tensor.dtype != o.spec.dtype:
+    if not o.views and (o.node.tensor.shape != o.spec.shape or o.node.tensor.dtype != o.spec.dtype):
         raise CheckError(stage, o.node.name, f"is {o.node.spec}, returned as {o.spec}")
     if o.alias is None:
         if not o.spec.is_dense and o.spec.numel:

@@ -63,9 +63,24 @@ class TensorSpec:
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride))
 
     @property
+    def flat(self) -> TensorSpec:
+        """The memory from the storage's beginning to the last element, in one dimension."""
+        return TensorSpec.contiguous(self.dtype, (self.offset + self.storage_numel,), self.device)
+
+    @property
     def is_contiguous(self) -> bool:
         row_major = zip(self.shape, self.stride, contiguous_stride(self.shape))
         return self.numel == 0 or all(n == 1 or s == c for n, s, c in row_major)
+
+    @property
+    def may_overlap(self) -> bool:
+        """False if each dimension's stride is beyond what the faster ones reach."""
+        reach = 0
+        for s, n in sorted((s, n) for n, s in zip(self.shape, self.stride) if n != 1):
+            if s <= reach:
+                return self.numel > 0
+            reach += s * (n - 1)
+        return False
 
     @property
     def is_dense(self) -> bool:

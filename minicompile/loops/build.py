@@ -62,7 +62,7 @@ class _Builder:
         return Loops(self.buffers, tuple(self.steps), tuple(copies),
                      tuple(f"in{i}" for i in range(len(g.inputs))), tuple(self.constants),
                      tuple(self.values.errors), self.notes, g.returned,
-                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]))
+                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides)
 
     # ---- buffers ----
 
@@ -244,7 +244,7 @@ class _Builder:
         o = self.graph.outputs[j]
         if o.alias is not None:
             kind, i = o.alias
-            return Result(f"in{i}" if kind == "input" else self._result_buffer(i), o.spec, alias=True)
+            return Result(f"in{i}" if kind == "input" else self._result_buffer(i), o.spec, True, o.views)
         return Result(self._result_buffer(j), o.spec)
 
     def _result_buffer(self, j: int) -> str:

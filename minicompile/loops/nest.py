@@ -202,6 +202,7 @@ class Result:
     buffer: str
     spec: TensorSpec
     alias: bool = False
+    views: tuple = ()                       # as `ir.graph.Output` has them
 
     def __str__(self) -> str:
         return f"view of {self.buffer} as {self.spec}" if self.alias else self.buffer

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckError
+from ..ir.graph import restride, seen
 from ..ir.prims import PRIMS
 from ..ir.spec import TensorSpec
 from ..ir.sym import Sym, coefficient, evaluate, substitute
@@ -106,17 +107,19 @@ def start(buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Ten
 def results(loops: Loops, memory: Memory) -> list[Tensor]:
     """The tensors the caller gets."""
     shown = loops.results[: loops.returned] if loops.returned >= 0 else loops.results
-    return [_result(r, memory) for r in shown]
+    given = [_result(r, memory) for r in shown]
+    restride([memory.given[name] for name in loops.inputs], loops.restrides)
+    return given
 
 
 def _result(r: Result, memory: Memory) -> Tensor:
     base = memory.given.get(r.buffer)
     spec = r.spec
     if r.alias and base is not None:
-        return base.as_strided(spec.shape, spec.stride, spec.offset)
+        return seen(base, spec, r.views)
     flat = memory.get(r.buffer)
     offset = flat.storage_offset() + (spec.offset if r.alias else 0)
-    return flat.as_strided(spec.shape, spec.stride, offset)
+    return seen(flat, spec.with_(offset=offset), r.views)
 
 
 def raise_faults(loops: Loops, memory: Memory) -> None:

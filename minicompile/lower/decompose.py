@@ -36,12 +36,15 @@ def decompose(aten_graph: AtenGraph) -> Prims:
     outputs = []
     for o in g.outputs:
         node = values[o.node]
-        outputs.append(Output(b.laid_out(node, o.spec) if o.alias is None else node, o.spec, o.alias))
+        if o.views:                       # the caller makes it from its base
+            node = values[g.inputs[o.alias[1]] if o.alias[0] == "input" else g.outputs[o.alias[1]].node]
+        node = b.laid_out(node, o.spec) if o.alias is None else node
+        outputs.append(Output(node, o.spec, o.alias, o.views))
     b.mark = len(b.nodes)
     writes = tuple((i, values[n]) for i, n in g.writes)
     inputs = tuple(values[n] for n in g.inputs)
     roots = [o.node for o in outputs] + [n for _, n in writes]
-    return Prims(Graph(inputs, tuple(alive(b.nodes, roots)), tuple(outputs), writes, g.returned))
+    return Prims(Graph(inputs, tuple(alive(b.nodes, roots)), tuple(outputs), writes, g.returned, g.restrides))
 
 
 def _lower(b: Builder, n: Node, values: dict[Node, Any], place: Where | None = None) -> Any:
@@ -102,8 +105,8 @@ def _for_prims(n: Node) -> bool:
 
 def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     """The ATen call itself. Views are copied: an extern's result never shares memory with its arguments."""
-    op, spec = n.op, n.spec
-    if op is torch.ops.aten.as_strided_scatter.default:
+    aten, op, spec = torch.ops.aten, n.op, n.spec
+    if op is torch.ops.aten.as_strided_scatter.default and args[0].op is not aten.empty.memory_format:
         raise Refusal("as-strided", f"{op} on {n.tensor.dtype} depends on its argument's memory", n.where)
     if op in UNVIEWED:
         op = UNVIEWED[op]

@@ -1,7 +1,7 @@
-"""Random draws that ATen has only in place.
+"""Random draws into memory that is not contiguous.
 
-Gives functional operators for `functionalise`, which keep the memory layout of their argument: what a draw
-puts where depends on the layout, in ways that differ between processors, so the in-place kernel is run.
+Gives a functional operator for `functionalise`: what a draw puts where depends on the strides it fills, in
+ways that differ between processors, so the in-place kernel is run on memory of just these strides.
 """
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import Any
 import torch
 
 _library = torch.library.Library("minicompile", "FRAGMENT")
-_library.define("bernoulli_like(Tensor self, float p=0.5, *, Generator? generator=None) -> Tensor",
-                tags=(torch.Tag.nondeterministic_seeded,))
+_library.define("draw(Tensor like, str op, SymInt[] stride, Scalar[] args, *, Generator? generator=None) -> "
+                "Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 
 
-def _bernoulli_like(like: torch.Tensor, p: float = 0.5, *, generator: Any = None) -> torch.Tensor:
-    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype,
-                               device=like.device).bernoulli_(p, generator=generator)
+def _draw(like: torch.Tensor, op: str, stride: list[int], args: list, *,
+          generator: Any = None) -> torch.Tensor:
+    drawn = torch.empty_strided(like.shape, stride, dtype=like.dtype, device=like.device)
+    return getattr(drawn, op)(*args, generator=generator).clone()
 
 
-for _key in ("CPU", "CUDA", "Meta"):
-    _library.impl("bernoulli_like", _bernoulli_like, _key)
-
-# functional operator → the one to use instead for what is not contiguous
-LAYOUT_KEPT = {torch.ops.aten.bernoulli.p: torch.ops.minicompile.bernoulli_like.default}
+_library.impl("draw", _draw, "CompositeExplicitAutograd")
+draw = torch.ops.minicompile.draw.default

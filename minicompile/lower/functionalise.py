@@ -17,9 +17,9 @@ import torch
 from ..errors import Refusal, Where
 from ..ir.elementwise import ROWS as ELEMENTWISE
 from ..ir.fake import Fake, facts_of, storage_key
-from ..ir.graph import Graph, Names, Node, Output
+from ..ir.graph import Graph, Names, Node, Output, arg_nodes
 from ..ir.spec import TensorSpec
-from .draws import LAYOUT_KEPT
+from .draws import draw
 from .graphs import infer, same_strides, spec_of
 
 aten = torch.ops.aten
@@ -37,6 +37,7 @@ class Base:
     constant: bool = False
     fresh: bool = False
     version: int = 0
+    root: Any = None                    # the alias that is the base itself
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +88,7 @@ class Functionaliser:
     def _own(self, fake: Fake, node: Node, index: int | None = None, constant: bool = False) -> None:
         base = Base(fake, fake.spec, node, index, constant)
         self.bases[storage_key(fake)] = base
-        self.aliases[id(fake)] = Alias(base, base.spec, None)
+        self.aliases[id(fake)] = base.root = Alias(base, base.spec, None)
         self.keep.append(fake)
 
     def value(self, fake: Fake) -> Node:
@@ -123,9 +124,7 @@ class Functionaliser:
         """One recorded ATen call, whose arguments and results are fakes."""
         facts = facts_of(op)
         if op is aten.as_strided.default:          # a window on the storage: as well one on the base itself
-            if self.aliases[id(args[0])].base.spec.offset:
-                raise Refusal("as-strided", "a window on memory of which the base is a part", self.where)
-            args, kwargs = (self.aliases[id(args[0])].base.fake, *args[1:3], out.meta.storage_offset()), {}
+            return self._window(out, self.aliases[id(args[0])].base)
         if op is aten.lift_fresh.default:
             self.aliases[id(args[0])].base.fresh = True
         if facts.inplace_view:
@@ -158,14 +157,26 @@ class Functionaliser:
                                       node, base.version)
         self.keep.append(out)
 
+    def _window(self, out: Fake, base: Base) -> None:
+        """A fake that is a window on the memory of `base`."""
+        spec, whole = out.spec, base.spec
+        if whole.offset and base.input is None or retyping(self.aliases.get(id(out), base.root)):
+            raise Refusal("as-strided", "a window on memory of which the base is a part", self.where)
+        if not whole.offset <= spec.offset <= spec.flat.numel <= whole.flat.numel:
+            raise Refusal("as-strided", f"a window {spec} that {whole} does not hold", self.where)
+        self.aliases[id(out)] = Alias(base, spec, base.root, aten.as_strided.default,
+                                      (spec.shape, spec.stride, spec.offset), {})
+        self.keep.append(out)
+
     def _restride(self, op: Any, args: tuple, kwargs: dict) -> None:
         """t_, squeeze_, …: the fake becomes a view of what it was."""
         fake, old = args[0], self.aliases[id(args[0])]
         pure = functional(op)
-        if pure is None or old.base.input is not None and old.parent is None:
-            raise Refusal("geometry-write", f"{op} changes the geometry of an input", self.where)
-        if any(isinstance(a, Fake) for a in args[1:]):
-            raise Refusal("geometry-write", f"{op} takes its geometry from a tensor", self.where)
+        if old.base.input is not None and fake.requires_grad:
+            raise Refusal("geometry-write", f"{op} changes the geometry of an input that needs a gradient",
+                          self.where)
+        if pure is None or op._overloadpacket.__name__ in ("as_strided_", "resize_", "resize_as_"):
+            return self._window(fake, old.base)
         spec = infer(pure, (self.read(old), *args[1:]), kwargs)
         self.aliases[id(fake)] = Alias(old.base, spec, old, pure, args[1:], kwargs)
 
@@ -186,10 +197,8 @@ class Functionaliser:
         call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
         self._check_overlap(written, args, kwargs)
         if torch.Tag.nondeterministic_seeded in op.tags:
-            if not all(f.spec.is_dense for f in written):
-                raise Refusal("layout", f"{op} draws other numbers for a tensor with holes", self.where)
             if not all(f.spec.is_contiguous for f in written):
-                pure = LAYOUT_KEPT.get(pure, pure)
+                pure, call_args, call_kwargs = self._draw(op, written, call_args, call_kwargs)
         spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
         for s, f in zip((spec,) if isinstance(spec, TensorSpec) else (), written):
             if not torch.can_cast(s.dtype, f.dtype):
@@ -207,6 +216,15 @@ class Functionaliser:
                 self._result(op, args, kwargs, o, part, None)
         for fake, part in zip(written, parts[len(fresh):]):
             self.write(self.aliases[id(fake)], part)
+
+    def _draw(self, op: Any, written: list[Fake], args: tuple, kwargs: dict) -> tuple[Any, tuple, dict]:
+        """A draw into a tensor that is not contiguous, as (operator, args, kwargs)."""
+        rest = (*args[1:], *(v for k, v in kwargs.items() if k != "generator"))
+        if next(arg_nodes(rest), None) is not None or None in rest:
+            raise Refusal("layout", f"{op} depends on how its tensor lies in memory", self.where)
+        name = op._overloadpacket.__name__
+        given = {k: v for k, v in kwargs.items() if k == "generator"}
+        return draw, (args[0], name, written[0].spec.stride, rest), given
 
     def write(self, alias: Alias, new: Node) -> None:
         """alias's elements get new's values: gives its base a new value."""
@@ -233,8 +251,8 @@ class Functionaliser:
         others = [a for a in (*args, *kwargs.values()) if isinstance(a, Fake)]
         for w in written:
             spec, base = self.aliases[id(w)].spec, self.aliases[id(w)].base.spec
-            if any(s == 0 and n > 1 for x in (spec, base) for n, s in zip(x.shape, x.stride)):
-                raise Refusal("overlap", "a write to an expanded tensor", self.where)
+            if spec.may_overlap or base.may_overlap:
+                raise Refusal("overlap", "a write to a tensor whose elements share memory", self.where)
             for o in others:
                 if (o is not w and storage_key(o) == storage_key(w)
                     and partly_overlaps(spec, self.aliases[id(o)].spec)):
@@ -260,8 +278,6 @@ class Functionaliser:
         """The graph that returns these tensors; raises Refusal where an output's aliasing cannot be
         expressed."""
         self.where = None
-        if any(o.meta.is_conj() or o.meta.is_neg() for o in outputs):
-            raise Refusal("layout", "a result is lazily conjugated or negated")
         results: list[Output | None] = [None] * len(outputs)
         hidden: list[Output] = []
         groups: dict[Base, list[int]] = {}
@@ -271,46 +287,63 @@ class Functionaliser:
             self._group(base, members, outputs, results, hidden)
         writes = tuple((b.input, b.value) for b in self.bases.values() if b.input is not None and b.version)
         done = tuple(r for r in results if r is not None)
-        return Graph(tuple(self.inputs), tuple(self.nodes), (*done, *hidden), writes, len(outputs))
+        restrides = tuple((b.input, a.spec) for b in self.bases.values() if b.input is not None
+                          and (a := self.aliases[id(b.fake)]).parent is not None)
+        return Graph(tuple(self.inputs), tuple(self.nodes), (*done, *hidden), writes, len(outputs),
+                     restrides)
 
     def _group(self, base: Base, members: list[int], outputs: list[Fake], results: list,
                hidden: list[Output]) -> None:
         """The outputs that share one storage."""
         aliases = [self.aliases[id(outputs[i])] for i in members]
-        if base.constant and len(members) == 1:
+        if base.constant and len(members) == 1 and not retyping(aliases[0]):
             node = self.inferred(aten.clone.default, self.read(aliases[0]))
             results[members[0]] = Output(node, node.tensor)
             return
         if base.constant:                   # the caller may write to one, and see it in the others
             base.value, base.version = self.inferred(aten.clone.default, base.value), base.version + 1
         if base.input is not None:
-            for i, alias in zip(members, aliases):
-                self._same_dtype(alias, base.spec)
-                results[i] = Output(self.read(alias), alias.spec, ("input", base.input))
-            return
-        roots = [i for i, a in zip(members, aliases)
-                 if a.spec.nbytes == base.spec.nbytes and a.spec.is_dense and not a.spec.offset]
-        if roots:
-            root = roots[0]
-            alias = self.aliases[id(outputs[root])]
-            results[root], spec = Output(self.read(alias), alias.spec), alias.spec
+            home = ("input", base.input)
         else:
-            root, spec, whole = len(outputs) + len(hidden), base.spec, base.value
-            if spec.dtype.is_complex and not any(a.spec.dtype.is_complex for a in aliases):
-                whole = self.inferred(aten.view_as_real.default, whole)
-                spec = whole.tensor
-            if not spec.is_dense and spec.numel:
-                raise Refusal("layout", f"an output lies in memory with holes: {spec}")
-            hidden.append(Output(whole, spec))
+            home = ("output", self._root(base, members, aliases, results, hidden))
         for i, alias in zip(members, aliases):
-            if i != root:
-                self._same_dtype(alias, spec)
-                results[i] = Output(self.read(alias), alias.spec, ("output", root))
+            if results[i] is None:
+                results[i] = Output(self.read(alias), alias.spec, home, retyping(alias))
 
-    def _same_dtype(self, alias: Alias, spec: TensorSpec) -> None:
-        if alias.spec.dtype != spec.dtype:
-            raise Refusal("alias-dtype", f"an output is a {alias.spec.dtype} view of a {spec.dtype} tensor",
-                          self.where)
+    def _root(self, base: Base, members: list[int], aliases: list[Alias], results: list,
+              hidden: list[Output]) -> int:
+        """The output that owns the storage of a group: one of them, or else a hidden one, the base."""
+        for i, a in zip(members, aliases):
+            if a.spec.nbytes == base.spec.nbytes and a.spec.is_dense and not (a.spec.offset or retyping(a)):
+                results[i] = Output(self.read(a), a.spec)
+                return i
+        whole, spec = base.value, base.spec
+        if spec.numel and (spec.offset or not spec.is_dense):          # memory with holes
+            whole = self.emit(aten.empty.memory_format, ((spec.offset + spec.storage_numel,),),
+                              {"dtype": spec.dtype}, spec.flat)
+            if base.value.op not in UNWRITTEN:
+                whole = self.inferred(aten.as_strided_scatter.default, whole, base.value, spec.shape,
+                                      spec.stride, spec.offset)
+        hidden.append(Output(whole, whole.tensor))
+        return len(results) + len(hidden) - 1
+
+
+def retyping(alias: Alias) -> tuple:
+    """The calls that make `alias` from its base (see `Output.views`); none where geometry alone does."""
+    calls: list[tuple] = []
+    a, retyped = alias, False
+    while a.parent is not None:
+        retyped |= a.op in RETYPING
+        calls.append((a.op, a.args, a.kwargs or {}, a.item))
+        a = a.parent
+    spec = a.spec
+    calls.append((aten.as_strided.default, (spec.shape, spec.stride, spec.offset), {}, None))
+    return tuple(calls[::-1]) if retyped else ()
+
+
+UNWRITTEN = frozenset((aten.empty_strided.default, aten.new_empty_strided.default))
+RETYPING = frozenset((aten.view_as_real.default, aten.view_as_complex.default, aten.view.dtype,
+                      aten._conj.default, aten._neg_view.default))
 
 
 def fits(new: TensorSpec, old: TensorSpec) -> bool:
@@ -473,4 +506,6 @@ UNDO: dict[str, Undo] = {
     "as_strided": _scatter(aten.as_strided_scatter.default),
     "view_as_real": lambda f, parent, new, alias: f.inferred(aten.view_as_complex.default, new),
     "view_as_complex": lambda f, parent, new, alias: f.inferred(aten.view_as_real.default, new),
+    "_conj": lambda f, parent, new, alias: f.inferred(aten._conj_physical.default, new),
+    "_neg_view": lambda f, parent, new, alias: f.inferred(aten.neg.default, new),
 }

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import CheckError
 from ..ir.fake import Fake, fake_call, meta_of
-from ..ir.graph import Graph, Node, Output, map_arg
+from ..ir.graph import Graph, Node, Output, map_arg, restride, seen
 from ..ir.prims import PRIMS, Prim
 from ..ir.spec import TensorSpec
 
@@ -201,13 +201,13 @@ def _results(graph: Graph, values: dict[Node, Any], inputs: Sequence[Tensor]) ->
     out = []
     for i, o in enumerate(graph.outputs[:graph.returned] if graph.returned >= 0 else graph.outputs):
         out.append(fresh[i] if o.alias is None else _alias(o, inputs if o.alias[0] == "input" else fresh))
+    restride(inputs, graph.restrides)
     return out
 
 
 def _alias(o: Output, bases: Any) -> Tensor:
     assert o.alias is not None
-    base, spec = bases[o.alias[1]], o.spec
-    return base.as_strided(spec.shape, spec.stride, spec.offset)
+    return seen(bases[o.alias[1]], o.spec, o.views)
 
 
 def lay_out(value: Tensor, spec: TensorSpec) -> Tensor:
@@ -234,6 +234,8 @@ def to_python(graph: Graph) -> str:
         if n not in constants:
             lines.append(f"    {n.name} = {_call_text(n)}  # {_text(n.spec)}")
     lines += [f"    {graph.inputs[i].name}.copy_({n.name})" for i, n in graph.writes]
+    lines += [f"    {graph.inputs[i].name}.as_strided_({s.shape}, {s.stride}, {s.offset})"
+              for i, s in graph.restrides]
     shown = graph.outputs[:graph.returned] if graph.returned >= 0 else graph.outputs
     return "\n".join([*lines, f"    return ({''.join(_output_text(o, graph) + ', ' for o in shown)})"]) + "\n"
 
@@ -266,7 +268,11 @@ def _output_text(o: Output, graph: Graph) -> str:
     base = graph.inputs[kind[1]] if kind[0] == "input" else graph.outputs[kind[1]].node
     if kind[0] == "input" and base.spec == s:
         return base.name
-    return f"{base.name}.as_strided({s.shape}, {s.stride}, {s.offset})"
+    text = base.name
+    for op, args, kwargs, item in o.views:
+        given = ", ".join([text, *map(_arg_text, args), *(f"{k}={_arg_text(v)}" for k, v in kwargs.items())])
+        text = f"{op}({given})" + ("" if item is None else f"[{item}]")
+    return text if o.views else f"{text}.as_strided({s.shape}, {s.stride}, {s.offset})"
 
 
 assert PRIMS

@@ -52,12 +52,14 @@ AGREES: list[tuple[Callable, tuple]] = [
     (lambda *a: torch.gru_cell(*a), (torch.randn(2, 3), torch.randn(2, 4), torch.randn(12, 3), torch.randn(12, 4),
                                      torch.randn(12), torch.randn(12))),
 ]
-REFUSED: list[tuple[Callable, tuple]] = [
+AGREES += [
     (lambda x: x.conj(), (COMPLEX,)),
-    (lambda x, y: torch.mm(x, y, out=x), (torch.randn(3, 3), torch.randn(3, 3))),
-    (lambda x, o: torch.cumsum(x, 0, out=o), (X, torch.zeros(3, 4, dtype=torch.float64))),
     (lambda x: x.normal_(), (torch.zeros(4, 4)[:, ::2],)),
     (lambda x, y: x.clone().resize_as_(y), (X, Y)),
+]
+REFUSED: list[tuple[Callable, tuple]] = [
+    (lambda x, y: torch.mm(x, y, out=x), (torch.randn(3, 3), torch.randn(3, 3))),
+    (lambda x, o: torch.cumsum(x, 0, out=o), (X, torch.zeros(3, 4, dtype=torch.float64))),
 ]
 
 
