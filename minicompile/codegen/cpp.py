@@ -26,6 +26,7 @@ from ..schedule.plan import Kernel, Plan
 from .cpp_attention import attention_text, why_not_attention
 from .cpp_core import CoreText
 from .cpp_kernel import KernelText
+from .cpp_tiles import TileText
 from .source import Launch, Source
 
 HEADER = """\
@@ -77,7 +78,8 @@ def _print(step: Kernel | Extern, plan: Plan, isa: str) -> tuple[str, tuple[str,
     if isinstance(step, Extern):
         ours = kernel_library(isa) is not None and why_not_attention(step) is None
         return attention_text(step) if ours else None
-    return (CoreText if step.core is not None else KernelText)(step, plan.buffers, isa).emit()
+    printer = CoreText if step.core is not None else TileText if step.tiling.transpose else KernelText
+    return printer(step, plan.buffers, isa).emit()
 
 
 def _function_name(step: Kernel | Extern) -> str:

@@ -19,20 +19,9 @@ from .walk import Scope, buffers_read, forget, index_text, lane_step, widest
 
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "scalar": 0}
 STACK_BYTES = 64 * 1024  # rows of one thread that may lie on its stack
-OPERATION = {
-    "sum": "Sum",
-    "prod": "Prod",
-    "amax": "Amax",
-    "amin": "Amin",
-    "any": "Any",
-    "all": "All",
-    "scan_sum": "Sum",
-    "scan_prod": "Prod",
-    "scan_amax": "Amax",
-    "scan_amin": "Amin",
-    "add": "Sum",
-    "mul": "Prod",
-}
+OPERATION = {"sum": "Sum", "prod": "Prod", "amax": "Amax", "amin": "Amin", "any": "Any", "all": "All",
+             "scan_sum": "Sum", "scan_prod": "Prod", "scan_amax": "Amax", "scan_amin": "Amin", "add": "Sum",
+             "mul": "Prod"}
 # additions per accumulator before it is taken into a total: keeps long sums exact
 CHUNK = 256
 WIDE = 4
@@ -124,20 +113,20 @@ class KernelText:
         """for at in [begin, end): the shared axes' variables, then the other par axes."""
         names = frozenset(a.var for a in shared if not (blocks and a is shared[-1]))
         with self.block("for (i64 at = begin; at < end; ++at) {", names):
-            rest = "at"
-            for n, (a, count) in enumerate(reversed(list(zip(shared, counts)))):
-                last = n == len(shared) - 1
-                text = rest if last else f"{rest} % {count}"
-                name = "block" if blocks and a is shared[-1] else a.var.name
-                self.here.put(f"const i64 {name} = {text};")
-                if not last:
-                    after = self.fresh("rest")
-                    self.here.put(f"const i64 {after} = {rest} / {count};")
-                    rest = after
+            self.unravel(["block" if blocks and a is shared[-1] else a.var.name for a in shared], counts)
             if blocks:
                 self.lane_block(shared[-1])
             else:
                 self.inner_par(self.kernel.par[len(shared) :], flat)
+
+    def unravel(self, names: list[str], counts: list[int]) -> None:
+        """The variables `names`, which count up to `counts`, from the position `at`, last one fastest."""
+        rest = "at"
+        for name, count in reversed(list(zip(names[1:], counts[1:]))):
+            after = self.fresh("rest")
+            self.here.put(f"const i64 {name} = {rest} % {count}, {after} = {rest} / {count};")
+            rest = after
+        self.here.put(f"const i64 {names[0]} = {rest};")
 
     def block_count(self, a: Axis) -> int:
         """Blocks of the lane axis that are shared out: wide ones, whole ones, the tail."""
@@ -159,17 +148,15 @@ class KernelText:
             with self.block(f"auto point = [&](i64 {a.var}, auto m) {INLINED} {{", frozenset((a.var,)), "};"):
                 self.point()
         if whole:
-            cases.append(
-                (whole, f"point({f'{done} + (block - {many})' if many else 'block'} * {n}, Full{{}});")
-            )
+            cases.append((whole,
+                          f"point({f'{done} + (block - {many})' if many else 'block'} * {n}, Full{{}});"))
         if tail:
             cases.append((1, f"point({size - tail}, Tail{{{tail}}});"))
         until = 0
         for i, (count, text) in enumerate(cases):
             until += count
-            self.here.put(
-                ("else " if i else "") + (f"if (block < {until}) " if i < len(cases) - 1 else "") + text
-            )
+            self.here.put(("else " if i else "") + (f"if (block < {until}) " if i < len(cases) - 1 else "")
+                          + text)
 
     def inner_par(self, axes: tuple[Axis, ...], flat: bool) -> None:
         """The par axes that are not shared among threads, as nested loops."""
@@ -192,9 +179,8 @@ class KernelText:
         whole, step = size // n * n, n * unroll
         main = whole // step * step
         tag = (lambda u: f", {u}") if numbered else (lambda u: "")
-        calls = " ".join(
-            f"{function}({v}{f' + {u * n}' if u else ''}, Full{{}}{tag(u)});" for u in range(unroll)
-        )
+        calls = " ".join(f"{function}({v}{f' + {u * n}' if u else ''}, Full{{}}{tag(u)});"
+                         for u in range(unroll))
         if main > step * CHUNK and flush:
             self.here.put(f"for (i64 chunk = 0; chunk < {main}; chunk += {step * CHUNK}) {{")
             self.here.put(
@@ -256,17 +242,14 @@ class KernelText:
             self.inner_axes(stage, stage.inner, accumulators, False, WIDE, flush)
             if flush:
                 self.here.put(flush.replace(".take(", ".give("))
-            with self.block(
-                f"auto done = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"
-            ):
+            with self.block(f"auto done = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)),
+                            "};"):
                 for loop, acc in accumulators.items():
                     value = self.named(f"{acc}[u]", loop.body.dtype, True)
-                    self.store(
-                        loop.out, loop.store_dtype, self.cast(value, loop.body.dtype, loop.store_dtype), True
-                    )
-            self.here.put(
-                " ".join(f"done({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(WIDE))
-            )
+                    self.store(loop.out, loop.store_dtype,
+                               self.cast(value, loop.body.dtype, loop.store_dtype), True)
+            self.here.put(" ".join(f"done({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});"
+                                   for u in range(WIDE)))
 
     # ---- one par point -----------------------------------------------------------------------------
 
@@ -297,11 +280,8 @@ class KernelText:
         if flush:
             self.here.put(flush.replace(".take(", ".give("))
         inner_var = self.lane_var if inner_lanes else None
-        finished = [
-            (loop, self.finish(loop, acc, unroll, inner_var))
-            for loop, acc in accumulators.items()
-            if loop.is_reduction
-        ]
+        finished = [(loop, self.finish(loop, acc, unroll, inner_var)) for loop, acc in accumulators.items()
+                    if loop.is_reduction]
         if inner_lanes:
             self.lane_var, self.lanes = outer
         for loop, value in finished:
@@ -319,36 +299,24 @@ class KernelText:
         """Declares totals for long floating-point sums; gives the statement that moves the accumulators
         into them."""
         per = self.lanes * unroll if lanes else 1
-        sums = [
-            acc
-            for loop, acc in accumulators.items()
-            if loop.combine == "sum" and loop.body.dtype.is_floating_point
-        ]
+        sums = [acc for loop, acc in accumulators.items() if loop.combine == "sum"
+                and loop.body.dtype.is_floating_point]
         if not sums or _size(stage.inner) <= CHUNK * per:
             return ""
         for acc in sums:
             self.here.put(f"auto {acc}_total = Totals<{unroll}>::of({acc});")
         return " ".join(f"{acc}_total.take({acc});" for acc in sums)
 
-    def inner_axes(
-        self,
-        stage: Stage,
-        axes: tuple[Axis, ...],
-        accumulators: dict[Loop, str],
-        lanes: bool,
-        unroll: int,
-        flush: str = "",
-    ) -> None:
+    def inner_axes(self, stage: Stage, axes: tuple[Axis, ...], accumulators: dict[Loop, str], lanes: bool,
+                   unroll: int, flush: str = "") -> None:
         # a wide column reduction: the body once per block of lanes
         if not axes and unroll > 1 and not lanes:
             a, n = self.kernel.par[-1], self.lanes
-            with self.block(
-                f"auto body = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"
-            ):
+            with self.block(f"auto body = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)),
+                            "};"):
                 self.body(stage, accumulators, "u")
-            self.here.put(
-                " ".join(f"body({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});" for u in range(unroll))
-            )
+            self.here.put(" ".join(f"body({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});"
+                                   for u in range(unroll)))
             return
         if not axes:
             self.body(stage, accumulators, "0")
@@ -358,9 +326,8 @@ class KernelText:
             return
         if lanes and len(axes) == 1:
             function = self.fresh("body")
-            with self.block(
-                f"auto {function} = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)), "};"
-            ):
+            with self.block(f"auto {function} = [&](i64 {a.var}, auto m, int u) {INLINED} {{",
+                            frozenset((a.var,)), "};"):
                 self.body(stage, accumulators, "u")
             self.lane_loop(function, a, unroll, True, flush)
             return
@@ -369,9 +336,8 @@ class KernelText:
         deeper = flush if not last and (lanes or extent(axes[1]) > CHUNK) else ""
         if flush and last and size > CHUNK:
             with self.block(f"for (i64 chunk = 0; chunk < {size}; chunk += {CHUNK}) {{"):
-                with self.block(
-                    f"for (i64 {v} = chunk; {v} < least(chunk + {CHUNK}, {size}); ++{v}) {{", frozenset((v,))
-                ):
+                with self.block(f"for (i64 {v} = chunk; {v} < least(chunk + {CHUNK}, {size}); ++{v}) {{",
+                                frozenset((v,))):
                     self.inner_axes(stage, axes[1:], accumulators, lanes, unroll)
                 self.here.put(flush)
             return
@@ -398,9 +364,8 @@ class KernelText:
     def varying_loop(self, loop: Loop, stage: Stage) -> bool:
         """Whether a loop's value is a vector at this place (it is printed as one even where all lanes are
         equal)."""
-        return self.lane_var is not None and any(
-            a.var is self.lane_var for a in (*self.kernel.par, *stage.inner)
-        )
+        return self.lane_var is not None and any(a.var is self.lane_var
+                                                 for a in (*self.kernel.par, *stage.inner))
 
     # ---- reductions --------------------------------------------------------------------------------
 
@@ -437,9 +402,8 @@ class KernelText:
                 position = f"({position} * {a.size} + {a.var})" if position != "0" else a.var.name
             kind = REGISTER[_position_dtype(loop)]
             spread = "ramp" if inner_lanes else "splat"
-            position = (
-                f"{spread}<{kind}, {self.lanes}>({kind}({position}))" if vector else f"{kind}({position})"
-            )
+            position = (f"{spread}<{kind}, {self.lanes}>({kind}({position}))" if vector
+                        else f"{kind}({position})")
             self.here.put(f"{acc}.step({value}, {position}, {'m' if inner_lanes else 'Full{}'});")
             return acc
         op = OPERATION[loop.combine or ""]
@@ -460,18 +424,14 @@ class KernelText:
         op = OPERATION[loop.combine or ""]
         parts = [f"{acc}[{u}]" for u in range(unroll)]
         while len(parts) > 1:
-            parts = [f"{op}::step({a}, {b})" for a, b in zip(parts[::2], parts[1::2])] + parts[
-                len(parts) // 2 * 2 :
-            ]
+            parts = [f"{op}::step({a}, {b})" for a, b in zip(parts[::2],
+                                                             parts[1::2])] + parts[len(parts) // 2 * 2 :]
         text = parts[0]
         dtype = loop.body.dtype
         if inner is not None:
             text = f"across<{op}>({text})" + (" != 0" if dtype is torch.bool else "")
-        return self.cast(
-            self.named(f"({text})", dtype, inner is None and self.lane_var is not None),
-            dtype,
-            loop.store_dtype,
-        )
+        return self.cast(self.named(f"({text})", dtype, inner is None and self.lane_var is not None), dtype,
+                         loop.store_dtype)
 
     def named(self, text: str, dtype: torch.dtype, vector: bool) -> str:
         name = self.fresh("v")
@@ -544,10 +504,8 @@ class KernelText:
             value, hi = self.value(v.args[0], vector), index_text(v.hi)
             return f"checked(env, {value}, {v.lo}L, i64({hi}), {v.error}, {m})"
         assert isinstance(v, Apply), v
-        args = [
-            self.value(a, vector and not (i == 0 and v.prim == "where" and v.dtype is not torch.bool))
-            for i, a in enumerate(v.args)
-        ]
+        args = [self.value(a, vector and not (i == 0 and v.prim == "where" and v.dtype is not torch.bool))
+                for i, a in enumerate(v.args)]
         return apply_text(v, args)
 
     def index(self, v: Index, vector: bool) -> str:
@@ -583,9 +541,8 @@ class KernelText:
             mask = f"splat_mask<{self.lanes}>({mask})"
         return f"gather_if<{self.lanes}, {ctype}>({mask}, {function}, m)"
 
-    def place(
-        self, buffer: str, index: Sym | int, indirect: tuple[tuple[Var, Val], ...]
-    ) -> tuple[str, int | None, dict[str, str]]:
+    def place(self, buffer: str, index: Sym | int, indirect: tuple[tuple[Var, Val], ...]) -> tuple[str,
+            int | None, dict[str, str]]:
         """(address text, lane step, variables that differ from lane to lane: name -> vector text)."""
         names: dict[str, str] = {}
         bound: dict[str, str] = {}

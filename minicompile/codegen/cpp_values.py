@@ -34,22 +34,12 @@ REGISTER = {**ELEMENT, torch.bool: "bool", torch.bfloat16: "u16", torch.float16:
 
 # prims whose meaning on bool is a logical operation; on vectors bools are masks, where `<` or `*` would
 # mean something else
-LOGICAL = {
-    "and": "mask_and({0}, {1})",
-    "or": "mask_or({0}, {1})",
-    "xor": "mask_xor({0}, {1})",
-    "not": "mask_not({0})",
-    "eq": "mask_not(mask_xor({0}, {1}))",
-    "ne": "mask_xor({0}, {1})",
-    "lt": "mask_and(mask_not({0}), {1})",
-    "le": "mask_or(mask_not({0}), {1})",
-    "gt": "mask_and({0}, mask_not({1}))",
-    "ge": "mask_or({0}, mask_not({1}))",
-    "maximum": "mask_or({0}, {1})",
-    "minimum": "mask_and({0}, {1})",
-    "mul": "mask_and({0}, {1})",
-    "add": "mask_or({0}, {1})",
-}
+LOGICAL = {"and": "mask_and({0}, {1})", "or": "mask_or({0}, {1})", "xor": "mask_xor({0}, {1})",
+           "not": "mask_not({0})", "eq": "mask_not(mask_xor({0}, {1}))", "ne": "mask_xor({0}, {1})",
+           "lt": "mask_and(mask_not({0}), {1})", "le": "mask_or(mask_not({0}), {1})",
+           "gt": "mask_and({0}, mask_not({1}))", "ge": "mask_or({0}, mask_not({1}))",
+           "maximum": "mask_or({0}, {1})", "minimum": "mask_and({0}, {1})", "mul": "mask_and({0}, {1})",
+           "add": "mask_or({0}, {1})"}
 
 
 def element(dtype: torch.dtype) -> str:

@@ -14,6 +14,7 @@ import torch
 from ..ir.spec import TensorSpec
 from ..loops.ir import Extern, Result, View
 from ..schedule.plan import Plan
+from .externs import DIRECT
 from .source import Launch
 
 HELPERS = '''
@@ -84,19 +85,22 @@ def _library(step: Extern, plan: Plan, extras: list[Any]) -> list[str]:
     """A library call, into the plan's memory where the operator can write there."""
     given = [_argument(a, extras) for a in step.args]
     given += [f"{k}={_argument(a, extras)}" for k, a in step.kwargs.items()]
-    if step.into is not None:
+    if step.into is not None and step.op in DIRECT:          # a copy of others' results costs little
         names = [a.name for a in step.into._schema.arguments if a.is_out]
         given += [f"{n}={_view(v)}" for n, v in zip(names, step.outs) if v is not None]
         return [f"torch.ops.{step.into}({', '.join(given)})"]
     call = f"torch.ops.{step.op}({', '.join(given)})"
-    many = len(step.op._schema.returns) > 1 or str(step.op._schema.returns[0].type).startswith("List")
-    lines = [f"got = {call}" if many else f"got = ({call},)"] if step.outs else [call]
+    if not step.outs:
+        return [call]
+    returns = step.op._schema.returns
+    many = len(returns) > 1 or str(returns[0].type).startswith("List")
+    lines = [f"got = {call}" if many else f"got = ({call},)"]
     for n, out in enumerate(step.outs):
         if out is not None and plan.buffers[out.buffer].kind == "extern":
             lines.append(f"{name_of(out.buffer)} = laid(got[{n}], {_geometry(out.spec)})")
         elif out is not None:
             lines.append(f"{_view(out)}.copy_(got[{n}])")
-    return [*lines, "del got"] if step.outs else lines
+    return [*lines, "del got"]
 
 
 def _argument(a: Any, extras: list[Any]) -> str:

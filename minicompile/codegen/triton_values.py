@@ -83,7 +83,9 @@ def template(v: Apply) -> str:
 def apply_text(v: Apply, args: Sequence[str]) -> str:
     """The expression of a prim. An operator gets bare literals: they take the other operand's type."""
     text = template(v)
-    if text.startswith("(") and not all(isinstance(a, Const) for a in v.args):
+    if all(isinstance(a, Const) for a in v.args):
+        args = [literal(a, True) for a in v.args if isinstance(a, Const)]
+    elif text.startswith("("):
         args = [bare(a.value, a.dtype) if isinstance(a, Const) else x for a, x in zip(v.args, args)]
     elif text.startswith("ops.") and isinstance(v.args[0], Const):
         args = [literal(v.args[0], True), *args[1:]]

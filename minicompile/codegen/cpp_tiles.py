@@ -1,0 +1,87 @@
+"""The C++ text of a kernel that reads along one axis and writes along another: square tiles, turned in
+registers.
+
+Takes a `Kernel` whose tiling says `transpose`; gives its text as `cpp_kernel` does. Without tiles a vector of
+such a read would touch as many cache lines as it has lanes.
+"""
+
+from __future__ import annotations
+
+from ..ir.sym import Var, coefficient
+from ..loops.ir import Axis, Load
+from .cpp_kernel import INLINED, KernelText, extent
+from .cpp_values import element
+from .walk import index_text, lane_step
+
+# tiles that lie side by side: across, so that whole cache lines are written; down, so that lines that were read
+# are used up before they are dropped
+ACROSS, DOWN = 2, 8
+
+
+class TileText(KernelText):
+    """A tile is LANES points of the axis that reads walk by LANES points of the last axis. Lanes run along the
+    last axis as ever; the loads of `tile` come from columns that were turned into lanes beforehand."""
+
+    tile: dict[Load, str]
+
+    def par_axes(self, flat: bool) -> None:
+        t = self.kernel.tiling.transpose
+        down = next((a for a in self.kernel.par if t and a.var.name == t[0]), None)
+        self.tile = {v: f"tile{i}" for i, v in enumerate(self.columns(down.var))} if flat and down else {}
+        if down is None or not self.tile:
+            super().par_axes(flat)
+            return
+        last, n = self.kernel.par[-1], self.lanes
+        outer = [a for a in self.kernel.par if a is not down and a is not last]
+        counts = [*map(extent, outer), -(-extent(down) // (DOWN * n)), -(-extent(last) // (ACROSS * n))]
+        total = 1
+        for c in counts:
+            total *= c
+        shared = self.kernel.tiling.parallel > 0
+        opening = f"parallel(env->threads, {total}, [=](i64 begin, i64 end) {{" if shared else "{"
+        with self.block(opening, closing="});" if shared else "}"):
+            if not shared:
+                self.here.put(f"const i64 begin = 0, end = {total};")
+            with self.block("for (i64 at = begin; at < end; ++at) {", frozenset(a.var for a in outer)):
+                self.unravel([*(a.var.name for a in outer), "band", "block"], counts)
+                self.tiles(down, last)
+
+    def columns(self, down: Var) -> list[Load]:
+        """The loads that walk `down` with stride 1, and the lanes' axis with a greater one."""
+        loads = dict.fromkeys(v for loop in self.kernel.loops for v in loop.loads())
+        kept = self.stored | set(self.kernel.local)
+        return [v for v in loads if not v.indirect and v.mask is None and v.buffer not in kept
+                and coefficient(v.index, down) == 1 and (lane_step(v.index, self.lane_var) or 0) > 1]
+
+    def tiles(self, down: Axis, last: Axis) -> None:
+        """The tiles of one block: `tile(first, last, rows, m)` is one of them."""
+        n, rows, size = self.lanes, extent(down), extent(last)
+        head = f"auto tile = [&](i64 first, i64 {last.var}, auto rows, auto m) {INLINED} {{"
+        with self.block(head, frozenset((last.var,)), "};"):
+            for v, name in self.tile.items():
+                at = index_text(v.index, {down.var.name: "first"})
+                step = index_text(lane_step(v.index, self.lane_var) or 0)
+                self.here.put(f"vec<raw<{element(v.dtype)}>, {n}> {name}[{n}]; load_columns<{element(v.dtype)}>"
+                              f"({name}, {self.pointer(v.buffer)} + {at}, {step}, rows, m);")
+            with self.block(f"for (int u = 0; u < least({n}, rows.n); ++u) {{", frozenset((down.var,))):
+                self.here.put(f"const i64 {down.var} = first + u;")
+                self.point()
+        limits = [f"least(band * {DOWN * n} + {DOWN * n}, {rows})", f"least(block * {ACROSS * n} + {ACROSS * n}, {size})"]
+        with self.block(f"for (i64 first = band * {DOWN * n}; first < {limits[0]}; first += {n}) {{"):
+            with self.block(f"for (i64 l = block * {ACROSS * n}; l < {limits[1]}; l += {n}) {{"):
+                cases = [([c, d], f"tile(first, l, {r}, {m});") for c, r in _ends("first", rows, n)
+                         for d, m in _ends("l", size, n)]
+                for i, (conditions, call) in enumerate(cases):
+                    when = " && ".join(c for c in conditions if c)
+                    self.here.put("else " * (i > 0) + f"if ({when}) " * bool(when) + call)
+
+    def load(self, v: Load, vector: bool) -> str:
+        if v in self.tile:
+            return f"from_raw<{element(v.dtype)}>({self.tile[v]}[u])"
+        return super().load(v, vector)
+
+
+def _ends(var: str, size: int, n: int) -> list[tuple[str, str]]:
+    """(condition, how much of a vector there is) of a step of n along an axis: the whole ones, then the tail."""
+    whole = [(f"{var} + {n} <= {size}" if size % n else "", "Full{}")] if size >= n else []
+    return whole + [("", f"Tail{{{size % n}}}")] * (size % n > 0)
