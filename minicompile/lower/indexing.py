@@ -5,13 +5,16 @@ dimension; dimensions that are not indexed get an iota, which the loop builder f
 """
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from ..ir.elementwise import broadcast
 from ..ir.graph import Node
-from .builder import Builder, as_dtype, rule
+from ..ir.prims import need
+from .builder import Builder, as_dtype, rule, wide
+from .reduction import reduce
 
 aten = torch.ops.aten
 NO_MASKS = (torch.int64, torch.int32, torch.int16, torch.int8)
@@ -33,6 +36,11 @@ def _along(b: Builder, shape: tuple[int, ...], dim: int, index: Node) -> tuple[N
     return tuple(b.cast(index, torch.int64) if d == dim else b.index(shape, d) for d in range(len(shape)))
 
 
+def line(b: Builder, x: Any) -> Any:
+    """A tensor without dimensions as one with one; anything else as it is."""
+    return b.reshape(x, (1,)) if isinstance(x, Node) and not x.tensor.ndim else x
+
+
 # ---- reading --------------------------------------------------------------------------------------
 
 @rule(aten.embedding.default)
@@ -43,10 +51,11 @@ def _embedding(b: Builder, weight: Node, indices: Node, *_: Any, **__: Any) -> N
 
 @rule(aten.index_select.default)
 def _index_select(b: Builder, x: Node, dim: int, index: Node) -> Any:
-    if x.tensor.ndim == 0:
-        return NotImplemented
-    shape, dim = b.out.shape, dim % x.tensor.ndim
-    return b.gather(x, _along(b, shape, dim, _lead(b, index, dim, shape)), True, EMBEDDING_ERROR)
+    x, index = line(b, x), line(b, index)
+    dim %= x.tensor.ndim
+    shape = (*x.tensor.shape[:dim], index.tensor.numel, *x.tensor.shape[dim + 1:])
+    y = b.gather(x, _along(b, shape, dim, _lead(b, index, dim, shape)), True, EMBEDDING_ERROR)
+    return b.reshape(y, b.out.shape)
 
 
 def _lead(b: Builder, index: Node, dim: int, shape: tuple[int, ...]) -> Node:
@@ -56,18 +65,103 @@ def _lead(b: Builder, index: Node, dim: int, shape: tuple[int, ...]) -> Node:
 
 @rule(aten.gather.default)
 def _gather(b: Builder, x: Node, dim: int, index: Node, **_: Any) -> Any:
-    if x.tensor.ndim != index.tensor.ndim or x.tensor.ndim == 0:
-        return NotImplemented
+    x, index = line(b, x), line(b, index)
+    need(x.tensor.ndim == index.tensor.ndim, "not one index per dimension")
     dim %= x.tensor.ndim
     error = bounds_error("RuntimeError", dim, x.tensor.shape[dim])
-    return b.gather(x, _along(b, index.tensor.shape, dim, index), True, error)
+    return b.reshape(b.gather(x, _along(b, index.tensor.shape, dim, index), True, error), b.out.shape)
+
+
+def _flat_place(b: Builder, index: Node, n: int) -> tuple[tuple[Node], tuple[str, str]]:
+    """(index into n elements, error) of take and put."""
+    error = ("IndexError", f"out of range: tried to access index {{index}} on a tensor of {n} elements.")
+    return (_wrapped(b, index, n),), error
 
 
 @rule(aten.take.default)
 def _take(b: Builder, x: Node, index: Node) -> Node:
+    place, error = _flat_place(b, index, x.tensor.numel)
+    return b.gather(b.reshape(x, (x.tensor.numel,)), place, True, error)
+
+
+@rule(aten.put.default)
+def _put(b: Builder, x: Node, index: Node, source: Node, accumulate: bool = False) -> Any:
+    need(source.tensor.numel == index.tensor.numel, "not one value per index")
     n = x.tensor.numel
-    error = ("IndexError", f"out of range: tried to access index {{index}} on a tensor of {n} elements.")
-    return b.gather(b.reshape(x, (n,)), (_wrapped(b, index, n),), True, error)
+    place, error = _flat_place(b, b.reshape(index, (index.tensor.numel,)), n)
+    source = b.reshape(source, (index.tensor.numel,))
+    done = scatter(b, b.reshape(x, (n,)), place, source, "add" if accumulate else "set", error)
+    return done if done is NotImplemented else b.reshape(done, x.tensor.shape)
+
+
+@rule(aten.masked_scatter.default)
+def _masked_scatter(b: Builder, x: Node, mask: Node, source: Node) -> Any:
+    """The n-th element chosen by the mask becomes source's n-th."""
+    n, shape = source.tensor.numel, b.out.shape
+    if not n or mask.tensor.dtype is not torch.bool or len(shape) == 0:
+        return NotImplemented
+    mask = b.expand(mask, shape)
+    chosen = b.cast(b.reshape(mask, (math.prod(shape),)), torch.int64)
+    place = b.reshape(b.sub(b.scan_sum(chosen, 0), 1), shape)
+    error = ("RuntimeError", "Number of elements of source < number of ones in mask")
+    values = b.gather(b.reshape(source, (n,)), (b.where(mask, place, 0),), True, error)
+    return b.where(mask, values, b.expand(x, shape))
+
+
+# ---- searching ----------------------------------------------------------------------------------------
+
+UNSORTED = ("RuntimeError", "torch.searchsorted(): sorter index out of range")
+
+
+@rule(aten.searchsorted.Tensor, aten.searchsorted.Scalar)
+def _searchsorted(b: Builder, sequence: Node, values: Any, *, out_int32: bool = False, right: bool = False,
+                  side: str | None = None, sorter: Node | None = None) -> Any:
+    """Eager's binary search, a gather per step: how many elements come before each value."""
+    if side is not None:
+        right = side == "right"
+    shape, rows = b.out.shape, sequence.tensor.shape[:-1]
+    n = sequence.tensor.shape[-1]
+    dtype = wide(b.promoted(sequence, values))
+    if not n or dtype is torch.bool:
+        return NotImplemented
+    values = b.to(values, dtype, shape)
+    lead = tuple(b.index(shape, d) for d in range(len(rows)))
+
+    def element(i: Node) -> Node:
+        if sorter is not None:
+            i = b.gather(sorter, (*lead, i), True, UNSORTED)
+        return b.cast(b.gather(sequence, (*lead, i), True), dtype)
+    low, high = b.full(shape, 0, torch.int64), b.full(shape, n, torch.int64)
+    for _ in range(n.bit_length()):
+        middle = b.add(low, b.shr(b.sub(high, low), 1))
+        found = element(b.minimum(middle, n - 1))
+        before = b.not_(b.gt(found, values) if right else b.ge(found, values))
+        open_ = b.lt(low, high)
+        low, high = (b.where(b.and_(open_, before), b.add(middle, 1), low),
+                     b.where(b.and_(open_, b.not_(before)), middle, high))
+    return b.cast(low, b.out.dtype)
+
+
+@rule(aten.bucketize.Tensor, aten.bucketize.Scalar)
+def _bucketize(b: Builder, values: Node, boundaries: Node, *, out_int32: bool = False,
+               right: bool = False) -> Any:
+    need(boundaries.tensor.ndim == 1, "boundaries are one row")
+    return _searchsorted(b, boundaries, values, right=right)
+
+
+@rule(aten.isin.Tensor_Tensor)
+def _isin(b: Builder, x: Node, tests: Node, *, assume_unique: bool = False, invert: bool = False) -> Any:
+    """By comparing all with all, where eager mode does so, too; else it sorts."""
+    n = tests.tensor.numel
+    if n >= 10 * x.tensor.numel ** 0.145 or not n:
+        return NotImplemented
+    dtype, shape = wide(b.promoted(x, tests)), (*x.tensor.shape, n)
+    each = b.eq(b.expand(b.unsqueeze(b.cast(x, dtype), (x.tensor.ndim,)), shape),
+                b.expand(b.reshape(b.cast(tests, dtype), (n,)), shape))
+    found = reduce(b, "any", each, (len(shape) - 1,))
+    return b.not_(found) if invert else found
+
+
 
 
 def plan_index(b: Builder, x: Node, indices: Any) -> Any:
@@ -117,8 +211,10 @@ def scatter(b: Builder, x: Node, indices: tuple[Node, ...], source: Node, mode: 
 
 def _scatter_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: str) -> Any:
     """scatter's indexing: source[:index's sizes] goes to x at index along dim."""
-    if x.tensor.ndim == 0 or index.tensor.ndim != x.tensor.ndim:
-        return NotImplemented
+    if not x.tensor.ndim:
+        done = _scatter_along(b, line(b, x), dim, line(b, index), line(b, source), mode)
+        return done if done is NotImplemented else b.reshape(done, ())
+    need(index.tensor.ndim == x.tensor.ndim, "not one index per dimension")
     shape, dim = index.tensor.shape, dim % x.tensor.ndim
     if isinstance(source, Node) and source.tensor.ndim == len(shape):
         for d, n in enumerate(shape):
@@ -142,12 +238,38 @@ def _scatter_add(b: Builder, x: Node, dim: int, index: Node, source: Node) -> An
 MODES = {"sum": "add", "add": "add", "prod": "mul", "multiply": "mul", "amin": "amin", "amax": "amax"}
 
 
+def _collected(b: Builder, x: Node, source: Node, along: Any, reduction: str, include_self: bool) -> Any:
+    """What a reduction leaves where `along(values, source, mode)` puts several; without x's own value, if it
+    shall not count."""
+    dtype, mode = x.tensor.dtype, MODES.get(reduction, "add")
+    if dtype is torch.bool or dtype.itemsize < 4 and dtype.is_floating_point:
+        return NotImplemented
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    low, high = (-math.inf, math.inf) if dtype.is_floating_point else (limits.min, limits.max)
+    if not include_self:
+        x = along(x, {"add": 0, "mul": 1, "amax": low, "amin": high}[mode], "set")
+    total = along(x, source, mode)
+    if reduction != "mean":
+        return total
+    count = along(b.full(x.tensor.shape, as_dtype(int(include_self), dtype), dtype), 1, "add")
+    count = b.maximum(count, 1)
+    return b.div(total, count) if dtype.is_floating_point else b.floordiv(total, count)
+
+
 @rule(aten.scatter_reduce.two)
 def _scatter_reduce(b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *,
                     include_self: bool = True) -> Any:
-    if not include_self or reduction not in MODES:
-        return NotImplemented
-    return _scatter_along(b, x, dim, index, source, MODES[reduction])
+    def along(y: Node, values: Any, mode: str) -> Any:
+        return _scatter_along(b, y, dim, index, values, mode)
+    return _collected(b, x, source, along, reduction, include_self)
+
+
+@rule(aten.index_reduce.default)
+def _index_reduce(b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *,
+                  include_self: bool = True) -> Any:
+    def along(y: Node, values: Any, mode: str) -> Any:
+        return _index_along(b, y, dim, index, values, mode)
+    return _collected(b, x, source, along, reduction, include_self)
 
 
 @rule(aten.scatter.reduce, aten.scatter.value_reduce)
@@ -157,8 +279,9 @@ def _scatter_with(b: Builder, x: Node, dim: int, index: Node, source: Any, *, re
 
 def _index_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: str) -> Any:
     """index_add and its like: row i of source goes to row index[i] of x."""
-    if x.tensor.ndim == 0 or index.tensor.ndim != 1:
-        return NotImplemented
+    if not x.tensor.ndim or not index.tensor.ndim:
+        done = _index_along(b, line(b, x), dim, line(b, index), line(b, source), mode)
+        return done if done is NotImplemented else b.reshape(done, x.tensor.shape)
     dim %= x.tensor.ndim
     shape = tuple(index.tensor.shape[0] if d == dim else n for d, n in enumerate(x.tensor.shape))
     error = ("IndexError", "index out of range in self")
@@ -171,7 +294,7 @@ def _index_add(b: Builder, x: Node, dim: int, index: Node, source: Node, *, alph
     if alpha != 1:
         source = (b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize >
                   2 else None)
-    fits = source is not None and source.tensor.ndim == x.tensor.ndim
+    fits = source is not None and max(source.tensor.ndim, 1) == max(x.tensor.ndim, 1)
     return NotImplemented if not fits else _index_along(b, x, dim, index, source, "add")
 
 
@@ -182,9 +305,8 @@ def _index_copy(b: Builder, x: Node, dim: int, index: Node, source: Node) -> Any
 
 @rule(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
 def _index_fill(b: Builder, x: Node, dim: int, index: Node, value: Any) -> Any:
-    if x.tensor.ndim == 0 or index.tensor.ndim != 1:
-        return NotImplemented
-    return _index_along(b, x, dim, _wrapped(b, index, x.tensor.shape[dim % x.tensor.ndim]), value, "set")
+    size = x.tensor.shape[dim % x.tensor.ndim] if x.tensor.ndim else 1
+    return _index_along(b, x, dim, _wrapped(b, index, size), value, "set")
 
 
 @rule(aten.index_put.default, aten._unsafe_index_put.default)

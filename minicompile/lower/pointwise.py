@@ -276,6 +276,48 @@ def _addcdiv(b: Builder, x: Node, y: Node, z: Node, value: Any = 1) -> Node:
     return b.add(x, b.div(y if value == 1 else b.mul(y, value), z))
 
 
+@rule(aten.addr.default)
+def _addr(b: Builder, x: Node, column: Node, row: Node, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    dtype, shape = wide(b.out.dtype), b.out.shape
+    if dtype is torch.bool:
+        return NotImplemented
+    p, q = b.broadcast_like(b.cast(column, dtype), (1,), shape), b.expand(b.cast(row, dtype), shape)
+    product = b.mul(b.mul(p, as_dtype(alpha, dtype)), q)
+    own = b.mul(b.expand(b.cast(x, dtype), shape), as_dtype(beta, dtype))
+    return b.cast(b.add(own, product) if beta else product, b.out.dtype)
+
+
+@point(aten.round.decimals)
+def _round_decimals(b: Builder, x: Node, *, decimals: int) -> Any:
+    if not is_float(x) or b.out.dtype.itemsize < 4:
+        return x if not is_float(x) else NotImplemented
+    scale = as_dtype(10.0 ** abs(decimals), dtype_of(x))
+    if decimals < 0:
+        return b.mul(b.round(b.div(x, scale)), scale)
+    return b.div(b.round(b.mul(x, scale)), scale) if decimals else b.round(x)
+
+
+@point(aten.angle.default)
+def _angle(b: Builder, x: Node) -> Node:
+    return b.where(b.isnan(x), x, b.where(b.lt(x, 0.0), const(b, x, math.pi), 0.0))
+
+
+@rule(aten.frexp.Tensor)
+def _frexp(b: Builder, x: Node) -> Any:
+    """Mantissa and exponent from the bits; what is denormal is made normal first."""
+    y = b.widen(x)
+    dtype, info = dtype_of(y), torch.finfo(dtype_of(y))
+    ints, digits = (torch.int32, 23) if dtype is torch.float32 else (torch.int64, 52)
+    small = b.lt(b.abs(y), info.tiny)
+    bits = b.bitcast(b.where(small, b.mul(y, 2.0 ** digits), y), ints)
+    field = (1 << (8 if digits == 23 else 11)) - 1
+    raised = b.sub(b.and_(b.shr(bits, digits), field), field // 2 - 1)
+    exponent = b.sub(raised, b.where(small, digits, 0))
+    half = b.bitcast(b.or_(b.and_(bits, ~(field << digits)), (field // 2 - 1) << digits), dtype)
+    plain = b.or_(b.eq(y, 0.0), b.not_(b.lt(b.abs(y), math.inf)))
+    return b.cast(b.where(plain, y, half), b.out[0].dtype), b.cast(b.where(plain, 0, exponent), torch.int32)
+
+
 # ---- selection ------------------------------------------------------------------------------------
 
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)

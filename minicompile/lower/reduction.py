@@ -101,9 +101,9 @@ for packet, name in ((aten.max, "amax"), (aten.min, "amin")):
 
 
 def _with_index(b: Builder, x: Node, dim: int, keepdim: bool, largest: bool) -> Any:
-    if x.tensor.dtype is torch.bool or x.tensor.ndim == 0:
-        return NotImplemented
-    y, dims = b.widen(x), dims_of(x, dim)
+    if not x.tensor.ndim:
+        return x, b.full((), 0, torch.int64)
+    y, dims = b.cast(x, torch.uint8) if x.tensor.dtype is torch.bool else b.widen(x), dims_of(x, dim)
     value = b.cast(reduce(b, "amax" if largest else "amin", y, dims, keepdim), x.tensor.dtype)
     return value, reduce(b, "argmax" if largest else "argmin", y, dims, keepdim)
 
@@ -113,8 +113,10 @@ rule(aten.min.dim)(lambda b, x, dim, keepdim=False: _with_index(b, x, dim, keepd
 
 
 def _arg(b: Builder, name: str, x: Node, dim: int | None, keepdim: bool) -> Any:
-    if x.tensor.dtype is torch.bool or x.tensor.ndim == 0:
+    if x.tensor.dtype is torch.bool:
         return NotImplemented
+    if not x.tensor.ndim:
+        return b.full((), 0, torch.int64)
     return reduce(b, name, b.widen(x), dims_of(x, dim), keepdim)
 
 
@@ -131,6 +133,28 @@ for name in ("any", "all"):
     rule(packet.default)(lambda b, x, name=name: _logical(b, name, x, None, False))
     rule(packet.dim)(lambda b, x, dim, keepdim=False, name=name: _logical(b, name, x, dim, keepdim))
     rule(packet.dims)(lambda b, x, dim=None, keepdim=False, name=name: _logical(b, name, x, dim, keepdim))
+
+
+@rule(aten.aminmax.default)
+def _aminmax(b: Builder, x: Node, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    dims, y = dims_of(x, dim), b.widen(x)
+    return tuple(b.cast(reduce(b, name, y, dims, keepdim), x.tensor.dtype) for name in ("amin", "amax"))
+
+
+@rule(aten.nansum.default)
+def _nansum(b: Builder, x: Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Node:
+    return _sum(b, b.where(b.ne(x, x), 0, x) if x.tensor.dtype.is_floating_point else x, dims, keepdim)
+
+
+@rule(aten.count_nonzero.dim_IntList)
+def _count_nonzero(b: Builder, x: Node, dims: Any = None) -> Node:
+    return reduce(b, "sum", b.cast(b.ne(b.widen(x), 0), torch.int64), dims_of(x, dims))
+
+
+@rule(aten.trace.default)
+def _trace(b: Builder, x: Node) -> Node:
+    n = min(x.tensor.shape)
+    return _sum(b, b.gather(x, (b.index((n,), 0),) * 2, False), None)
 
 
 # ---- variance -------------------------------------------------------------------------------------
@@ -180,20 +204,62 @@ def _std_mean(b: Builder, x: Node, dims: Any = None, *, correction: Any = None, 
 def _vector_norm(b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, *,
                  dtype: Any = None) -> Any:
     y, over = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype)), dims_of(x, dims)
+    if ord in (math.inf, -math.inf) and not count(x, over):
+        return NotImplemented
+    norm = _norm_of(b, y, ord, over)
+    return b.cast(b.unsqueeze(norm, over) if keepdim else norm, b.out.dtype)
+
+
+def _norm_of(b: Builder, y: Node, p: Any, over: Dims) -> Node:
+    """The p-norm over these dimensions, which go."""
     size = b.abs(y)
-    if ord in (math.inf, -math.inf):
-        if not count(x, over):
-            return NotImplemented
-        norm = reduce(b, "amax" if ord > 0 else "amin", size, over, keepdim)
-    elif ord == 0:
-        norm = reduce(b, "sum", b.cast(b.ne(y, 0.0), y.tensor.dtype), over, keepdim)
-    elif ord == 1:
-        norm = reduce(b, "sum", size, over, keepdim)
-    elif ord == 2:
-        norm = b.sqrt(reduce(b, "sum", b.mul(y, y), over, keepdim))
-    else:
-        norm = b.pow(reduce(b, "sum", b.pow(size, float(ord)), over, keepdim), 1.0 / ord)
-    return b.cast(norm, b.out.dtype)
+    if p in (math.inf, -math.inf):
+        return reduce(b, "amax" if p > 0 else "amin", size, over)
+    if p == 0:
+        return reduce(b, "sum", b.cast(b.ne(y, 0.0), y.tensor.dtype), over)
+    if p == 1:
+        return reduce(b, "sum", size, over)
+    if p == 2:
+        return b.sqrt(reduce(b, "sum", b.mul(y, y), over))
+    return b.pow(reduce(b, "sum", b.pow(size, float(p)), over), 1.0 / p)
+
+
+@rule(aten.norm.Scalar, aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype)
+def _norm(b: Builder, x: Node, p: Any = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    return _vector_norm(b, x, 2 if p is None else p, dims, keepdim)
+
+
+@rule(aten.renorm.default)
+def _renorm(b: Builder, x: Node, p: Any, dim: int, most: Any) -> Any:
+    over, y = tuple(d for d in range(x.tensor.ndim) if d != dim % x.tensor.ndim), b.widen(x)
+    norm = _norm_of(b, y, p, over)
+    factor = b.where(b.gt(norm, float(most)), b.div(float(most), b.add(norm, 1e-7)), 1.0)
+    factor = b.widen(b.cast(factor, x.tensor.dtype))
+    return b.cast(b.mul(y, spread(b, factor, over, y)), x.tensor.dtype)
+
+
+@rule(aten._cdist_forward.default)
+def _cdist(b: Builder, x: Node, y: Node, p: float, mode: int | None) -> Any:
+    """All pairs of rows; where eager mode multiplies matrices instead, the ATen kernel does."""
+    (n, width), m = x.tensor.shape[-2:], y.tensor.shape[-2]
+    if p == 2 and mode != 2 and (mode == 1 or max(n, m) > 25) or not width:
+        return NotImplemented
+    shape = (*b.out.shape, width)
+    first = b.expand(b.unsqueeze(x, (x.tensor.ndim - 1,)), shape)
+    apart = b.sub(first, b.expand(b.unsqueeze(y, (y.tensor.ndim - 2,)), shape))
+    return _norm_of(b, apart, p, (len(shape) - 1,))
+
+
+@rule(aten._pdist_forward.default)
+def _pdist(b: Builder, x: Node, p: float = 2.0) -> Any:
+    n, width = x.tensor.shape
+    if not width:
+        return NotImplemented
+    rows = [b.constant(i) for i in torch.triu_indices(n, n, 1)]
+    shape = (*b.out.shape, width)
+    pair = [b.gather(x, (b.broadcast_like(b.reshape(i, b.out.shape), (1,), shape), b.index(shape, 1)), False)
+            for i in rows]
+    return _norm_of(b, b.sub(*pair), p, (1,))
 
 
 # ---- softmax --------------------------------------------------------------------------------------
@@ -356,6 +422,23 @@ rule(aten.cumsum.default)(lambda b, x, dim, *, dtype=None: _scan(b, "scan_sum", 
 rule(aten.cumprod.default)(lambda b, x, dim, *, dtype=None: _scan(b, "scan_prod", x, dim))
 
 
+def _running(b: Builder, name: str, x: Node, dim: int) -> Any:
+    """cummax, cummin: the running extreme, and where it was found: of equals the last; a NaN stays."""
+    if not x.tensor.ndim:
+        return x, b.full((), 0, torch.int64)
+    if x.tensor.dtype is torch.bool:
+        return NotImplemented
+    y, dim = b.widen(x), dim % x.tensor.ndim
+    best = b.emit_named(name, y, dim)
+    here = b.or_(b.eq(y, best), b.ne(y, y))
+    place = b.scan_amax(b.where(here, b.index(x.tensor.shape, dim), 0), dim)
+    return b.cast(best, x.tensor.dtype), place
+
+
+rule(aten.cummax.default)(lambda b, x, dim: _running(b, "scan_amax", x, dim))
+rule(aten.cummin.default)(lambda b, x, dim: _running(b, "scan_amin", x, dim))
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 def _reduced(b: Builder, y: Node, reduction: int) -> Node:
@@ -396,3 +479,27 @@ def _huber_loss(b: Builder, x: Node, target: Node, reduction: int = 1, delta: fl
         d = b.abs(b.sub(p, q))
         return b.where(b.le(d, delta), b.mul(b.mul(d, d), 0.5), b.mul(b.sub(d, 0.5 * delta), delta))
     return _loss(b, x, target, reduction, huber)
+
+
+@rule(aten.soft_margin_loss.default)
+def _soft_margin_loss(b: Builder, x: Node, target: Node, reduction: int = 1) -> Any:
+    return _loss(b, x, target, reduction, lambda p, q: b.log1p(b.exp(b.mul(b.neg(q), p))))
+
+
+@rule(aten.multi_margin_loss.default)
+def _multi_margin_loss(b: Builder, x: Node, target: Node, p: Any = 1, margin: Any = 1,
+                       weight: Node | None = None, reduction: int = 1) -> Any:
+    """The mean over classes of max(0, margin - x[target] + x)^p, but for the target's own."""
+    if p not in (1, 2) or not x.tensor.ndim:
+        return NotImplemented
+    classes, y = x.tensor.shape[-1], b.widen(x)
+    y = b.reshape(y, (y.tensor.numel // classes, classes))
+    target, shape = b.reshape(target, y.tensor.shape[:1]), y.tensor.shape
+    error = ("RuntimeError", "target out of range")
+    own = b.gather(y, (b.index(shape[:1], 0), target), True, error)
+    z = b.maximum(b.add(b.sub(margin, spread(b, own, (1,), y)), y), 0.0)
+    z = b.mul(z, z) if p == 2 else z
+    if weight is not None:
+        z = b.mul(z, spread(b, b.cast(b.gather(weight, (target,), True, error), y.tensor.dtype), (1,), y))
+    z = b.where(b.eq(spread(b, target, (1,), y), b.index(shape, 1)), 0.0, z)
+    return b.reshape(_reduced(b, b.div(reduce(b, "sum", z, (1,)), float(classes)), reduction), b.out.shape)

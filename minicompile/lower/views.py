@@ -13,7 +13,7 @@ from ..errors import Refusal
 from ..ir.graph import Node
 from ..ir.prims import need
 from ..ir.spec import TensorSpec
-from .builder import Builder, as_dtype, rule
+from .builder import Builder, as_dtype, rule, wide
 
 aten = torch.ops.aten
 
@@ -130,6 +130,43 @@ def _roll(b: Builder, x: Node, shifts: Any, dims: Any = ()) -> Node:
         if cut:
             x = b.cat((b.slice(x, dim, cut, size, 1), b.slice(x, dim, 0, cut, 1)), dim)
     return x
+
+
+@rule(aten.narrow_copy.default)
+def _narrow(b: Builder, x: Node, dim: int, start: int, length: int) -> Node:
+    dim, size = dim % x.tensor.ndim, x.tensor.shape[dim]
+    start = start + size if start < 0 else start
+    return b.slice(x, dim, start, start + length, 1)
+
+
+def _shuffle(b: Builder, x: Node, r: int, up: bool) -> Any:
+    """pixel_shuffle (channels into r x r pixels) and its inverse."""
+    *lead, c, h, w = x.tensor.shape
+    n = len(lead)
+    split = (*lead, c // (r * r), r, r, h, w) if up else (*lead, c, h // r, r, w // r, r)
+    order = (0, 3, 1, 4, 2) if up else (0, 2, 4, 1, 3)
+    return b.reshape(b.permute(b.reshape(x, split), (*range(n), *(n + d for d in order))), b.out.shape)
+
+
+rule(aten.pixel_shuffle.default)(lambda b, x, r: _shuffle(b, x, r, True))
+rule(aten.pixel_unshuffle.default)(lambda b, x, r: _shuffle(b, x, r, False))
+
+
+@rule(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+def _channel_shuffle(b: Builder, x: Node, groups: int) -> Node:
+    n, c, *rest = x.tensor.shape
+    y = b.reshape(x, (n, groups, c // groups, *rest))
+    return b.reshape(b.permute(y, (0, 2, 1, *range(3, len(rest) + 3))), b.out.shape)
+
+
+@rule(aten.linalg_cross.default)
+def _cross(b: Builder, x: Node, y: Node, *, dim: int = -1) -> Node:
+    dim, (p, q) = dim % len(b.out.shape), (b.widen(b.expand(n, b.out.shape)) for n in (x, y))
+
+    def turned(n: Node, cut: int) -> Node:
+        return b.cat((b.slice(n, dim, cut, 3, 1), b.slice(n, dim, 0, cut, 1)), dim)
+    product = b.sub(b.mul(turned(p, 1), turned(q, 2)), b.mul(turned(p, 2), turned(q, 1)))
+    return b.cast(product, b.out.dtype)
 
 
 def flat_index(b: Builder, spec: TensorSpec, base: TensorSpec) -> Node | None:
@@ -283,19 +320,21 @@ def _constant_pad(b: Builder, x: Node, pad: Any, value: Any = 0) -> Node:
 
 
 def _pad_ends(b: Builder, x: Node, pad: Any, mirror: bool) -> Any:
-    """reflection_pad and replication_pad: each end is a flipped piece, or the last element repeated."""
-    if min(pad) < 0:
-        return NotImplemented
+    """reflection_pad and replication_pad: each end is a flipped piece, or the last element repeated; a
+    negative end cuts off."""
     for i in range(len(pad) // 2):
         d = x.tensor.ndim - 1 - i
-        size, low, high = x.tensor.shape[d], pad[2 * i], pad[2 * i + 1]
+        size, (low, high), shape = x.tensor.shape[d], pad[2 * i:2 * i + 2], x.tensor.shape
         if mirror:
+            need(min(low, high) >= 0, "does not cut off")
             before = b.flip(b.slice(x, d, 1, low + 1, 1), (d,))
             after = b.flip(b.slice(x, d, size - 1 - high, size - 1, 1), (d,))
         else:
-            shape = x.tensor.shape
-            before = b.expand(b.slice(x, d, 0, 1, 1), (*shape[:d], low, *shape[d + 1:]))
-            after = b.expand(b.slice(x, d, size - 1, size, 1), (*shape[:d], high, *shape[d + 1:]))
+            first, last = min(max(-low, 0), size - 1), max(min(size, size + high), 1)
+            before = b.expand(b.slice(x, d, 0, 1, 1), (*shape[:d], max(low, 0), *shape[d + 1:]))
+            after = b.expand(b.slice(x, d, size - 1, size, 1), (*shape[:d], max(high, 0), *shape[d + 1:]))
+            need(max(-low, 0) < size + min(high, 0), "all of it is cut off")
+            x = b.slice(x, d, first, last, 1)
         x = b.cat(tuple(p for p in (before, x, after) if p.tensor.shape[d]), d)
     return x
 
@@ -304,16 +343,6 @@ rule(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflecti
     lambda b, x, pad: _pad_ends(b, x, pad, True))
 rule(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)(
     lambda b, x, pad: _pad_ends(b, x, pad, False))
-
-
-@rule(aten.upsample_nearest1d.default, aten.upsample_nearest2d.default, aten.upsample_nearest3d.default)
-def _upsample_nearest(b: Builder, x: Node, *_: Any) -> Any:
-    """By whole factors each element is repeated; other factors go to the ATen kernel."""
-    shape, out = x.tensor.shape, b.out.shape
-    if any(n == 0 or m % n for n, m in zip(shape, out)):
-        return NotImplemented
-    doubled = b.reshape(x, tuple(k for n in shape for k in (n, 1)))
-    return b.reshape(b.expand(doubled, tuple(k for n, m in zip(shape, out) for k in (n, m // n))), out)
 
 
 # ---- creation -------------------------------------------------------------------------------------
@@ -362,15 +391,31 @@ def ramp(b: Builder, n: int, start: Any, step: Any, dtype: torch.dtype) -> Node:
     return b.cast(b.add(b.mul(i, float(step)), float(start)), dtype)
 
 
-@rule(aten.linspace.default)
+def _spaced(b: Builder, start: Any, end: Any, n: int, dtype: torch.dtype) -> Node:
+    """n numbers from start to end (numbers, or tensors without dimensions): each half counted from its own
+    end."""
+    first, last = (b.to(b.to(e, b.out.dtype, ()), dtype, ()) for e in (start, end))
+    step = b.div(b.sub(last, first), float(max(n - 1, 1)))
+    first, last, step = (b.expand(e, (n,)) for e in (first, last, step))
+    i = b.cast(b.iota(n, 0, 1, torch.int64), dtype)
+    up, down = b.add(first, b.mul(step, i)), b.sub(last, b.mul(step, b.sub(float(n - 1), i)))
+    return b.where(b.lt(i, float(n // 2 if n > 1 else 1)), up, down)
+
+
+@rule(aten.linspace.default, aten.linspace.Tensor_Tensor, aten.linspace.Tensor_Scalar,
+      aten.linspace.Scalar_Tensor)
 def _linspace(b: Builder, start: Any, end: Any, steps: int, **_: Any) -> Any:
-    dtype, n = b.out.dtype, steps
-    if not dtype.is_floating_point or n == 0:
+    dtype = wide(b.out.dtype) if b.out.dtype.is_floating_point else torch.float64
+    return b.cast(_spaced(b, start, end, steps, dtype), b.out.dtype)
+
+
+@rule(aten.logspace.default, aten.logspace.Tensor_Tensor, aten.logspace.Tensor_Scalar,
+      aten.logspace.Scalar_Tensor)
+def _logspace(b: Builder, start: Any, end: Any, steps: int, base: float = 10.0, **_: Any) -> Any:
+    dtype = b.out.dtype
+    if dtype not in (torch.float32, torch.float64):
         return NotImplemented
-    step = (end - start) / (n - 1) if n > 1 else 0.0
-    up, down = (ramp(b, n, float(start), float(step), dtype),
-                ramp(b, n, float(end) - (n - 1) * step, float(step), dtype))
-    return b.where(b.lt(b.iota(n, 0, 1, torch.int64), n // 2 if n > 1 else 1), up, down)
+    return b.pow(b.full(b.out.shape, as_dtype(base, dtype), dtype), _spaced(b, start, end, steps, dtype))
 
 
 @rule(aten.eye.default, aten.eye.m)
