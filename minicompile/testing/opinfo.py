@@ -488,10 +488,9 @@ def examine(info: Any, dtype: torch.dtype, how: How, show: bool = False) -> Row:
                     continue
                 kind, reason, done = judge(case, how, limits, info.name not in UNINITIALISED)
                 row.add(kind, reason)
-                if case.expects_error:          # then the library's kernel is what raises
-                    continue
-                externs |= {str(n.op) for c in done or () for n in (c.prims.graph.nodes if c.prims else ())
-                            if isinstance(n.op, torch._ops.OpOverload)}
+                called = {str(n.op) for c in done or () for n in (c.prims.graph.nodes if c.prims else ())
+                          if isinstance(n.op, torch._ops.OpOverload)}
+                externs |= called if not case.expects_error else set()      # there the library raises
                 if show and kind != "ok":
                     print(f"{row.op} {row.dtype} {case.label}: {kind}: {reason}", flush=True)
         except Exception as e:                     # a generator that does not take the dtype after all
