@@ -31,8 +31,16 @@ def decompose(aten_graph: AtenGraph) -> Prims:
     values: dict[Node, Any] = {}
     for n in g.inputs:
         values[n] = Node(b.names.take(n.name), "input", n.args, {}, n.spec)
+    needed = set(alive(g.nodes, list(g.roots())))
+    checks: list[Node] = []
     for n in g.nodes:
-        values[n] = _lower(b, n, values)
+        if n in needed or not _may_raise(n):
+            values[n] = _lower(b, n, values)
+        else:                             # nothing needs its value, but eager mode would see bad arguments
+            args, kwargs = map_arg((n.args, n.kwargs), values.__getitem__)
+            b.place, b.out = n.where, n.spec
+            values[n] = _extern(b, n, args, kwargs)
+            checks.append(values[n])
     outputs = []
     for o in g.outputs:
         node = values[o.node]
@@ -43,7 +51,7 @@ def decompose(aten_graph: AtenGraph) -> Prims:
     b.mark = len(b.nodes)
     writes = tuple((i, values[n]) for i, n in g.writes)
     inputs = tuple(values[n] for n in g.inputs)
-    roots = [o.node for o in outputs] + [n for _, n in writes]
+    roots = [o.node for o in outputs] + [n for _, n in writes] + checks
     return Prims(Graph(inputs, tuple(alive(b.nodes, roots)), tuple(outputs), writes, g.returned, g.restrides))
 
 
@@ -101,6 +109,17 @@ def _for_prims(n: Node) -> bool:
     specs = [a.spec for a in arg_nodes((n.args, n.kwargs))] + [n.spec]
     flat = [s for spec in specs for s in (spec if isinstance(spec, tuple) else (spec,)) if s is not None]
     return all(s.dtype in SUPPORTED and s.ndim <= MOST_DIMS for s in flat)
+
+
+# operators that look at data and may raise: at any, and at integers only
+INDEXING = frozenset("""index index_select gather embedding take index_put index_add index_copy index_fill scatter
+                     scatter_add scatter_reduce nll_loss_forward""".split())
+DIVIDING = frozenset("div floor_divide remainder fmod".split())
+
+
+def _may_raise(n: Node) -> bool:
+    name = n.op._overloadpacket.__name__ if isinstance(n.op, torch._ops.OpOverload) else ""
+    return name in INDEXING or name in DIVIDING and not n.tensor.dtype.is_floating_point
 
 
 def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:

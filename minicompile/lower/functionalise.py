@@ -8,6 +8,7 @@ says.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +196,7 @@ class Functionaliser:
         names = {a.name for a in op._schema.arguments if a.is_out}
         call_args = reordered(op, pure, tuple([self.lowered(a) for a in with_defaults(op, args, kwargs)]))
         call_kwargs = {k: self.lowered(v) for k, v in kwargs.items() if k not in names}
-        self._check_overlap(written, args, kwargs)
+        self._check_overlap(op, pure, written, args, kwargs)
         if torch.Tag.nondeterministic_seeded in op.tags:
             if not all(f.spec.is_contiguous for f in written):
                 pure, call_args, call_kwargs = self._draw(op, written, call_args, call_kwargs)
@@ -246,16 +247,21 @@ class Functionaliser:
             alias = alias.parent
         alias.base.value, alias.base.version = new, alias.base.version + 1
 
-    def _check_overlap(self, written: list[Fake], args: tuple, kwargs: dict) -> None:
-        """Refuses what eager mode refuses, or leaves to chance: writes to elements that share memory."""
-        others = [a for a in (*args, *kwargs.values()) if isinstance(a, Fake)]
+    def _check_overlap(self, op: Any, pure: Any, written: list[Fake], args: tuple, kwargs: dict) -> None:
+        """Refuses what eager mode refuses, or leaves to chance: writes to elements that share memory, or that
+        are read elsewhere. Elementwise operators may read just what they write."""
+        aligned = pure in ELEMENTWISE or pure is aten.copy.default or pure._schema.name.startswith("aten::_for")
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Fake)]
         for w in written:
-            spec, base = self.aliases[id(w)].spec, self.aliases[id(w)].base.spec
-            if spec.may_overlap or base.may_overlap:
+            mine = self.aliases[id(w)]
+            if mine.spec.may_overlap or mine.base.spec.may_overlap:
                 raise Refusal("overlap", "a write to a tensor whose elements share memory", self.where)
-            for o in others:
-                if (o is not w and storage_key(o) == storage_key(w)
-                    and partly_overlaps(spec, self.aliases[id(o)].spec)):
+            own = next((i for i, o in enumerate(given) if o is w), None)
+            for i, o in enumerate(given):
+                other = self.aliases[id(o)]
+                if i == own or other.base is not mine.base or not share(mine.spec, other.spec):
+                    continue
+                if not (aligned and fits(mine.spec, other.spec) and mine.spec.offset == other.spec.offset):
                     raise Refusal("overlap", "a write to memory that the same operator reads elsewhere",
                                   self.where)
 
@@ -350,15 +356,32 @@ def fits(new: TensorSpec, old: TensorSpec) -> bool:
     return (new.dtype, new.shape) == (old.dtype, old.shape) and same_strides(new, old)
 
 
-def partly_overlaps(a: TensorSpec, b: TensorSpec) -> bool:
-    """Two views of one storage, both dense, that share some memory but are not the same (others are not
-    judged)."""
-    if not (a.numel and b.numel and a.is_dense and b.is_dense):
+def share(a: TensorSpec, b: TensorSpec) -> bool:
+    """Whether two windows on one storage have an element in common; True for some that are too large to
+    tell."""
+    if a.dtype.itemsize != b.dtype.itemsize:
+        one, two = ((x.offset * x.dtype.itemsize, x.flat.nbytes) for x in (a, b))
+        return one[0] < two[1] and two[0] < one[1]
+    dims = [sorted(((s, n) for n, s in zip(x.shape, x.stride) if n != 1), reverse=True) for x in (a, b)]
+    low = min(a.offset, b.offset)
+    while True:
+        ends = [x.offset + sum(s * (n - 1) for s, n in d) + 1 for x, d in zip((a, b), dims)]
+        inner = [end - d[0][0] * (d[0][1] - 1) if d else end for end, d in zip(ends, dims)]
+        if dims[0][:1] != dims[1][:1] or not dims[0] or dims[0][0][0] < max(inner) - low:
+            break
+        dims = [d[1:] for d in dims]          # both repeat what is inside, without touching the next one
+    if not (a.numel and b.numel and a.offset < ends[1] and b.offset < ends[0]):
         return False
-    one, two = (a.offset, a.offset + a.numel), (b.offset, b.offset + b.numel)
-    if one == two:
-        return a.stride != b.stride and not same_strides(a, b)
-    return one[0] < two[1] and two[0] < one[1]
+    if any(math.prod(n for _, n in d) > MOST_COMPARED for d in dims):
+        return True
+    cells = [{x.offset} for x in (a, b)]
+    for i, d in enumerate(dims):
+        for s, n in d:
+            cells[i] = {c + s * k for c in cells[i] for k in range(n)}
+    return not cells[0].isdisjoint(cells[1])
+
+
+MOST_COMPARED = 1 << 14
 
 
 # ---- functional forms, read off the schemas -------------------------------------------------------

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import selectors
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,11 +47,12 @@ from . import opinfo_report
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8,
           torch.bool, torch.complex64)
-KINDS = ("ok", "refused", "wrong", "crash")
+KINDS = ("ok", "break", "refused", "wrong", "crash")
+# what is supported by a break in the graph: the operator runs in eager mode, what is around it is compiled
+BREAKS = frozenset(("data-dependent",))
 # the values these give are whatever the memory held
-UNINITIALISED = frozenset("""empty empty_like empty_permuted empty_strided new_empty new_empty_strided
-resize_
-                             resize_as_""".split())
+UNINITIALISED = frozenset(("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty",
+                           "new_empty_strided", "resize_", "resize_as_"))
 NOT_CLOSE = "not close"
 WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float64, torch.float16: torch.float64,
          torch.complex64: torch.complex128}
@@ -108,11 +111,13 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What a call did: its tensors, the inputs afterwards, gradients; or what it raised."""
+    """What a call did: its tensors and what else it gave, the inputs afterwards, gradients; or what it
+    raised."""
 
     outputs: list[torch.Tensor] = field(default_factory=list)
     inputs: list[torch.Tensor] = field(default_factory=list)
     gradients: list[torch.Tensor | None] = field(default_factory=list)
+    others: list[Any] = field(default_factory=list)
     raised: BaseException | None = None
 
 
@@ -147,11 +152,13 @@ def observe(run: Callable[..., Any], inputs: Sequence[torch.Tensor], grad: bool)
     if grad:                                # leaves stay leaves, but may be written to
         leaves, inputs = inputs, [torch.ops.aten.alias(t) if t.requires_grad else t for t in inputs]
     try:
-        outputs = list(tensors_in(run(*inputs)))
+        given = run(*inputs)
+        outputs = list(tensors_in(given))
         gradients = _gradients(outputs, leaves) if grad else []
     except Exception as e:
         return Outcome(raised=e)
-    return Outcome(outputs, list(inputs), gradients)
+    others = [x for x in tree_flatten(given)[0] if not isinstance(x, torch.Tensor)]
+    return Outcome(outputs, list(inputs), gradients, others)
 
 
 def _gradients(outputs: list[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
@@ -183,40 +190,54 @@ def graph_of(run: Callable[..., Any], count: int) -> fx.GraphModule:
     return fx.GraphModule(torch.nn.Module(), graph)
 
 
-def captured(case: Case, how: How, done: list[Compilation]) -> Callable[..., Any]:
-    """The call through `minicompile.compile`. Raises Refusal where it would have run as in eager mode."""
+def captured(case: Case, how: How, done: list[Compilation], fullgraph: bool = True) -> Callable[..., Any]:
+    """The call through `minicompile.compile`. With `fullgraph`, raises Refusal where it would have run as in
+    eager mode."""
     fn = case.fn
-    compiled = api.compile(lambda *args, **kwargs: fn(*args, **kwargs), backend=how.backend, fullgraph=True)
+    compiled = api.compile(lambda *args, **kwargs: fn(*args, **kwargs), backend=how.backend,
+                           fullgraph=fullgraph)
     _, run = Case(case.label, compiled, case.args, case.kwargs).flat()
     return run
 
 
 def judge(case: Case, how: How, limits: tuple[float, float] | None, values: bool) -> tuple[str, str, Any]:
-    """(kind, reason, compilation) of one call."""
+    """(kind, reason, compilation) of one call: from the lowering on; if that refuses, with capture, which
+    knows more (data it may guard, inputs that share memory); if that does, too, with breaks."""
     inputs, run = case.flat()
-    done: list[Compilation] = []
     with torch.set_grad_enabled(case.grad):
         usual = all(map(plain, inputs))
         expected = observe(run, copies(inputs), case.grad) if usual else Outcome()
-        try:
-            shared = usual and len({_storage(t) for t in inputs}) < len(inputs)          # capture's business
-            call = (captured if how.capture or shared else lowered)(case, how, done)
-            if not usual:
-                return "crash", "an input that is not a plain tensor is compiled", None
-            got = observe(call, copies(inputs), case.grad)
-            if isinstance(got.raised, Refusal):
-                raise got.raised
-        except Refusal as e:
-            return _refused(e, expected)
-        except Exception as e:
-            if not traces(case):            # eager mode is asked then, which raises what it raises
-                same = expected.raised is not None
-                return ("ok", "", None) if same else ("refused", f"raises: {_short(e)}", None)
-            return "crash", _short(e, True), None
-        reason = difference(got, expected, limits, values)
-        if NOT_CLOSE in reason and not rounds_worse(got, expected, run, inputs, case.grad):
-            reason = ""
-    return ("wrong", reason, done) if reason else ("ok", "", done)
+        shared = usual and len({_storage(t) for t in inputs}) < len(inputs)          # capture's business
+
+        def attempt(call_of: Callable[..., Any]) -> tuple[str, str, Any]:
+            done: list[Compilation] = []
+            try:
+                call = call_of(case, how, done)
+                if not usual:
+                    return "crash", "an input that is not a plain tensor is compiled", None
+                got = observe(call, copies(inputs), case.grad)
+                if isinstance(got.raised, Refusal):
+                    raise got.raised
+            except Refusal as e:
+                return _refused(e, expected)
+            except Exception as e:
+                if not traces(case):            # eager mode is asked then, which raises what it raises
+                    same = expected.raised is not None
+                    return ("ok", "", None) if same else ("refused", f"raises: {_short(e)}", None)
+                return "crash", _short(e, True), None
+            reason = difference(got, expected, limits, values)
+            if NOT_CLOSE in reason and not rounds_worse(got, expected, run, inputs, case.grad):
+                reason = ""
+            return ("wrong", reason, done) if reason else ("ok", "", done)
+
+        kind, reason, done = attempt(captured if how.capture or shared else lowered)
+        if kind == "refused" and usual and not how.capture and not shared:
+            kind, later, done = attempt(captured)
+            reason = reason if later.startswith("raises") else later
+        if kind == "refused" and usual and reason.split(":")[0] in BREAKS:
+            kind, later, done = attempt(partial(captured, fullgraph=False))
+            kind, reason = ("break", reason) if kind == "ok" else (kind, later)
+    return kind, reason, done
 
 
 def rounds_worse(got: Outcome, expected: Outcome, run: Callable[..., Any], inputs: list, grad: bool) -> bool:
@@ -277,6 +298,8 @@ def difference(got: Outcome, expected: Outcome, limits: tuple[float, float] | No
         return "" if a == b else f"raises {_line(a)}, not {_line(b)}"
     found = _list_difference("output", got.outputs, expected.outputs, limits, values)
     found = found or _list_difference("input", got.inputs, expected.inputs, limits, values)
+    if got.others and str(got.others) != str(expected.others):          # a lowered graph gives only tensors
+        return f"gives {got.others}, not {expected.others}"
     a, b = aliasing(got), aliasing(expected)
     if not found and a != b:
         return f"memory is shared as {a}, not {b}"
@@ -300,8 +323,10 @@ def tensor_difference(a: torch.Tensor | None, b: torch.Tensor | None, limits: An
     have holes or an offset (gradients may; what `.grad` then holds does not)."""
     if a is None or b is None:
         return "" if a is b else "one of the two is None"
-    if not plain(a) or not plain(b):
-        return "" if plain(a) == plain(b) else "only one of the two is a plain tensor"
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return "" if a.layout is b.layout else f"is {a.layout}, not {b.layout}"
+    if exact and (a.is_conj(), a.is_neg()) != (b.is_conj(), b.is_neg()):
+        return "only one of the two is lazily conjugated or negated"
     one, two = TensorSpec.of(a), TensorSpec.of(b)
     laid_out = same_strides(one, two) and (one.offset == two.offset or not exact)
     same = laid_out or not exact and not (one.is_dense and two.is_dense)
@@ -326,7 +351,8 @@ def aliasing(o: Outcome) -> list[str]:
     for i, t in enumerate(o.outputs):
         others = [(f"in{k}", x) for k, x in enumerate(o.inputs)] + [(f"out{k}", x) for k, x in
                                                                    enumerate(o.outputs[:i])]
-        shared = (name for name, x in others if plain(x) and plain(t) and _storage(x) == _storage(t))
+        shared = (name for name, x in others
+                  if x.layout is t.layout is torch.strided and _storage(x) == _storage(t))
         found.append(next(shared, "-"))
     return found
 
@@ -506,6 +532,7 @@ def _work(todo: list[tuple[Any, torch.dtype]], how: How, show: bool, pipe: int) 
     torch.set_num_threads(1)
     with os.fdopen(pipe, "w") as out:
         for info, dtype in todo:
+            signal.alarm(60 + 4 * int(how.seconds))          # it ends the process, which is a row then
             print(json.dumps(asdict(examine(info, dtype, how, show))), file=out, flush=True)
 
 
@@ -540,20 +567,24 @@ def shared_out(todo: list[tuple[Any, torch.dtype]], how: How, show: bool, jobs: 
     if jobs <= 1:
         yield from rows_of(todo, how, show)
         return
-    pipes = []
-    for j in range(jobs):
-        read, write = os.pipe()
-        if not os.fork():
-            os.close(read)
-            with os.fdopen(write, "w") as out:
-                for row in rows_of(todo[j::jobs], how, show):
-                    print(json.dumps(asdict(row)), file=out, flush=True)
-            os._exit(0)
-        os.close(write)
-        pipes.append(read)
-    for read in pipes:
-        with os.fdopen(read) as lines:
-            yield from (Row(**json.loads(line)) for line in lines)
+    with selectors.DefaultSelector() as pipes:
+        for j in range(jobs):
+            read, write = os.pipe()
+            if not os.fork():
+                os.close(read)
+                with os.fdopen(write, "w") as out:
+                    for row in rows_of(todo[j::jobs], how, show):
+                        print(json.dumps(asdict(row)), file=out, flush=True)
+                os._exit(0)
+            os.close(write)
+            pipes.register(os.fdopen(read), selectors.EVENT_READ)
+        while pipes.get_map():
+            for key, _ in pipes.select():
+                line = key.fileobj.readline()
+                if line:
+                    yield Row(**json.loads(line))
+                else:
+                    pipes.unregister(key.fileobj)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

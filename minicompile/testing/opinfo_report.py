@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Row = dict
-KINDS = ("ok", "refused", "wrong", "crash")
+KINDS = ("ok", "break", "refused", "wrong", "crash")
 # library kernels that are meant to stay: products, convolution, attention, random numbers
 KEPT = tuple("""mm bmm addmm baddbmm mv dot vdot addmv addbmm convolution scaled_dot_product rand bernoulli
 multinomial dropout uniform normal exponential cauchy geometric log_normal random poisson binomial""".split())
@@ -48,7 +48,10 @@ INTRODUCTION = """Written by `python -m minicompile.testing.opinfo --results bui
 docs/opinfo.md` (and `--grad`). Each operator of PyTorch's `op_db` runs on samples of that database: as they
 are, with non-contiguous inputs, in place, and on the inputs that must raise. Compared with eager mode:
 values in the database's tolerances, dtype, shape, stride, shared memory, written inputs, exception type and
-message. A refused sample runs as in eager mode. The numbers count samples (5 to 12
+message. "One graph": compiled whole, from the lowering on, or with capture where data has to be guarded.
+"Break": the operator itself runs in eager mode, between graphs, because its result depends on data in a way
+that no guard can hold; what comes out is compared all the same. A refused sample runs as in eager mode;
+the reasons are below. The numbers count samples (5 to 12
 per operator and dtype are spread over the database's); each row is of its own last run, so rows may be of
 different commits."""
 
@@ -58,8 +61,8 @@ def status(r: Row) -> str:
 
 
 def _totals(rows: list[Row]) -> list[str]:
-    lines = ["| dtype | operators | all samples ok | ok | refused | wrong | crash | equal |",
-             "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    lines = ["| dtype | operators | all samples ok | one graph | break | refused | wrong | crash | equal |",
+             "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
     by_dtype: dict[str, list[Row]] = defaultdict(list)
     for r in rows:
         by_dtype[r["dtype"]].append(r)
@@ -68,7 +71,7 @@ def _totals(rows: list[Row]) -> list[str]:
         for r in mine:
             n.update(r["counts"])
         whole = sum(status(r) == "ok" for r in mine)
-        share = 100 * n["ok"] / max(1, sum(n.values()))
+        share = 100 * (n["ok"] + n["break"]) / max(1, sum(n.values()))
         lines.append(f"| {dtype} | {len(mine)} | {whole} | " + " | ".join(str(n[k]) for k in KINDS)
                      + f" | {share:.1f}% |")
     return lines
@@ -96,16 +99,19 @@ def _faults(rows: list[Row]) -> list[str]:
 
 
 def _refusals(rows: list[Row]) -> list[str]:
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    for r in rows:
-        for why, n in r["why"].items():
-            if why.startswith("refused"):
-                found[why.split(":")[1].strip()][r["op"]] += n
-    lines = ["### Refused", "", "| reason | samples | operators |", "|---|--:|---|"]
-    for code, ops in sorted(found.items(), key=lambda kv: -sum(kv[1].values())):
-        names = ", ".join(f"`{op}`" for op in sorted(ops))
-        lines.append(f"| {code} | {sum(ops.values())} | {names} |")
-    return [*lines, ""]
+    lines = []
+    for kind, title in (("refused", "Refused"), ("break", "With a break")):
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for r in rows:
+            for why, n in r["why"].items():
+                if why.startswith(kind):
+                    found[why.split(":")[1].strip()][r["op"]] += n
+        lines += [f"### {title}", "", "| reason | samples | operators |", "|---|--:|---|"]
+        for code, ops in sorted(found.items(), key=lambda kv: -sum(kv[1].values())):
+            names = ", ".join(f"`{op}`" for op in sorted(ops))
+            lines.append(f"| {code} | {sum(ops.values())} | {names} |")
+        lines.append("")
+    return lines
 
 
 def _cell(text: str) -> str:
