@@ -45,6 +45,9 @@ class Halves:
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
+        if not torch.is_grad_enabled():         # it was, inside, where these results were computed
+            with torch.enable_grad():
+                return self(*primals)
         outputs, described = list(_Function.apply(self, *primals)), self.split.forward.outputs
         for i, j in self.views:
             outputs[i] = view_of(outputs[j], described[i].spec)

@@ -20,7 +20,7 @@ from .reads import CONTAINERS, FIXED, IDENTITIES, LEAVES, lookup, python_method
 from .writes import Writes
 
 HEAP_TYPE = 1 << 9  # tp_flags: a class made by a class statement
-UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "data", "_base", "_grad", "names", "grad_fn", "_version",
+UNSAFE_TENSOR_ATTRIBUTES = frozenset({"grad", "_base", "_grad", "names", "grad_fn", "_version",
                                       "is_inference", "_backward_hooks", "_cdata"})
 
 
@@ -36,6 +36,10 @@ class Attributes(Writes):
 
     lookups: dict[tuple[type, str], tuple[Any, type | None]]
     classes_changed: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_read: set[int] = set()        # ids of fakes whose `.data` was read
 
     def find(self, kind: type, name: str) -> tuple[Any, type | None]:
         """`lookup`, remembered for this capture."""
@@ -107,6 +111,9 @@ class Attributes(Writes):
             source, t, _ = self.inputs[i]
             self.guard(source.attr("is_leaf"), "id", True)
             return self.read(source.attr("grad"), fact(t, "grad"))
+        if name == "data":
+            self.data_read.add(id(fake))
+            return self.call(self.current, torch.Tensor.detach, [fake])
         if name in UNSAFE_TENSOR_ATTRIBUTES:
             raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
         if name == "__class__":

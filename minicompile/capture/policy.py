@@ -70,7 +70,9 @@ _HOOKS = (torch.utils.hooks.BackwardHook.__init__, torch.Tensor.register_hook,
           torch.Tensor.register_post_accumulate_grad_hook, torch.autograd.graph.saved_tensors_hooks.__init__,
           torch.autograd.graph.register_multi_grad_hook)
 _OUTSIDE = (torch.manual_seed, torch.seed, torch.initial_seed, torch.save, torch.load, torch.set_printoptions,
-            torch.set_default_device)
+            torch.set_default_device, torch.get_rng_state, torch.set_rng_state, torch.random.fork_rng,
+            torch.use_deterministic_algorithms, torch.set_deterministic_debug_mode,
+            torch.set_float32_matmul_precision)
 _REFUSED = {
     inspect.unwrap(f).__code__: (code, f"{f.__qualname__}() is called")
     for code, functions in (("backward-hook", _HOOKS), ("impure-call", _OUTSIDE),
@@ -103,7 +105,7 @@ _PURE_OF = {"sys": {"intern", "getrecursionlimit", "exc_info", "getdefaultencodi
 RECORDED = frozenset({
     torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
     torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache,
-    torch._C._enter_dual_level, torch._C._exit_dual_level, torch._C._set_fwd_grad_enabled,
+    torch._C._set_default_dtype, torch._C._enter_dual_level, torch._C._exit_dual_level, torch._C._set_fwd_grad_enabled,
     *(getattr(torch._C._functorch, name) for name in """
         _add_batch_dim _remove_batch_dim _unwrap_batched _vmap_increment_nesting _vmap_decrement_nesting
         _grad_increment_nesting _grad_decrement_nesting _wrap_for_grad _unwrap_for_grad

@@ -19,12 +19,9 @@ from ..errors import Refusal, Where
 from ..ir.fake import Fake
 
 # Tensor's operators, so that the graph reads as the user wrote it.
-_OPERATORS: dict[str, Callable[..., Any]] = {f"__{n}__": getattr(operator,
-                                                                 n.rstrip("_") if n not in ("and_", "or_",
-    "not_") else n) for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg",
-                              "invert", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem", "lshift",
-                              "rshift", "xor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "iand", "ior",
-                              "ixor")}
+_OPERATORS: dict[str, Callable[..., Any]] = {f"__{n}__": getattr(operator, n) for n in """
+    add sub mul truediv floordiv mod pow matmul neg invert eq ne lt le gt ge getitem setitem lshift rshift xor
+    iadd isub imul itruediv ifloordiv iand ior ixor""".split()}
 _OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
 # Methods of Tensor that are written in Python, or wrapped so.
 _TENSOR_FUNCTIONS: dict[Any, str] = {f: n for n, f in vars(torch.Tensor).items()
@@ -44,18 +41,19 @@ def holds_tensor(x: Any) -> bool:
 
 
 class Recorder(TorchFunctionMode):
-    """The function mode. `where` gives the user's current place, `exact` also its columns."""
+    """The function mode. `where` gives the user's current place."""
 
-    def __init__(self, where: Callable[[], Where | None], exact: Callable[[], Where | None]) -> None:
+    def __init__(self, where: Callable[[], Where | None]) -> None:
         super().__init__()
         self.graph = torch.fx.Graph()
         self.nodes: dict[int, torch.fx.Node] = {}  # id of a fake -> its node
         self.reals: dict[torch.fx.Node, torch.Tensor] = {}  # the inputs' tensors
         self.speculate: Callable[..., Any] = _refuse_speculation
+        self.confirm: Callable[..., BaseException] = lambda f, args, kwargs, error, where: error
         self.last_input: torch.fx.Node | None = None
         self.keep: list[Any] = []
         self.places: dict[torch.fx.Node, Where] = {}
-        self.where, self.exact = where, exact
+        self.where = where
 
     def add_input(self, name: str, fake: Fake, real: torch.Tensor) -> torch.fx.Node:
         """A placeholder, put behind the other placeholders."""
@@ -73,17 +71,19 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _NEEDS_DATA or func in _READ_ELEMENTS and type(args[0]) is list and holds_tensor(args[0]):
             refusal = Refusal("data-dependent", f"{func.__name__}() needs the values of a tensor",
-                              self.exact())
+                              self.where())
             if func in _NOT_SPECULATED:
                 raise refusal
             return self.speculate(func, args, kwargs, refusal)
         try:
             out = func(*args, **kwargs)
         except Refusal as error:
-            refusal = Refusal(error.code, error.reason, error.where or self.exact())
+            refusal = Refusal(error.code, error.reason, error.where or self.where())
             if error.code == "data-dependent":
                 return self.speculate(func, args, kwargs, refusal)
             raise refusal from error
+        except Exception as error:
+            raise self.confirm(func, args, kwargs, error, self.where()) from None
         if out is None and (args or kwargs) or holds_tensor(out):
             self.append(func, args, kwargs, out)
         return out
@@ -119,7 +119,7 @@ class Recorder(TorchFunctionMode):
             if node is None:
                 raise Refusal(
                     "untracked-tensor", "a tensor that capture has not seen being read is used",
-                    self.exact())
+                    self.where())
             return node
         kind = type(x)
         if kind is tuple or kind is list:
@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
             return slice(self.arg(x.start), self.arg(x.stop), self.arg(x.step))
         if kind.__module__ == "numpy" and hasattr(x, "item"):
             if getattr(x, "ndim", 0):
-                raise Refusal("numpy", "a numpy array meets a tensor", self.exact())
+                raise Refusal("numpy", "a numpy array meets a tensor", self.where())
             return x.item()
         if issubclass(type(x), tuple) and kind is not torch.Size:
             return tuple(self.arg(e) for e in x)

@@ -123,6 +123,21 @@ class Speculation:
             raise refusal
         return out
 
+    def confirm(self, func: Any, args: tuple, kwargs: dict[str, Any], error: Exception,
+                where: Where | None) -> Exception:
+        """What to raise for a call that raises `error` on fakes: what it raises for the call's real inputs, or a
+        Refusal where that is another error or none."""
+        arg = self.recorder.arg
+        if not torch._C._functorch.get_dynamic_layer_stack_depth():
+            try:
+                self.reality.call(func, tuple(map(arg, args)), {k: arg(v) for k, v in kwargs.items()})
+            except Refusal:
+                raise
+            except Exception as real:
+                if type(real) is type(error):
+                    return real
+        return Refusal("no-meta", f"{getattr(func, '__name__', func)}() on fakes raises {error!r}", where)
+
     def with_numbers(self, func: Any, args: tuple, kwargs: dict[str, Any], refusal: Refusal) -> Any:
         """The call with numbers in the place of tensors that it takes for numbers."""
         own = 1 if issubclass(torch.Tensor, getattr(func, "__objclass__", NoneType)) else 0

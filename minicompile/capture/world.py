@@ -553,6 +553,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     ),
     # only names for a profiler
     torch.autograd.profiler.record_function: lambda frame, *a: contextlib.nullcontext(),
+    torch.set_default_dtype: lambda frame, d: frame.world.call_native(torch._C._set_default_dtype, (d,), None),
     _VMAP_RULES: lambda frame: frame.world.unseen(_VMAP_RULES),
     torch.is_inference_mode_enabled: lambda frame: frame.world.inference,
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),
