@@ -47,27 +47,6 @@ struct GemmScratch {
   ~GemmScratch() { __builtin_free(block); }
 };
 
-// LANES x LANES transpose in registers: log2(LANES) rounds of pairwise interleaving.
-static MC_INLINE void gemm_transpose(gemm_vec (&r)[GEMM_LANES]) {
-  vec<int, GEMM_LANES> lo, hi;
-#pragma GCC unroll 16
-  for (int i = 0; i < GEMM_LANES; i++) {
-    lo[i] = i / 2 + (i % 2) * GEMM_LANES;
-    hi[i] = lo[i] + GEMM_LANES / 2;
-  }
-#pragma GCC unroll 4
-  for (int round = 1; round < GEMM_LANES; round *= 2) {
-    gemm_vec t[GEMM_LANES];
-#pragma GCC unroll 16
-    for (int i = 0; i < GEMM_LANES / 2; i++) {
-      t[2 * i] = __builtin_shuffle(r[i], r[i + GEMM_LANES / 2], lo);
-      t[2 * i + 1] = __builtin_shuffle(r[i], r[i + GEMM_LANES / 2], hi);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < GEMM_LANES; i++) r[i] = t[i];
-  }
-}
-
 // One panel: out[k][j] = B[k * sk + j * sn] for j < n, zero for n <= j < NR.
 static __attribute__((noinline)) void gemm_pack_panel(const float* B, i64 K, i64 n, i64 sk, i64 sn,
                                                       float* out) {
@@ -86,7 +65,7 @@ static __attribute__((noinline)) void gemm_pack_panel(const float* B, i64 K, i64
         gemm_vec r[GEMM_LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < GEMM_LANES; i++) r[i] = *(const gemm_uvec*)(B + (j + i) * sn + k);
-        gemm_transpose(r);
+        transpose(r);
 #pragma GCC unroll 16
         for (int i = 0; i < GEMM_LANES; i++) *(gemm_vec*)(out + (k + i) * GEMM_NR + j) = r[i];
       }

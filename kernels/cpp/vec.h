@@ -216,6 +216,40 @@ template <int N, class T, class F, class V, class M> MC_INLINE void scatter(F at
   for (int l = 0; l < n; ++l) *(raw<T>*)at(l) = r[l];
 }
 
+// N vectors of N lanes, rows for columns, in registers: log2(N) rounds of pairwise interleaving.
+template <class V, int N> MC_INLINE void transpose(V (&r)[N]) {
+  static_assert(N == lanes_of<V>, "transpose: as many vectors as lanes");
+  vec<int_of<lane<V>>, N> lo, hi;
+#pragma GCC unroll 64
+  for (int i = 0; i < N; ++i) {
+    lo[i] = i / 2 + (i % 2) * N;
+    hi[i] = lo[i] + N / 2;
+  }
+#pragma GCC unroll 6
+  for (int round = 1; round < N; round *= 2) {
+    V t[N];
+#pragma GCC unroll 32
+    for (int i = 0; i < N / 2; ++i) {
+      t[2 * i] = __builtin_shuffle(r[i], r[i + N / 2], lo);
+      t[2 * i + 1] = __builtin_shuffle(r[i], r[i + N / 2], hi);
+    }
+#pragma GCC unroll 64
+    for (int i = 0; i < N; ++i) r[i] = t[i];
+  }
+}
+
+// A tile whose columns lie in rows of memory: lane l of r[u] is p[u + l * stride], for the rows u and lanes l that
+// exist; 0 elsewhere.
+template <class T, int N, class R, class M>
+MC_INLINE void load_columns(vec<raw<T>, N> (&r)[N], const T* p, i64 stride, R rows, M m) {
+#pragma GCC unroll 64
+  for (int l = 0; l < N; ++l) {
+    r[l] = vec<raw<T>, N>{};
+    if (l < m.n) __builtin_memcpy(&r[l], p + l * stride, R::full ? sizeof r[l] : rows.n * sizeof(T));
+  }
+  transpose(r);
+}
+
 // ---- casts ------------------------------------------------------------------------------------------------
 
 template <class U> MC_INLINE auto float_of_bf16(U x) {

@@ -13,14 +13,14 @@ from .cpp_kernel import INLINED, KernelText, extent
 from .cpp_values import element
 from .walk import index_text, lane_step
 
-# tiles that lie side by side: across, so that whole cache lines are written; down, so that lines that were read
-# are used up before they are dropped
+# tiles that lie side by side: across, so that whole cache lines are written; down, so that lines that were
+# read are used up before they are dropped
 ACROSS, DOWN = 2, 8
 
 
 class TileText(KernelText):
-    """A tile is LANES points of the axis that reads walk by LANES points of the last axis. Lanes run along the
-    last axis as ever; the loads of `tile` come from columns that were turned into lanes beforehand."""
+    """A tile is LANES points of the axis that reads walk by LANES points of the last axis. Lanes run along
+    the last axis as ever; the loads of `tile` come from columns that were turned into lanes beforehand."""
 
     tile: dict[Load, str]
 
@@ -61,19 +61,20 @@ class TileText(KernelText):
             for v, name in self.tile.items():
                 at = index_text(v.index, {down.var.name: "first"})
                 step = index_text(lane_step(v.index, self.lane_var) or 0)
-                self.here.put(f"vec<raw<{element(v.dtype)}>, {n}> {name}[{n}]; load_columns<{element(v.dtype)}>"
-                              f"({name}, {self.pointer(v.buffer)} + {at}, {step}, rows, m);")
+                ctype = element(v.dtype)
+                self.here.put(f"vec<raw<{ctype}>, {n}> {name}[{n}];")
+                place = f"{self.pointer(v.buffer)} + {at}"
+                self.here.put(f"load_columns<{ctype}>({name}, {place}, {step}, rows, m);")
             with self.block(f"for (int u = 0; u < least({n}, rows.n); ++u) {{", frozenset((down.var,))):
                 self.here.put(f"const i64 {down.var} = first + u;")
                 self.point()
-        limits = [f"least(band * {DOWN * n} + {DOWN * n}, {rows})", f"least(block * {ACROSS * n} + {ACROSS * n}, {size})"]
-        with self.block(f"for (i64 first = band * {DOWN * n}; first < {limits[0]}; first += {n}) {{"):
-            with self.block(f"for (i64 l = block * {ACROSS * n}; l < {limits[1]}; l += {n}) {{"):
-                cases = [([c, d], f"tile(first, l, {r}, {m});") for c, r in _ends("first", rows, n)
-                         for d, m in _ends("l", size, n)]
-                for i, (conditions, call) in enumerate(cases):
-                    when = " && ".join(c for c in conditions if c)
-                    self.here.put("else " * (i > 0) + f"if ({when}) " * bool(when) + call)
+        with self.block(_steps("first", "band", DOWN * n, rows, n)), self.block(
+                _steps("l", "block", ACROSS * n, size, n)):
+            cases = [([c, d], f"tile(first, l, {r}, {m});") for c, r in _ends("first", rows, n)
+                     for d, m in _ends("l", size, n)]
+            for i, (conditions, call) in enumerate(cases):
+                when = " && ".join(c for c in conditions if c)
+                self.here.put("else " * (i > 0) + f"if ({when}) " * bool(when) + call)
 
     def load(self, v: Load, vector: bool) -> str:
         if v in self.tile:
@@ -81,7 +82,13 @@ class TileText(KernelText):
         return super().load(v, vector)
 
 
+def _steps(var: str, part: str, width: int, size: int, n: int) -> str:
+    """Opens the loop in steps of n over part number `part`, `width` wide, of an axis."""
+    start = f"{part} * {width}"
+    return f"for (i64 {var} = {start}; {var} < least({start} + {width}, {size}); {var} += {n}) {{"
+
+
 def _ends(var: str, size: int, n: int) -> list[tuple[str, str]]:
-    """(condition, how much of a vector there is) of a step of n along an axis: the whole ones, then the tail."""
+    """(condition, how much of a vector there is) of a step of n along an axis: whole ones, then the tail."""
     whole = [(f"{var} + {n} <= {size}" if size % n else "", "Full{}")] if size >= n else []
     return whole + [("", f"Tail{{{size % n}}}")] * (size % n > 0)
