@@ -20,6 +20,7 @@ from .codegen import cpp, driver, triton, triton_driver
 from .config import config
 from .debug import configure, dump_stage, log
 from .errors import MinicompileError, Refusal, ToolchainError
+from .ir.scalar import DTYPES
 from .ir.spec import copies
 from .loops.build import build_loops
 from .lower.decompose import decompose
@@ -145,16 +146,20 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
         # result may have been detached
         joint = done.put("joint", lambda: trace_joint(capture.gm, examples, where))
         if joint.tangents:
-            return _finish_training(done, joint, "prims" if target == "aten" else target)
+            _finish_training(done, joint, "prims" if target == "aten" else target)
+            done.call = taking_numbers(done.run, examples)
+            return done
         done.aten = joint.aten
         outputs = joint.aten.graph.outputs[:joint.outputs]
     else:
         done.put("aten", lambda: trace(capture.gm, examples, where))
         outputs = ()
-    call = done.call = _finish(done, target)
+    call = _finish(done, target)
     if any(o.alias is not None for o in outputs) or outputs and joint.spent:
-        done.call = lambda *primals: viewed(list(call(*primals)), outputs, primals, joint.attached,
-                                            joint.spent)
+        done.call = taking_numbers(lambda *primals: viewed(
+            list(call(*primals)), outputs, primals, joint.attached, joint.spent), examples)
+    else:
+        done.call = taking_numbers(call, examples)
     return done
 
 
@@ -172,7 +177,7 @@ def _finish(done: Compilation, target: str) -> Call:
     return border if target == "executable" else border.run
 
 
-def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilation:
+def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     """Cuts the joint graph and compiles both halves."""
     prims = decompose(joint.aten)
     halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents))
@@ -182,7 +187,21 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> Compilatio
     done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients,
                        done.capture.gm, joint.attached, joint.views, joint.returned,
                        joint.spent)
-    return done
+
+
+def taking_numbers(call: Call, examples: Sequence[Any]) -> Call:
+    """`call`, given tensors without dimensions in place of Python numbers."""
+    at = [i for i, x in enumerate(examples) if type(x) in DTYPES]
+    if not at:
+        return call
+
+    def run(*inputs: Any) -> Sequence[torch.Tensor]:
+        given = list(inputs)
+        for i in at:
+            given[i] = torch.scalar_tensor(given[i], dtype=DTYPES[type(given[i])])
+        return call(*given)
+
+    return run
 
 
 def _resolve(backend: str, examples: Sequence[Any]) -> str:

@@ -179,6 +179,9 @@ static bool read_operands(Operands *from, Instr *in) {
     case ARG_OBJECT_SLOT:
         in->object = Py_NewRef(operands[0]);
         return operand_slot(from, operands[1], &in->slot);
+    case ARG_OBJECT_SLOTS:
+        in->object = Py_NewRef(operands[0]);
+        return operand_group(from, operands[1], &in->group);
     case ARG_OBJECT_VALUE:
         in->object = Py_NewRef(operands[0]);
         in->expected = Py_NewRef(operands[1]);
@@ -225,6 +228,7 @@ void mc_instr_free(Instr *in) {
         break;
     case ARG_SLOTS:
     case ARG_TENSORS:
+    case ARG_OBJECT_SLOTS:
         PyMem_Free(in->group);
         in->group = NULL;
         break;

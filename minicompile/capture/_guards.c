@@ -15,6 +15,8 @@
  */
 #include "_guards.h"
 
+#include <float.h>
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -205,6 +207,21 @@ static PyObject *get_call(Instr *in, Run *run, bool *owned) {
     return PyObject_CallOneArg(in->object, run->slots[in->slot]);
 }
 
+#define MOST_ARGUMENTS 8
+
+/* A function of numbers, whose types are guarded: no code of the user runs. */
+static PyObject *get_apply(Instr *in, Run *run, bool *owned) {
+    PyObject *args[MOST_ARGUMENTS];
+    if (in->group->size > MOST_ARGUMENTS) {
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < in->group->size; i++) {
+        args[i] = run->slots[in->group->members[i].slot];
+    }
+    *owned = true;
+    return PyObject_Vectorcall(in->object, args, (size_t)in->group->size, NULL);
+}
+
 static PyObject *get_extent(Instr *in, Run *run, bool *owned) {
     int64_t value;
     if (!mc_tensor_extent(run->slots[in->slot], in->number, in->op->arg == ARG_STRIDE, &value)) {
@@ -322,6 +339,13 @@ static void *group_key(Instr *in, PyObject *object) {
     return in->op->arg == ARG_TENSORS ? mc_tensor_storage(object) : (void *)object;
 }
 
+/* A float that a float32 can hold, infinities and NaN included. */
+static bool check_single(Instr *in, Run *run) {
+    PyObject *value = run->slots[in->slot];
+    double number = PyFloat_CheckExact(value) ? PyFloat_AS_DOUBLE(value) : 0;
+    return PyFloat_CheckExact(value) && !(isfinite(number) && fabs(number) > FLT_MAX);
+}
+
 /* All keys different (storages of tensors, or the objects themselves). The keys that passed last are kept:
  * seeing the very same ones again needs no comparing. */
 static bool check_distinct(Instr *in, Run *run) {
@@ -386,6 +410,7 @@ const Row mc_guard_rows[] = {
     SOURCE("INDEX", SLOT_NUMBER, PURE, get_index, NEVER)            /* of a list or tuple: raw; i >= 0 */
     SOURCE("GETITEM", SLOT_KEY, IMPURE, get_getitem, NEVER)         /* operator.getitem */
     SOURCE("CALL", OBJECT_SLOT, IMPURE, get_call, NEVER)            /* fn(value) */
+    SOURCE("APPLY", OBJECT_SLOTS, PURE, get_apply, NEVER)           /* fn(numbers) */
     SOURCE("SIZE", SLOT_NUMBER, PURE, get_extent, NEVER)            /* tensor.size(dim) */
     SOURCE("STRIDE", STRIDE, PURE, get_extent, NEVER)               /* tensor.stride(dim) */
     CHECK("ID", SLOT_OBJECT, PURE, check_id, IDENTITY)              /* is */
@@ -398,6 +423,7 @@ const Row mc_guard_rows[] = {
     CHECK("NO_ATTR", SLOT_NAME, IMPURE, check_no_attr, NEVER)       /* getattr raises AttributeError */
     CHECK("TRUTH", SLOT_NUMBER, IMPURE, check_truth, NEVER)         /* bool(value) */
     CHECK("RANGE", SLOT_RANGE, PURE, check_range, IDENTITY)         /* an int with lo <= value <= hi */
+    CHECK("SINGLE", SLOT, PURE, check_single, IDENTITY)             /* a float in the range of float32 */
     CHECK("SAME", SLOT_SLOT, PURE, check_same, NEVER)               /* two sources give one object */
     CHECK("DISTINCT", SLOTS, PURE, check_distinct, NEVER)           /* pairwise different objects */
     CHECK("TENSOR", TENSOR, TENSOR, check_tensor, TENSOR)           /* as the example was */

@@ -24,6 +24,7 @@ typedef enum {
     ARG_TENSOR,
     ARG_OBJECT_SLOT,
     ARG_OBJECT_VALUE,
+    ARG_OBJECT_SLOTS,
     ARG_AMBIENT,
 } Arg;
 
@@ -136,7 +137,7 @@ void mc_tapes_free(GuardProgram *self);
 Py_ssize_t mc_tape_run(GuardProgram *program, Tape *tape, Run *run);
 
 static inline bool mc_has_group(const Instr *in) {
-    return in->op->arg == ARG_SLOTS || in->op->arg == ARG_TENSORS;
+    return in->op->arg == ARG_SLOTS || in->op->arg == ARG_TENSORS || in->op->arg == ARG_OBJECT_SLOTS;
 }
 
 #endif

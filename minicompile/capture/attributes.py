@@ -17,6 +17,7 @@ from ..ir.fake import Fake
 from . import policy
 from .frame import NULL
 from .reads import CONTAINERS, FIXED, IDENTITIES, LEAVES, lookup, python_method
+from .varying import VARYING, known
 from .writes import Writes
 
 HEAP_TYPE = 1 << 9  # tp_flags: a class made by a class statement
@@ -86,6 +87,7 @@ class Attributes(Writes):
         module."""
         if issubclass(type(obj), Fake):
             return self.getattr_tensor(obj, name)
+        obj = known(obj)
         if issubclass(type(obj), ModuleType):
             return self.getattr_module(obj, name)
         if issubclass(type(obj), type):
@@ -342,7 +344,7 @@ class Attributes(Writes):
     def type_of(self, value: Any) -> type:
         """type(value) as the program would see it."""
         if not issubclass(type(value), Fake):
-            return type(value)
+            return value.__class__ if type(value) in VARYING else type(value)
         i = self.input_of.get(id(value))
         if i is not None:
             return type(self.inputs[i][1])

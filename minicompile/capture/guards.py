@@ -7,6 +7,7 @@ Takes what `world` notes while capturing; gives one list that is printed (`expla
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 from .. import _native
 from ..errors import Where
 from .sources import Source
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Guard:
     present   the path leads somewhere  tensor    matches a TensorFact        same      is the object at the
               source `expected`
     distinct  is not the object at the source `expected`
+    range     is an int from expected[0] to expected[1]
+    single    is a float that a float32 can hold (or infinite, or NaN)
     none_alias   `expected` is a tuple of sources whose tensors share no storage
     ambient   torch's thread state (grad mode, autocast, default dtype, modes, deterministic) is `expected`
     state     the function `expected[0]`, called with nothing, gives `expected[1]`
@@ -105,6 +110,8 @@ CHECKS: dict[str, Callable[[Any, Any], bool]] = {
         tuple(value) == expected and all(map(same_value, tuple(value), expected))
     ),
     "present": lambda value, expected: True,
+    "range": lambda value, expected: type(value) is int and expected[0] <= value <= expected[1],
+    "single": lambda value, expected: type(value) is float and not FLOAT32_MAX < abs(value) < math.inf,
     "tensor": lambda value, expected: isinstance(value, torch.Tensor) and TensorFact.of(value) == expected,
 }
 
@@ -143,6 +150,8 @@ _TEXT: dict[str, Callable[[Guard], str]] = {
     "equals": lambda g: f"{g.source} == {g.expected!r}",
     "len": lambda g: f"len({g.source}) == {g.expected}",
     "keys": lambda g: f"keys of {g.source} == {list(g.expected)}",
+    "range": lambda g: f"{g.expected[0]} <= {g.source} <= {g.expected[1]}",
+    "single": lambda g: f"{g.source} fits into a float32",
     "present": lambda g: f"{g.source} exists", "absent": lambda g: f"{g.source} does not exist",
     "tensor": lambda g: f"{g.source}: {g.expected}", "same": lambda g: f"{g.source} is {g.expected}",
     "distinct": lambda g: f"{g.source} is not {g.expected}",

@@ -38,6 +38,9 @@ class Lowering:
             known = self.number[s] = self.add(*_SOURCES[s.kind](self, s))
         return known
 
+    def operand(self, o: Any) -> int:
+        return self.source(o) if type(o) is Source else self.add("CONST", o)
+
     def guard(self, g: Guard) -> None:
         start = len(self.instructions)
         _CHECKS[g.check](self, g)
@@ -86,7 +89,8 @@ _SOURCES: dict[str, Callable[[Lowering, Any], Instruction]] = {
     "type_attr": lambda low, s: ("TYPE_ATTR", low.source(s.parent), s.key),
     "item": lambda low, s: ("ITEM", low.source(s.parent), s.key),
     "index": lambda low, s: ("INDEX", low.source(s.parent), s.key),
-    "call": lambda low, s: ("CALL", s.value, low.source(s.parent))}
+    "call": lambda low, s: ("CALL", s.value, low.source(s.parent)),
+    "derived": lambda low, s: ("APPLY", s.value, tuple(map(low.operand, s.key)))}
 
 _CHECKS: dict[str, Callable[[Lowering, Any], Any]] = {
     "id": lambda low, g: low.add("ID", low.source(g.source), g.expected),
@@ -95,6 +99,8 @@ _CHECKS: dict[str, Callable[[Lowering, Any], Any]] = {
     "len": lambda low, g: low.add("LEN", low.source(g.source), g.expected),
     "keys": lambda low, g: low.add("KEYS", low.source(g.source), g.expected),
     "present": lambda low, g: low.source(g.source),
+    "single": lambda low, g: low.add("SINGLE", low.source(g.source)),
+    "range": lambda low, g: low.add("RANGE", low.source(g.source), *g.expected),
     "same": lambda low, g: low.add("SAME", low.source(g.source), low.source(g.expected)),
     "distinct": lambda low, g: low.add("DISTINCT", (low.source(g.source), low.source(g.expected))),
     "none_alias": lambda low, g: low.add("NO_ALIAS", tuple(low.source(s) for s in g.expected)),

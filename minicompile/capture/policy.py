@@ -178,6 +178,17 @@ def why_not_native(f: Any) -> str | None:
     return None if pure and not module.startswith("numpy.random") else f"impure native call {module}.{name}"
 
 
+def takes_scalars(f: Any) -> bool:
+    """Whether a function that is not interpreted asks a number of ours for what it needs to know; any other
+    gets a real one."""
+    module = getattr(f, "__module__", None)
+    if not issubclass(type(module), str):
+        module = type(getattr(f, "__self__", f)).__module__
+    return module.partition(".")[0].lstrip("_") in _ASKING
+
+
+_ASKING = frozenset(
+    {"builtins", "torch", "minicompile", "operator", "itertools", "functools", "collections", "typing"})
 # What instances of a class written in C may be used for. Their state is Python's, or what shadows copy:
 _OPEN = frozenset(
     {object, list, dict, set, tuple, deque, OrderedDict, defaultdict, SimpleNamespace, Generic, type(Lock()),

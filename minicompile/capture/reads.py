@@ -21,7 +21,7 @@ import torch
 from .. import _native
 from ..errors import Refusal, Where
 from ..ir.fake import Fake
-from . import policy
+from . import policy, varying
 from .frame import NULL, Frame
 from .guards import Guard, TensorFact
 from .interp import World
@@ -50,6 +50,9 @@ class Reads(World):
         super().__init__()
         self.origin: dict[int, Source] = {}
         self.keep: list[Any] = []  # ids stay valid while their objects live
+        self.numbers = varying.Numbers()
+        self.scalars: dict[Source, varying.Varying] = {}
+        self.numbers_vary: Callable[[], None] = lambda: None
         self.guards: dict[tuple[Source | None, str], Guard] = {}
         self.fakes: dict[int, Fake] = {}  # id of a real tensor -> its fake
         self.inputs: list[tuple[Source, torch.Tensor, Fake]] = []
@@ -142,6 +145,8 @@ class Reads(World):
         if kind in LEAVES:
             if kind is NONE or kind is bool:
                 self.guard(source, "id", value)
+            elif self.numbers.changing and str(source) in self.numbers.changing and kind in varying.KINDS:
+                return varying.vary(self, source, value)
             else:
                 self.guard(source, "equals", value)
             return value
@@ -168,6 +173,10 @@ class Reads(World):
             self.guard(source.call(tuple), "equals", tuple(value))
         elif policy.state_of(kind) == "fixed":
             self.guard(source, "id", value)
+        return value
+
+    def constant_number(self, source: Source, value: int | float) -> int | float:
+        self.guard(source, "equals", value)
         return value
 
     def read_twice(self, source: Source, known: Source, value: Any) -> None:

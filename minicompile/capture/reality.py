@@ -83,7 +83,8 @@ class Reality:
     def note_writes(self, storages: set[int]) -> None:
         if self.seen != len(self.inputs):
             self.seen = len(self.inputs)
-            self.originals = {s._cdata: s for s in (t.untyped_storage() for t in self.inputs.values())}
+            tensors = (t for t in self.inputs.values() if isinstance(t, torch.Tensor))
+            self.originals = {s._cdata: s for s in (t.untyped_storage() for t in tensors)}
         if storages & self.originals.keys():
             raise _InputWritten(storages & self.originals.keys())
         self.writes.setdefault(self.running, set()).update(storages)
@@ -96,8 +97,11 @@ class Reality:
                 self.varying |= self.homes[node]
         return self.values[node]
 
-    def input(self, t: torch.Tensor) -> torch.Tensor:
-        """A tensor over the input's storage, or over its copy if the graph writes to it."""
+    def input(self, t: Any) -> Any:
+        """A tensor over the input's storage, or over its copy if the graph writes to it; a number as it
+        is."""
+        if not isinstance(t, torch.Tensor):
+            return t
         copy = self.copied.get(t.untyped_storage()._cdata)
         if copy is None:
             return t.detach()
@@ -155,7 +159,8 @@ class Reality:
 
     def varies(self, node: fx.Node) -> bool:
         """Whether a node's value depends on the inputs or on random numbers."""
-        return not self.varying.isdisjoint(self.homes[node])
+        number = node in self.inputs and not isinstance(self.inputs[node], torch.Tensor)
+        return number or not self.varying.isdisjoint(self.homes[node])
 
     def slice(self, wanted: Sequence[fx.Node]) -> fx.GraphModule:
         """The part of the graph that `wanted` depend on, from all inputs to a tuple of them; it draws the

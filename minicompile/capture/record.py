@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import Refusal, Where
 from ..ir.fake import Fake
+from ..ir.scalar import Specialise, ask
+from . import varying
+from .varying import VARYING
 
 # Tensor's operators, so that the graph reads as the user wrote it.
 _OPERATORS: dict[str, Callable[..., Any]] = {f"__{n}__": getattr(operator, n) for n in """
@@ -47,16 +50,25 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = torch.fx.Graph()
         self.nodes: dict[int, torch.fx.Node] = {}  # id of a fake -> its node
-        self.reals: dict[torch.fx.Node, torch.Tensor] = {}  # the inputs' tensors
+        self.reals: dict[torch.fx.Node, Any] = {}  # the inputs' tensors and numbers
         self.speculate: Callable[..., Any] = _refuse_speculation
         self.confirm: Callable[..., BaseException] = lambda f, args, kwargs, error, where: error
         self.last_input: torch.fx.Node | None = None
         self.keep: list[Any] = []
         self.places: dict[torch.fx.Node, Where] = {}
         self.where = where
+        self.number: Callable[[Any], Any] = varying.known
+
+    def add_number(self, name: str, value: int | float) -> torch.fx.Node:
+        """A placeholder for a number, put behind all others."""
+        first = next((n for n in self.graph.nodes if n.op != "placeholder"), self.graph._root)
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder(name)
+        self.reals[node] = value
+        return node
 
     def add_input(self, name: str, fake: Fake, real: torch.Tensor) -> torch.fx.Node:
-        """A placeholder, put behind the other placeholders."""
+        """A placeholder, put behind the other tensors' placeholders."""
         last = self.last_input
         with (self.graph.inserting_after(last) if last is not None
               else self.graph.inserting_before(next(iter(self.graph.nodes), None))):
@@ -77,6 +89,8 @@ class Recorder(TorchFunctionMode):
             return self.speculate(func, args, kwargs, refusal)
         try:
             out = func(*args, **kwargs)
+        except Specialise:          # torch itself would compute with a scalar
+            return self.__torch_function__(func, types, ask(args), {k: ask(v) for k, v in kwargs.items()})
         except Refusal as error:
             refusal = Refusal(error.code, error.reason, error.where or self.where())
             if error.code == "data-dependent":
@@ -122,6 +136,8 @@ class Recorder(TorchFunctionMode):
                     self.where())
             return node
         kind = type(x)
+        if kind in VARYING:
+            return self.number(x)
         if kind is tuple or kind is list:
             return kind([self.arg(e) for e in x])
         if kind is dict:

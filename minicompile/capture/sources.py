@@ -25,13 +25,14 @@ class Source:
     item       parent[key] for a dict; the key is a constant
     index      parent[key] for a list or tuple, with type(parent)'s own lookup
     call       value(parent)
+    derived    value(*key), where the sources among `key` (the parent is the first) give numbers
     """
 
     __slots__ = ("kind", "parent", "key", "value", "children", "text")
 
     def __init__(self, kind: str, parent: Source | None, key: Any, value: Any, text: str):
         self.kind, self.parent, self.key, self.value, self.text = kind, parent, key, value, text
-        self.children: dict[tuple[str, type, Hashable], Source] = {}
+        self.children: dict[tuple[str, Any, Hashable], Source] = {}
 
     @classmethod
     def local(cls, slot: int, name: str) -> Source:
@@ -81,11 +82,22 @@ class Source:
             "call", function, f"{getattr(function, '__name__', function)}({self.text})", function
         )
 
+    def derived(self, function: Callable[..., Any], operands: tuple) -> Source:
+        """What a function of numbers gives; `operands` are sources and constants."""
+        name = ("derived", function, tuple(o if type(o) is Source else (type(o), repr(o)) for o in operands))
+        child = self.children.get(name)
+        if child is None:
+            text = f"{function.__name__}({', '.join(map(str, operands))})"
+            child = self.children[name] = Source("derived", self, operands, function, text)
+        return child
+
     def get(self, slots: Sequence[Any]) -> Any:
         """The value here for a call with these frame slots. Raises LookupError, AttributeError, … where the
         path does not lead anywhere."""
         if self.parent is None:
             return self.value if self.kind == "const" else slots[self.key]
+        if self.kind == "derived":
+            return self.value(*[o.get(slots) if type(o) is Source else o for o in self.key])
         return _STEPS[self.kind](self.parent.get(slots), self.key)
 
     def __str__(self) -> str:

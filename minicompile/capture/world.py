@@ -26,7 +26,7 @@ import torch
 from .. import _native
 from ..errors import Refusal
 from ..ir.fake import Fake
-from . import backward, functions, optimizers, outside, policy
+from . import backward, functions, optimizers, outside, policy, varying
 from .attributes import Attributes
 from .frame import NULL, Frame
 from .interp import World, bind
@@ -221,6 +221,12 @@ class CaptureWorld(Attributes):
         return set()
 
     def call_native(self, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        if self.scalars:
+            if id(f) in varying.NUMERIC and not kwargs and varying.numbers(args):
+                return varying.derive(f, *args)
+            if not policy.takes_scalars(f):
+                args = [varying.known(a) for a in args]
+                kwargs = kwargs and {k: varying.known(v) for k, v in kwargs.items()}
         if not issubclass(type(f), FunctionType):
             reason = policy.why_not_native(f)
             if reason is not None:

@@ -19,6 +19,7 @@ from .frame import NULL, Frame
 from .guards import same_value
 from .reads import CONTAINERS, EXACT, LEAVES, Reads
 from .sources import Source
+from .varying import known
 
 LARGEST = 20_000  # elements of a container that may be read as a whole
 
@@ -111,7 +112,7 @@ class Writes(Reads):
         """What a dict of the world has for a key; an object's identity is guarded."""
         self.identify(key)
         if not issubclass(type(key), Fake):
-            return key
+            return known(key)
         i = self.input_of.get(id(key))
         if i is None:
             raise self.refuse("tensor-key", "a tensor that was computed is the key of a dict from outside")

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Refusal
 from . import shapes_nn
+from .scalar import OPEN, ask, fits, numbers_in, plain
 from .shapes import shape_rule
 from .spec import TensorSpec
 
@@ -176,10 +177,12 @@ def _unshield() -> None:
         todo += inner
 
 
-def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.Tensor, Fake]]) -> Any:
+def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.Tensor, Fake]],
+              follow: bool = True) -> Any:
     """The result of an ATen operator on fakes: fakes that alias what the real result would alias.
 
-    `real` remembers the fakes of real tensors met in calls (by id, keeping the tensor alive). Raises
+    `real` remembers the fakes of real tensors met in calls (by id, keeping the tensor alive). Values are
+    followed only if `follow`. Raises
     Refusal "data-dependent" where the result's shape or Python value depends on data, "no-meta" where torch
     has no shape rule for the operator, and what the meta kernel raises for bad arguments (as eager mode
     would).
@@ -188,7 +191,7 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
     fakes: list[Fake] = []
     unwrapped = _unwrap(args, fakes, real)
     unwrapped_kwargs = {k: _unwrap(v, fakes, real) for k, v in kwargs.items()} if kwargs else {}
-    values = _follow(func, facts, args, kwargs, fakes, real)
+    values = _follow(func, facts, args, kwargs, fakes, real, follow)
     if facts.refuse and (func not in STATIC or any(f.dtype in MASKS for f in fakes[1:])):
         return _scalar(func, values)
     device = unwrapped_kwargs.get("device")
@@ -251,12 +254,13 @@ def fake_of_real(t: torch.Tensor, real: dict[int, tuple[torch.Tensor, Fake]]) ->
     return entry[1]
 
 
-def _follow(func: Any, facts: Facts, args: tuple, kwargs: dict, fakes: list[Fake], real: dict) -> Any:
+def _follow(func: Any, facts: Facts, args: tuple, kwargs: dict, fakes: list[Fake], real: dict,
+            follow: bool) -> Any:
     """The result on known values, None where an operand is unknown; writes of unknown values make what they
     write to unknown."""
     if not any(f.known for f in fakes):
         return None
-    if facts.follow and all(f.known and f.known.valid[0] for f in fakes):
+    if follow and facts.follow and all(f.known and f.known.valid[0] for f in fakes):
         def value(x: Any) -> Any:
             if isinstance(x, torch.Tensor):
                 return (x if isinstance(x, Fake) else real[id(x)][1]).known.value
@@ -308,6 +312,8 @@ class FakeMode(TorchDispatchMode):
     `record` is called after each ATen call with what it was called with and gave; subclasses override it.
     """
 
+    scalars = False          # whether calls may take `scalar` numbers
+
     def __init__(self) -> None:
         super().__init__()
         self.real: dict[int, tuple[torch.Tensor, Fake]] = {}
@@ -323,9 +329,28 @@ class FakeMode(TorchDispatchMode):
         if facts_of(func).composite:          # reaches us only where autograd keys are off (inference mode)
             with self:
                 return func.decompose(*args, **kwargs)
-        out = fake_call(func, args, kwargs, self.real)
+        if self.scalars:
+            args, kwargs, out = self.call_with_scalars(func, args, kwargs)
+        else:
+            out = fake_call(func, args, kwargs, self.real)
         self.record(func, args, kwargs, out)
         return out
+
+    def call_with_scalars(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict, Any]:
+        """The call, with scalars among its arguments: (args, kwargs, result). Scalars whose values decide
+        about more than values are asked for them."""
+        taken = OPEN.get(func, frozenset())
+        names = [a.name for a in func._schema.arguments]
+        args = tuple([a if names[i] in taken else ask(a) for i, a in enumerate(args)])
+        kwargs = {k: v if k in taken else ask(v) for k, v in kwargs.items()}
+        numbers = [*numbers_in(args), *numbers_in(tuple(kwargs.values()))]
+        out = fake_call(func, plain(args), {k: plain(v) for k, v in kwargs.items()}, self.real, not numbers)
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        if out is None:          # of operators on lists, in place
+            results = args[0]
+        if all(fits(n, r.dtype) for n in numbers for r in results):
+            return args, kwargs, out
+        return ask(args), {k: ask(v) for k, v in kwargs.items()}, out
 
     def record(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Nothing here; see `lower.trace`."""

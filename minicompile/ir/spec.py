@@ -24,13 +24,17 @@ def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """dtype, shape, stride (in elements), storage offset (in elements) and device of one tensor."""
+    """dtype, shape, stride (in elements), storage offset (in elements) and device of one tensor.
+
+    number   it is a Python number, held by a tensor without dimensions; promoted as one
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     device: str = "cpu"
     offset: int = 0
+    number: bool = False
 
     @classmethod
     def contiguous(cls, dtype: torch.dtype, shape: Sequence[int], device: str = "cpu") -> TensorSpec:
@@ -97,7 +101,7 @@ class TensorSpec:
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
-        text = f"{name}[{', '.join(map(str, self.shape))}]"
+        text = f"{name}[{', '.join(map(str, self.shape))}]" + " number" * self.number
         if not self.is_contiguous:
             text += f" stride({', '.join(map(str, self.stride))})"
         if self.offset:

@@ -15,6 +15,7 @@ from ..errors import Where
 from ..ir.elementwise import promote
 from ..ir.graph import Names, Node
 from ..ir.prims import PRIMS, Prim
+from ..ir.scalar import like_number
 from ..ir.spec import TensorSpec, contiguous_stride
 from .graphs import infer, same_strides
 from .rewrite import REWRITES
@@ -205,7 +206,11 @@ class Builder:
         return self.shared[key]
 
     def promoted(self, *operands: Operand) -> torch.dtype:
-        return promote(*[o.tensor if isinstance(o, Node) else o for o in operands])
+        return promote(*[_promoted_as(o) if isinstance(o, Node) else o for o in operands])
+
+
+def _promoted_as(x: Node) -> Any:
+    return like_number(x.tensor) if x.tensor.number else x.tensor
 
 
 def as_dtype(value: Number, dtype: torch.dtype) -> Number:

@@ -15,6 +15,8 @@ import torch
 from ..errors import Refusal, Where
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Misfit
+from ..ir.scalar import Specialise
+from ..ir.spec import TensorSpec
 from . import backward, foreach, indexing, pointwise, products, reduction, views, windows
 from .builder import RULES, SUPPORTED, Builder, as_dtype
 from .composite import composition
@@ -125,6 +127,9 @@ def _may_raise(n: Node) -> bool:
 def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     """The ATen call itself. Views are copied: an extern's result never shares memory with its arguments."""
     aten, op, spec = torch.ops.aten, n.op, n.spec
+    for a in arg_nodes((n.args, n.kwargs)):
+        if isinstance(a.spec, TensorSpec) and a.spec.number:
+            raise Specialise(str(op), a.args[0])
     if op is torch.ops.aten.as_strided_scatter.default and args[0].op is not aten.empty.memory_format:
         raise Refusal("as-strided", f"{op} on {n.tensor.dtype} depends on its argument's memory", n.where)
     if op in UNVIEWED:

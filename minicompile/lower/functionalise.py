@@ -77,9 +77,9 @@ class Functionaliser:
         self.nodes.append(node)
         return node
 
-    def add_input(self, fake: Fake, name: str) -> None:
+    def add_input(self, fake: Fake, name: str, number: bool = False) -> None:
         index = len(self.inputs)
-        node = Node(self.names.take(name), "input", (index,), {}, fake.spec)
+        node = Node(self.names.take(name), "input", (index,), {}, fake.spec.with_(number=number))
         self.inputs.append(node)
         self._own(fake, node, index)
 

@@ -16,6 +16,7 @@ from ..errors import CheckError
 from ..ir.fake import Fake, fake_call, meta_of
 from ..ir.graph import Graph, Node, Output, map_arg, restride, seen
 from ..ir.prims import PRIMS, Prim
+from ..ir.scalar import like_number
 from ..ir.spec import TensorSpec
 
 Tensor = torch.Tensor
@@ -107,7 +108,7 @@ def infer(op: Any, args: tuple, kwargs: dict) -> Any:
     def fake(n: Node) -> Any:
         if isinstance(n.spec, tuple):
             return tuple(None if s is None else Fake(meta_of(s)) for s in n.spec)
-        return Fake(meta_of(n.tensor))
+        return Fake(meta_of(n.tensor)) if not n.tensor.number else like_number(n.tensor)
     out = fake_call(op, map_arg(args, fake), map_arg(kwargs, fake), {})
     return spec_of(out)
 
@@ -167,7 +168,7 @@ def run_graph(graph: Graph, inputs: Sequence[Tensor], stage: str) -> list[Tensor
         spec = n.tensor
         if (t.dtype, tuple(t.shape)) != (spec.dtype, spec.shape) or not same_strides(TensorSpec.of(t), spec):
             raise CheckError(stage, n.name, f"expects {spec}, got {TensorSpec.of(t)}")
-        values[n] = t.detach()
+        values[n] = t.item() if spec.number and stage == "aten" else t.detach()
     with torch.no_grad():
         for n in graph.nodes:
             values[n] = call_node(n, values.__getitem__)

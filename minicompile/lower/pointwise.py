@@ -48,7 +48,7 @@ def operand(b: Builder, x: Operand, dtype: torch.dtype, shape: tuple[int, ...], 
     target = wide(dtype)
     if not isinstance(x, Node):
         return b.full(shape, as_dtype(as_dtype(x, dtype) if kind == "promoted" else x, target), target)
-    if x.tensor.ndim and x.tensor.dtype is not dtype:
+    if (x.tensor.ndim or kind == "promoted" and x.tensor.number) and x.tensor.dtype is not dtype:
         x = b.cast(x, dtype)          # a tensor is rounded to the common dtype first
     return b.cast(b.expand(x, shape), target)
 
@@ -122,21 +122,28 @@ def _logical_not(b: Builder, x: Node) -> Node:
 
 # ---- arithmetic -----------------------------------------------------------------------------------
 
+def scaled(b: Builder, x: Node, factor: Operand) -> Node:
+    """x times a number, which may be one that varies."""
+    if isinstance(factor, Node):
+        return b.mul(x, operand(b, factor, dtype_of(x), x.tensor.shape))
+    return x if factor == 1 else b.mul(x, factor)
+
+
 @point(aten.add.Tensor, aten.add.Scalar, operands=2)
 def _add(b: Builder, x: Node, y: Node, alpha: Any = 1) -> Node:
     if is_bool(x):
         return b.or_(x, y) if alpha else x
-    return b.add(x, y if alpha == 1 else b.mul(y, alpha))
+    return b.add(x, scaled(b, y, alpha))
 
 
 @point(aten.sub.Tensor, aten.sub.Scalar, operands=2)
 def _sub(b: Builder, x: Node, y: Node, alpha: Any = 1) -> Node:
-    return b.sub(x, y if alpha == 1 else b.mul(y, alpha))
+    return b.sub(x, scaled(b, y, alpha))
 
 
 @point(aten.rsub.Tensor, aten.rsub.Scalar, operands=2)
 def _rsub(b: Builder, x: Node, y: Node, alpha: Any = 1) -> Node:
-    return b.sub(y, x if alpha == 1 else b.mul(x, alpha))
+    return b.sub(y, scaled(b, x, alpha))
 
 
 @point(aten.mul.Tensor, aten.mul.Scalar, operands=2)
@@ -268,12 +275,12 @@ def _lerp(b: Builder, x: Node, end: Node, weight: Node) -> Node:
 
 @point(aten.addcmul.default, operands=3)
 def _addcmul(b: Builder, x: Node, y: Node, z: Node, value: Any = 1) -> Node:
-    return b.add(x, b.mul(y if value == 1 else b.mul(y, value), z))
+    return b.add(x, b.mul(scaled(b, y, value), z))
 
 
 @point(aten.addcdiv.default, operands=3)
 def _addcdiv(b: Builder, x: Node, y: Node, z: Node, value: Any = 1) -> Node:
-    return b.add(x, b.div(y if value == 1 else b.mul(y, value), z))
+    return b.add(x, b.div(scaled(b, y, value), z))
 
 
 @rule(aten.addr.default)

@@ -15,6 +15,7 @@ from torch import fx
 
 from ..errors import Refusal, Where
 from ..ir.fake import Fake, FakeMode, fake_of_real
+from ..ir.scalar import DTYPES, SYMBOLS, Number, Specialise, number_spec, symbol
 from ..ir.spec import TensorSpec
 from .functionalise import Functionaliser
 from .graphs import AtenGraph
@@ -27,6 +28,7 @@ class Recorder(FakeMode):
     def __init__(self, into: Functionaliser):
         super().__init__()
         self.into = into
+        self.numbers: dict[Number, Fake] = {}
 
     def record(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         for a in (*args, *kwargs.values()):
@@ -47,7 +49,20 @@ class Recorder(FakeMode):
     def faked(self, x: Any) -> Any:
         if isinstance(x, torch.Tensor):
             return self.fake(x)
+        if isinstance(x, SYMBOLS):
+            return self.numbers[x.node]
         return tuple([self.faked(e) for e in x]) if isinstance(x, (tuple, list)) else x
+
+    def scalar(self, value: int | float, index: int, name: str) -> tuple[Any, Fake]:
+        """What stands for a number in calls, and the input that holds it."""
+        def asked(number: Number) -> int | float:
+            raise Specialise(f"the line {self.into.where}", index)
+
+        number = Number(value, asked)
+        fake = self.numbers[number] = Fake.from_spec(number_spec(value))
+        self.into.add_input(fake, name, number=True)
+        self.scalars = True
+        return symbol(number), fake
 
 
 def tensors_in(x: Any) -> Iterator[torch.Tensor]:
@@ -65,7 +80,8 @@ def trace(
     gm: fx.GraphModule, inputs: Sequence[Any], where: Mapping[fx.Node, Where] | None = None
 ) -> AtenGraph:
     """The ATen graph of `gm` for inputs like these, one per placeholder: tensors, fakes or TensorSpecs for
-    tensors, anything else for constants (the graph then has no such input). gm returns tensors, nested in
+    tensors, ints and floats for numbers that vary, anything else for constants (the graph then has no such
+    input). gm returns tensors, nested in
     tuples, lists or dicts.
 
     Raises Refusal "needs-grad" where grad mode is on and a result needs a gradient, and what fakes refuse.
@@ -170,19 +186,26 @@ def record(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
     """Runs `run` on fakes of the inputs under a recorder that feeds `into`: (recorder, fakes of the inputs,
     results)."""
     fakes: list[Any] = []
-    for name, x in zip(names, inputs, strict=True):
+    given: list[Any] = []
+    recorder = Recorder(into)
+    for i, (name, x) in enumerate(zip(names, inputs, strict=True)):
+        if type(x) in DTYPES:
+            symbolic, fake = recorder.scalar(x, i, name)
+            given.append(symbolic)
+            fakes.append(fake)
+            continue
         if isinstance(x, TensorSpec):
             fakes.append(Fake.from_spec(x))
         elif isinstance(x, torch.Tensor):
             fakes.append(_fake_input(x))
         else:
             fakes.append(x)
-            continue
-        into.add_input(fakes[-1], name)
-    recorder = Recorder(into)
+        given.append(fakes[-1])
+        if isinstance(x, (TensorSpec, torch.Tensor)):
+            into.add_input(fakes[-1], name)
     with recorder:
         try:
-            out = run(*fakes)
+            out = run(*given)
         except Refusal as e:
             if e.where is None and into.where is not None:
                 raise Refusal(e.code, e.reason, into.where) from e

@@ -372,7 +372,7 @@ def _full(b: Builder, _: Any, value: Any, *rest: Any, **kwargs: Any) -> Node:
 
 @rule(aten.scalar_tensor.default)
 def _scalar_tensor(b: Builder, value: Any, **_: Any) -> Node:
-    return b.full((), as_dtype(value, b.out.dtype), b.out.dtype)
+    return b.to(value, b.out.dtype, ())
 
 
 @rule(aten.arange.default, aten.arange.start, aten.arange.start_step)

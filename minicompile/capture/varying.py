@@ -1,0 +1,188 @@
+"""Varying: Python numbers that differed from call to call, and whose value a captured program leaves open.
+
+Takes the reads that a guard on the value failed for (see `compiled`); gives objects that stand for a float or
+an int. What Python computes from them has a source of its own, which is computed along with the guards; what
+needs the value is told it, and leaves a guard. Torch calls take them as they are (`ir.scalar`). A program
+finds no way around: to C code they are no floats, so it has to ask.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..ir.scalar import Number
+from .guards import FLOAT32_MAX, Guard
+from .sources import Source
+
+NUMBERS = (int, float)
+LIMIT = 1 << 31          # ints further from 0 are constants: their products may not fit into an int64
+# Functions of numbers, which do nothing else.
+NUMERIC = {id(f): f for f in (
+    float, int, abs, round, min, max, pow,
+    *(f for f in vars(math).values() if callable(f) and f is not math.fsum))}
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What earlier calls taught, by the text of sources: numbers that differ from call to call, and those of
+    which the value is needed all the same."""
+
+    changing: frozenset[str] = frozenset()
+    pinned: frozenset[str] = frozenset()
+
+    def seen(self, guard: Guard | None, found: Any) -> Numbers:
+        """After a call in which `guard` failed on `found`."""
+        if guard is None or guard.check != "equals" or type(found) not in KINDS:
+            return self
+        if type(guard.expected) is not type(found):
+            return self
+        return replace(self, changing=self.changing | {str(guard.source)})
+
+    def closed(self) -> Numbers:
+        return replace(self, pinned=self.pinned | self.changing)
+
+    def pin(self, source: Source) -> Numbers:
+        return replace(self, pinned=self.pinned | {str(source)})
+
+
+NO_NUMBERS = Numbers()
+
+
+class Varying:
+    """A number at `source`, with the value it has in this call. `node` is torch's view of it."""
+
+    node: Number
+    source: Source
+    world: Any
+
+    def known(self) -> int | float:
+        """The value, which is guarded from now on."""
+        return self.node.ask(self.node)
+
+
+class VaryingFloat(Varying, torch.SymFloat):
+    __class__ = property(lambda self: float)  # type: ignore[assignment]  # what isinstance() asks
+
+
+class VaryingInt(Varying, torch.SymInt):
+    __class__ = property(lambda self: int)  # type: ignore[assignment]
+
+
+KINDS: dict[type, type] = {float: VaryingFloat, int: VaryingInt}
+VARYING = frozenset(KINDS.values())
+
+
+def vary(world: Any, source: Source, value: int | float) -> Any:
+    """What stands for the number at `source`, whose type is guarded; the value itself where it cannot
+    vary."""
+    known = world.scalars.get(source)
+    if known is None:
+        if str(source) in world.numbers.pinned or type(value) is int and abs(value) >= LIMIT:
+            return world.constant_number(source, value)
+        world.guard(source, "type", type(value))
+        known = world.scalars[source] = _make(world, source, value)
+        world.numbers_vary()
+    return settled(known)
+
+
+def as_input(value: Any) -> Any:
+    """`value` as a graph takes it: guarded to be in a tensor's range, or the value itself."""
+    value = settled(value)
+    if type(value) is VaryingInt:
+        value.world.guard(value.source, "range", (1 - LIMIT, LIMIT - 1))
+    elif type(value) is VaryingFloat:
+        if FLOAT32_MAX < abs(value.node.value) < math.inf:
+            return value.known()
+        value.world.guard(value.source, "single")
+    return value
+
+
+def settled(value: Any) -> Any:
+    """The value itself, if it is guarded."""
+    return value.node.value if type(value) in VARYING and value.node.ask is _given else value
+
+
+def _given(number: Number) -> int | float:
+    return number.value
+
+
+def _make(world: Any, source: Source, value: int | float) -> Varying:
+    def ask(number: Number) -> int | float:
+        number.ask = _given
+        return world.constant_number(source, number.value)
+
+    made: Any = KINDS[type(value)](Number(value, ask))
+    made.source, made.world = source, world
+    return made
+
+
+def derive(function: Callable[..., Any], *operands: Any) -> Any:
+    """function(*operands), where some vary: the result does so too, if it is a number. Raises what the
+    function raises."""
+    operands = tuple(map(settled, operands))
+    try:
+        result = function(*[v.node.value if type(v) in VARYING else v for v in operands])
+    except Exception:          # that it raises is for these values
+        for v in operands:
+            known(v)
+        raise
+    first = next((v for v in operands if type(v) in VARYING), None)
+    if first is None:
+        return result
+    source = first.source.derived(function, tuple(v.source if type(v) in VARYING else v for v in operands))
+    if type(result) in NUMBERS:
+        return vary(first.world, source, result)
+    return first.world.read(source, result)
+
+
+def _operation(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
+    def method(self: Varying, *others: Any) -> Any:
+        for other in others:
+            if type(other) not in VARYING and type(other) not in (int, float, bool):
+                if type(other) is not complex:
+                    return NotImplemented
+                return function(other, self.known()) if reflected else function(self.known(), other)
+        return derive(function, *others, self) if reflected else derive(function, self, *others)
+
+    return method
+
+
+def _asking(name: str) -> Callable[..., Any]:
+    def method(self: Varying, *args: Any) -> Any:
+        return getattr(self.known(), name)(*map(known, args))
+
+    return method
+
+
+def _define(base: type, kind: type) -> None:
+    for name in "add sub mul truediv floordiv mod pow".split():
+        function = getattr(operator, name)
+        setattr(kind, f"__{name}__", _operation(function))
+        setattr(kind, f"__r{name}__", _operation(function, reflected=True))
+    for name in "lt le gt ge eq ne neg pos abs".split():
+        setattr(kind, f"__{name}__", _operation(getattr(operator, name)))
+    kind.__bool__ = _operation(operator.truth)  # type: ignore[attr-defined]
+    for name in ("hash int float complex index format repr str round trunc floor ceil divmod rdivmod and or xor "
+                 "rand ror rxor lshift rshift rlshift rrshift invert reduce reduce_ex").split():
+        if hasattr(base, f"__{name}__"):
+            setattr(kind, f"__{name}__", _asking(f"__{name}__"))
+
+
+for _base, _kind in KINDS.items():
+    _define(_base, _kind)
+
+
+def numbers(values: Any) -> bool:
+    """Whether all are numbers, and not too many for the native guards."""
+    return len(values) <= 8 and all(type(v) in VARYING or type(v) in (int, float, bool) for v in values)
+
+
+def known(value: Any) -> Any:
+    """The value, guarded if it varies."""
+    return value.known() if type(value) in VARYING else value

@@ -1,0 +1,134 @@
+"""Scalars: Python numbers that torch calls take while their value stays open.
+
+Takes nothing; `ir.fake` computes with them, `capture.varying` makes them of numbers that differ from call to
+call, `lower.trace` turns them into inputs of a graph. Torch hands a SymFloat or SymInt through to where an
+operator is called; all it asks on the way is asked of the `Number` inside. So a value that is looked at
+is always known to have been.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..errors import Refusal
+from .spec import TensorSpec
+
+SYMBOLS = (torch.SymFloat, torch.SymInt)
+DTYPES = {float: torch.float64, int: torch.int64}
+
+
+class Specialise(Refusal):
+    """The value of a scalar is needed, in a graph that of its input `index`."""
+
+    def __init__(self, what: str, index: int = -1):
+        super().__init__("varying", f"{what} needs the value of a number that varies")
+        self.index = index
+
+
+class Number:
+    """What a SymFloat or SymInt of ours holds: the value it has in this call, and `ask`, which is called when
+    it matters (it notes that, or raises Specialise) and gives the value."""
+
+    __slots__ = ("value", "ask")
+
+    def __init__(self, value: int | float, ask: Callable[[Number], int | float]):
+        self.value, self.ask = value, ask
+
+    def is_int(self) -> bool:
+        return type(self.value) is int
+
+    def is_float(self) -> bool:
+        return type(self.value) is float
+
+    def is_bool(self) -> bool:
+        return False
+
+    is_constant = is_nested_int = is_bool
+
+    def is_symbolic(self) -> bool:
+        return True
+
+    has_hint = is_symbolic
+
+    def maybe_as_int(self) -> None:
+        return None
+
+    def guard_float(self, file: str, line: int) -> float:
+        return self.ask(self)
+
+    guard_int = guard_float
+
+    def __getattr__(self, name: str) -> Any:          # arithmetic of torch's own
+        raise Specialise(f"torch's {name}")
+
+
+def symbol(number: Number) -> Any:
+    """What stands for the number in torch calls."""
+    return (torch.SymFloat if number.is_float() else torch.SymInt)(number)
+
+
+def numbers_in(x: Any) -> Iterator[Number]:
+    if isinstance(x, SYMBOLS):
+        yield x.node
+    elif isinstance(x, (tuple, list)):
+        for e in x:
+            yield from numbers_in(e)
+
+
+def plain(x: Any) -> Any:
+    """`x` with the values of its scalars. Only for what does not show in results."""
+    if isinstance(x, SYMBOLS):
+        return x.node.value
+    return type(x)(map(plain, x)) if type(x) in (tuple, list) else x
+
+
+def ask(x: Any) -> Any:
+    """`x` with the values of its scalars, which are known from now on."""
+    if isinstance(x, SYMBOLS):
+        return x.node.ask(x.node)
+    return type(x)(map(ask, x)) if type(x) in (tuple, list) else x
+
+
+def number_spec(value: int | float) -> TensorSpec:
+    """The spec of a graph's input that holds a number like this one."""
+    return TensorSpec(DTYPES[type(value)], (), (), number=True)
+
+
+def like_number(spec: TensorSpec) -> int | float:
+    """A number as good as any for asking about geometries."""
+    return 1.0 if spec.dtype.is_floating_point else 1
+
+
+# Operators whose decompositions take a scalar that is only known at run time, and in none of which a scalar
+# decides about a geometry. In place too, and over lists.
+_TABLE = """add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar mul.Tensor mul.Scalar
+div.Tensor div.Scalar lerp.Scalar addcmul addcdiv clamp clamp_min clamp_max masked_fill.Scalar where.ScalarSelf
+where.ScalarOther where.Scalar fill.Scalar full full_like scalar_tensor eq.Tensor ne.Tensor
+lt.Tensor le.Tensor gt.Tensor ge.Tensor eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar
+_foreach_add.Scalar _foreach_add.List _foreach_add.ScalarList _foreach_sub.Scalar _foreach_sub.List
+_foreach_sub.ScalarList _foreach_mul.Scalar _foreach_mul.ScalarList _foreach_div.Scalar
+_foreach_div.ScalarList _foreach_lerp.Scalar _foreach_addcmul.Scalar _foreach_addcmul.ScalarList
+_foreach_addcdiv.Scalar _foreach_addcdiv.ScalarList""".split()
+_TYPES = frozenset({"number", "Optional[number]", "List[number]", "Tensor"})
+
+
+def _open_arguments() -> dict[Any, frozenset[str]]:
+    table: dict[Any, frozenset[str]] = {}
+    for text in _TABLE:
+        name, _, overload = text.partition(".")
+        for packet in (getattr(torch.ops.aten, n, None) for n in (name, f"{name}_")):
+            op = getattr(packet, overload or "default", None) if packet is not None else None
+            if op is not None:
+                table[op] = frozenset(a.name for a in op._schema.arguments if str(a.type) in _TYPES)
+    return table
+
+
+OPEN = _open_arguments()
+_FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16})
+
+
+def fits(number: Number, dtype: torch.dtype) -> bool:
+    """Whether results of this dtype take any such number as eager mode does, without an error for some."""
+    return dtype in _FLOATS or dtype is torch.bool or dtype is torch.int64 and number.is_int()
