@@ -76,9 +76,11 @@ class Handle:
         return done.run
 
     def _event(self, kind: str, payload: Any) -> None:
-        if kind == "refusal":
-            self.refusals.append(payload)
-            log("breaks", lambda: f"{self.name} runs as in eager mode: {payload}")
+        if kind in ("refusal", "break"):
+            refusal = payload if kind == "refusal" else payload.refusal
+            self.refusals.append(refusal)
+            how = "runs as in eager mode" if kind == "refusal" else "breaks"
+            log("breaks", lambda: f"{self.name} {how}: {refusal}")
             return
         if kind == "evicted":  # nothing else holds its code and plan
             self.compilations[:] = [c for c in self.compilations if c.capture is not payload.capture]

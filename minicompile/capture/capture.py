@@ -23,8 +23,10 @@ from torch.utils import _python_dispatch
 from .. import _native, errors
 from ..errors import CheckError, Refusal, Where
 from ..ir import fake as fake_module
+from ..ir import scalar as scalar_module
 from ..ir import spec as spec_module
 from ..ir.fake import Fake, FakeMode, facts_of
+from ..ir.scalar import like_number, number_spec
 from ..ir.spec import TensorSpec
 from . import (
     attributes,
@@ -40,7 +42,9 @@ from . import (
     program,
     reads,
     record,
+    resume,
     sources,
+    varying,
     world,
     writes,
 )
@@ -50,6 +54,7 @@ from .reality import HIDDEN_WRITES, Reality
 from .record import Recorder
 from .sources import Source
 from .speculation import DataGuard, Site, Speculation
+from .varying import NO_NUMBERS, VARYING, Numbers, as_input
 from .world import CaptureWorld
 from .writes import Effect
 
@@ -59,7 +64,7 @@ RECURSION = 8
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A tensor the graph takes: where it is found, what it is like, and its placeholder's name."""
+    """A tensor or number the graph takes: where it is found, what it is like, and its placeholder's name."""
 
     source: Source
     spec: TensorSpec
@@ -80,6 +85,8 @@ class Capture:
     where     the user's line of each node of gm
     data_guards   what the program was found to do with tensors' values; `program` checks them
     check_graph   computes the tensors of the data guards, and nothing else; None if there are none
+    point     where the program ends early: it hands over to what does the next operation and goes on
+    broken    why: what capture refused there
     """
 
     name: str
@@ -91,6 +98,8 @@ class Capture:
     where: dict[torch.fx.Node, Where] = field(default_factory=dict)
     data_guards: tuple[DataGuard, ...] = ()
     check_graph: torch.fx.GraphModule | None = None
+    point: resume.Point | None = None
+    broken: Refusal | None = None
 
     def __str__(self) -> str:
         listed = "\n".join(f"#   {i.name}: {i.source}, {i.spec}" for i in self.inputs)
@@ -119,10 +128,10 @@ class Capture:
             raise CheckError(
                 "capture", "output",
                 f"the graph gives {returned}, the program uses {len(self.program.outputs)}")
-        guarded = {g.source for g in self.guards if g.check == "tensor"}
+        guarded = {g.source for g in self.guards if g.check in ("tensor", "type")}
         for i in self.inputs:
             if i.source not in guarded:
-                raise CheckError("capture", i.name, f"the tensor {i.source} is not guarded")
+                raise CheckError("capture", i.name, f"the input {i.source} is not guarded")
         for node in self.gm.graph.nodes:
             if node.op not in ("placeholder", "output") and node not in self.where:
                 raise CheckError("capture", node.name, "has no place in the user's program")
@@ -131,17 +140,19 @@ class Capture:
         """The graph, eagerly."""
         return self.gm(*inputs)
 
-    def examples(self) -> list[Fake]:
-        """Fakes like the inputs, fresh for each call."""
-        return [Fake.from_spec(i.spec, i.requires_grad, i.is_param) for i in self.inputs]
+    def examples(self) -> list[Any]:
+        """Fakes like the inputs, fresh for each call, and numbers."""
+        return [like_number(i.spec) if i.spec.number else
+                Fake.from_spec(i.spec, i.requires_grad, i.is_param) for i in self.inputs]
 
 
 class Partial(Exception):
-    """Carries a Refusal out of capture with the guards recorded until then."""
+    """Carries a Refusal out of capture with the guards recorded until then, and the frames it left."""
 
-    def __init__(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]):
+    def __init__(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any],
+                 frames: Sequence[frame.Frame] = ()):
         super().__init__(str(refusal))
-        self.refusal, self.guards, self.tensors = refusal, guards, tensors
+        self.refusal, self.guards, self.tensors, self.frames = refusal, guards, tensors, frames
 
 
 class _DeepStack:
@@ -183,12 +194,14 @@ class Capturer:
     """One capture in progress."""
 
     def __init__(
-        self, function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset()
+        self, function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
+        stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS,
     ):
         _exclude_own_code()
         self.function, self.slots = function, slots
         self.ambient = Guard(None, "ambient", _native.ambient())    # not what a `with` left half-way has
         self.world = CaptureWorld()
+        self.world.stop = stop
         code = function.__code__
         self.world.inference = torch.is_inference_mode_enabled()
         self.world.root = Where(code.co_filename, code.co_firstlineno, code.co_qualname)
@@ -197,20 +210,42 @@ class Capturer:
         reality = Reality(
             self.recorder.graph, self.recorder.reals, (torch_state, restore_torch_state))
         self.speculation = Speculation(self.recorder, reality, volatile)
-        self.recorder.speculate = self.speculation.call
+        self.recorder.speculate, self.recorder.confirm = self.speculation.call, self.speculation.confirm
         self.names: dict[str, int] = {}
         self.world.new_input = self.add_input
         self.world.record_call = lambda f, args, *more: self.recorder.append(f, tuple(args), *more)
         self.world.one_node = self.one_node
         self.versions: list[tuple[Fake, int]] = []
         self.input_names: list[str] = []
+        self.world.numbers = numbers
+        self.world.numbers_vary = self.numbers_vary
+        self.recorder.number = self.number
+        self.number_nodes: dict[Source, torch.fx.Node] = {}
 
-    def add_input(self, source: Source, t: torch.Tensor, fake: Fake) -> None:
+    def numbers_vary(self) -> None:
+        self.mode.scalars = True
+
+    def number(self, value: Any) -> Any:
+        """What the graph has for a number that varies: a placeholder, or the value if it is guarded."""
+        value = as_input(value)
+        if type(value) not in VARYING:
+            return value
+        source = value.source
+        node = self.number_nodes.get(source)
+        if node is None:
+            node = self.recorder.add_number(self.input_name(source), value.node.value)
+            self.number_nodes[source] = node
+        return node
+
+    def input_name(self, source: Source) -> str:
         base = re.sub(r"\W+", "_", str(source).removeprefix("self.")).strip("_") or "x"
         base = f"_{base}" if base[0].isdigit() else base
         count = self.names.get(base, 0)
         self.names[base] = count + 1
-        node = self.recorder.add_input(f"{base}_{count}" if count else base, fake, t)
+        return f"{base}_{count}" if count else base
+
+    def add_input(self, source: Source, t: torch.Tensor, fake: Fake) -> None:
+        node = self.recorder.add_input(self.input_name(source), fake, t)
         self.input_names.append(node.name)
         self.versions.append((fake, fake._version))
 
@@ -238,7 +273,9 @@ class Capturer:
             with _deep_stack:
                 return self.captured(state)
         except Refusal as refusal:
-            raise Partial(refusal, self.all_guards(), self.tensors()) from refusal
+            cause = refusal.__cause__ if refusal.code == "raises" else refusal
+            frames = resume.inlined(cause or refusal)
+            raise Partial(refusal, self.all_guards(), self.tensors(), frames) from refusal
         finally:
             self.world.dead = True
             self.speculation.reality.restart()
@@ -252,8 +289,12 @@ class Capturer:
             leave.enter_context(torch.no_grad())
         self.mode.__enter__()
         self.recorder.__enter__()
+        values = None
         try:
             result = contextvars.copy_context().run(_native.capture, self.world.offered, self.top)
+        except resume.Stopped as stopped:
+            result, values = resume.break_at(stopped.frames)
+            self.check_modes(depths)
         except Refusal:
             raise
         except Exception as error:
@@ -261,18 +302,24 @@ class Capturer:
         finally:
             _leave_modes(depths)
             leave.close()
-        if torch_state() != state:
-            raise self.world.refuse(
-                "ambient-state", "the call leaves grad mode, autocast or default dtype changed"
-            )
+        now = torch_state()
+        if _autocast(now) != _autocast(state):
+            raise self.world.refuse("ambient-state", "autocast stays changed where a graph ends")
         effects = self.world.effects()
         program = build_program(
-            self.world, result, effects,
-            [(s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)],
+            self.world, result if values is None else values, effects,
+            [*((s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)),
+             *((s, n.name) for s, n in self.number_nodes.items())],
             any(n.op != "placeholder" for n in self.recorder.graph.nodes),
-            self.speculation.guards, self.mode.unrepeatable or bool(self.written()))
+            self.speculation.guards, self.mode.unrepeatable or bool(self.written()),
+            (restore_torch_state, now) if now != state else None, values is not None)
         self.guard_aliasing()
-        return self.assemble(effects, program)
+        return self.assemble(effects, program, None if values is None else result)
+
+    def check_modes(self, depths: tuple[int, int]) -> None:
+        """Raises Refusal where the program is inside a torch mode of its own, which cannot be handed over."""
+        if _mode_depths() != (depths[0] + 1, depths[1] + 1):
+            raise self.world.refuse("ambient-state", "a graph ends inside a torch function or dispatch mode")
 
     def top(self) -> Any:
         """Runs the captured function's own frame: parameters are read, *args and **kwargs are made anew
@@ -302,6 +349,8 @@ class Capturer:
         """A graph that writes into an input stands only for calls whose inputs share no storage."""
         if not self.written():
             return
+        if any(id(f) in self.world.data_read for f in self.written()):
+            raise Refusal("tensor-attribute", "what Tensor.data gave is written to", self.world.where())
         tensors = [t for _, t, _ in self.world.inputs]
         storages = {t.untyped_storage()._cdata for t in tensors}
         if len(storages) != len(tensors):
@@ -325,9 +374,10 @@ class Capturer:
         return (self.ambient, *kept)
 
     def tensors(self) -> dict[Source, Any]:
-        return {s: t for s, t, _ in self.world.inputs}
+        numbers = {s: self.recorder.reals[n] for s, n in self.number_nodes.items()}
+        return numbers | {s: t for s, t, _ in self.world.inputs}
 
-    def assemble(self, effects: list[Effect], program: Program) -> Capture:
+    def assemble(self, effects: list[Effect], program: Program, point: resume.Point | None) -> Capture:
         recorder = self.recorder
         missing = [f for f in program.outputs if id(f) not in recorder.nodes]
         if missing:
@@ -344,10 +394,11 @@ class Capturer:
         inputs = tuple(
             Input(source, _spec(t), name, t.requires_grad, isinstance(t, torch.nn.Parameter))
             for (source, t, _), name in zip(self.world.inputs, self.input_names)
-        )
+        ) + tuple(Input(source, number_spec(recorder.reals[node]), node.name)
+                  for source, node in self.number_nodes.items())
         return Capture(
             self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program,
-            recorder.places, guards, check_graph)
+            recorder.places, guards, check_graph, point)
 
 
     def check_gradients(self, outputs: Sequence[Fake]) -> None:
@@ -363,16 +414,20 @@ def _spec(t: torch.Tensor) -> TensorSpec:
 
 
 def capture(
-    function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset()
+    function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
+    stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS,
 ) -> tuple[Capture, dict[Source, Any]]:
     """Captures one call of `function`.
 
     slots   values of the parameters in the order of co_varnames (positional, keyword-only, *args tuple,
             **kwargs dict)
     volatile   lines whose use of tensors' values is refused, since the values change too often
-    Gives the Capture and the real tensors by source. Raises Partial (a Refusal with the guards so far).
+    stop       where the capture ends, with a program that hands over
+    numbers    which ones vary
+    Gives the Capture and the real tensors and numbers by source. Raises Partial (a Refusal with the guards so
+    far).
     """
-    capturer = Capturer(function, slots, volatile)
+    capturer = Capturer(function, slots, volatile, stop, numbers)
     done = capturer.run()
     return done, capturer.tensors()
 
@@ -404,6 +459,10 @@ def torch_state() -> dict[str, Any]:
             "transforms": torch._C._functorch.get_dynamic_layer_stack_depth()}
 
 
+def _autocast(state: dict[str, Any]) -> list[Any]:
+    return [v for k, v in state.items() if k.startswith("autocast")]
+
+
 def _mode_depths() -> tuple[int, int]:
     return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
 
@@ -432,9 +491,10 @@ def restore_torch_state(state: dict[str, Any]) -> None:
 
 _MODULES: tuple[ModuleType, ...] = (
     attributes, bytecode, frame, functions, guards, handlers, interp, optimizers, outside, policy,
-    program, reads, record, sources, world,
-    writes, fake_module, spec_module, errors)
+    program, reads, record, resume, sources, varying, world,
+    writes, fake_module, scalar_module, spec_module, errors)
 _excluded: list[bool] = []
+resume.passing(CaptureWorld.call, CaptureWorld.call_function)
 
 
 def _exclude_own_code() -> None:

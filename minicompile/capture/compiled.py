@@ -17,25 +17,29 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import _native
 from ..config import config
 from ..errors import MinicompileError, Refusal
+from ..ir.scalar import Specialise
 from .capture import Capture, Partial, capture, restore_torch_state, torch_state
 from .guards import Guard
 from .native_guards import lower_guards
 from .reality import generator_state, set_generator_state
+from .resume import Point, stops
 from .sources import Source
 from .speculation import Missed, Site
+from .varying import NO_NUMBERS
 
 log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
 PATIENCE = 2  # variants made for other values of a tensor that one line looks at
+IDLE = 8      # breaks in a row with no graph between them, after which no more are tried
 
 
 @dataclass(eq=False)
@@ -60,6 +64,11 @@ class Entry:
     def forget(self) -> None:
         """Lets go of the program's source, which tracebacks read."""
         linecache.cache.pop(self.program.__code__.co_filename, None)
+
+    def missed(self, function: FunctionType, slots: Sequence[Any]) -> tuple[Guard | None, Any]:
+        """The guard that fails for these arguments, with what was found."""
+        miss = self.native.guards.check(function, slots) or (-1, None)
+        return self.owner.get(miss[0]), miss[1]
 
     def why_missed(self, function: FunctionType, slots: Sequence[Any]) -> str:
         """Which guard fails for these arguments, with what was found."""
@@ -87,13 +96,17 @@ class Compiled:
         fullgraph: bool = False,
         limit: int = 8,
         on_event: Callable[[str, Any], None] | None = None,
+        before: Resumption | None = None,
     ):
         self.function, self.compile_graph, self.fullgraph, self.limit = (
             function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
+        self.before = before                            # the break after which the function goes on
+        self.breaks: dict[Point, Resumption] = before.compiled.breaks if before is not None else {}
         self.capture_seconds = 0.0                      # of the last capture
         self.lock = threading.RLock()                   # held while a variant is made
         self.changes: Counter[Site] = Counter()         # variants made because a value differed there
+        self.numbers = NO_NUMBERS                       # which ones vary
         self.native = _native.CompiledFunction(function, self.miss)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +121,7 @@ class Compiled:
             entry.forget()
         self.native.entries.clear()
         self.changes.clear()
+        self.breaks.clear()
 
     def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
         """A call that no entry stands for: capture and compile it, then run what was compiled."""
@@ -128,6 +142,8 @@ class Compiled:
         """`add`, reported."""
         if self.entries:
             self.on_event("recompile", [e.why_missed(self.function, slots) for e in self.entries])
+            for entry in self.entries:
+                self.numbers = self.numbers.seen(*entry.missed(self.function, slots))
         collects = gc.isenabled()
         gc.disable()  # compiling makes many objects that stay, and few cycles
         try:
@@ -161,7 +177,7 @@ class Compiled:
     def build(self, slots: list[Any]) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
         start = time.perf_counter()
         volatile = frozenset(site for site, n in self.changes.items() if n > PATIENCE)
-        done, tensors = capture(self.function, slots, volatile)
+        done, tensors = self.captured(slots, volatile)
         self.capture_seconds = time.perf_counter() - start
         self.on_event("capture", done)
         state = torch_state()
@@ -171,6 +187,9 @@ class Compiled:
                 if done.has_graph
                 else _no_graph
             )
+        except Specialise as needed:
+            self.numbers = self.numbers.pin(done.inputs[needed.index].source)
+            return self.build(slots)
         except Refusal as refusal:
             raise Partial(refusal, done.guards, tensors) from refusal
         finally:
@@ -179,10 +198,43 @@ class Compiled:
         linecache.cache[name] = (len(done.program.text), None, done.program.text.splitlines(True), name)
         sources = [s for _, s in done.program.fetches]
         entry = Entry(done, None, done.guards, {})
+        rest = self.resumption(done) if done.point is not None else None
         if not done.data_guards:
-            return entry, done.program.compile(graph, name), sources, tensors
-        speculative = Speculative(self, entry, graph, name)
+            return entry, done.program.compile(graph, name, rest=rest), sources, tensors
+        speculative = Speculative(self, entry, graph, name, rest)
         return entry, speculative, sources + _slot_sources(self.function), tensors
+
+    def captured(self, slots: list[Any], volatile: frozenset[Site]) -> tuple[Capture, dict[Source, Any]]:
+        """The call captured, or its beginning, up to an operation that capture refuses. Raises Partial."""
+        refused: Any = None
+        for numbers in dict.fromkeys((self.numbers, self.numbers.closed())):
+            try:
+                done, tensors = capture(self.function, slots, volatile, numbers=numbers)
+            except Partial as partial:
+                refused = refused or partial
+                continue
+            self.numbers = numbers
+            return done, tensors
+        idle = self.before.idle if self.before is not None else 0
+        for stop in stops(refused.frames) if not self.fullgraph and idle < IDLE else ():
+            try:
+                done, tensors = capture(self.function, slots, volatile, stop, self.numbers)
+            except Partial as partial:
+                log.debug("%s: no break there: %s", self.function.__qualname__, partial.refusal)
+                continue
+            return replace(done, broken=refused.refusal), tensors
+        raise refused
+
+    def resumption(self, done: Capture) -> Callable[..., Any]:
+        """What the program of `done` hands over to."""
+        point, refusal = done.point, done.broken
+        assert point is not None and refusal is not None
+        known = self.breaks.get(point)
+        if known is None:
+            idle = 0 if done.has_graph or self.before is None else self.before.idle + 1
+            known = self.breaks[point] = Resumption(self, point, refusal, idle)
+            self.on_event("break", known)
+        return known if self.before is None else lambda *values: Handover(known, values)
 
     def refused(
         self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
@@ -224,7 +276,11 @@ class Compiled:
         native = entry.native = _native.Entry(guard_program, program, entry)
         entries = self.native.entries
         entries.insert(0, native)
-        if len(entries) > self.limit:
+        if len(entries) > self.limit and self.before is not None:
+            self.native.enabled = False
+            log.warning("%s: more than %d variants of what comes after line %d; it runs as in eager mode now",
+                        self.function.__qualname__, self.limit, self.before.line)
+        elif len(entries) > self.limit:
             gone = entries.pop()
             gone.data.forget()
             log.warning(
@@ -237,12 +293,13 @@ class Speculative:
     """The program of an entry with data guards. It is called with what the program fetches, then the
     function's slots, with which another entry is found or made where a data guard fails."""
 
-    def __init__(self, compiled: Compiled, entry: Entry, graph: Callable[..., Sequence[Any]], name: str):
+    def __init__(self, compiled: Compiled, entry: Entry, graph: Callable[..., Sequence[Any]], name: str,
+                 rest: Callable[..., Any] | None):
         done = entry.capture
         assert done is not None
         self.compiled, self.entry, self.graph, self.guards = compiled, entry, graph, done.data_guards
         self.check_graph, self.width = done.check_graph, len(done.program.fetches)
-        self.program = done.program.compile(self.run, name, self.check)
+        self.program = done.program.compile(self.run, name, self.check, rest)
         self.__code__ = self.program.__code__
         self.fresh = True  # has not run to its end
 
@@ -283,6 +340,64 @@ class Speculative:
         found = iter(self.check(*tensors))
         for i, guard in enumerate(self.guards):
             guard.require(i, found)
+
+
+class Handover(NamedTuple):
+    """What is left to do: returned by programs that go on after a break, so that breaks in a loop don't nest."""
+
+    to: Resumption
+    values: Any
+
+
+class Resumption:
+    """A break at work. Called with what a program hands over: does the operation that capture refused, then
+    all that comes after, compiled.
+
+    idle             how many breaks, this one included, had no graph before them since the last that had
+    calls, seconds   how often the operation was done, and what it took in all
+    """
+
+    def __init__(self, compiled: Compiled, point: Point, refusal: Refusal, idle: int):
+        self.compiled, self.point, self.refusal, self.idle = compiled, point, refusal, idle
+        self.operation = point.operation()
+        self.after: dict[bool, Compiled] = {}           # by whether the operation jumped
+        self.calls, self.seconds = 0, 0.0
+        at = point.frames[-1]
+        self.line = at.code.line(at.code.offsets.index(at.op))
+
+    def __call__(self, *values: Any) -> Any:
+        result: Any = Handover(self, values)
+        del values
+        while type(result) is Handover:
+            to, given = result
+            result = to.step(given)
+        return result
+
+    def step(self, values: tuple) -> Any:
+        """Does the operation and what comes after it, up to the next break."""
+        state = values[:self.point.width]
+        start, raised = time.perf_counter(), None
+        try:
+            left = self.operation(*state[self.point.slots], *values[self.point.width:])
+        except BaseException as error:
+            raised = error.with_traceback(error.__traceback__.tb_next.tb_next)  # type: ignore[union-attr]
+        self.calls += 1
+        self.seconds += time.perf_counter() - start
+        if raised is None:
+            return self.rest(type(left) is list)(*state, *left)
+        try:
+            return self.point.raising()(*state, raised)
+        finally:
+            del raised, values, state
+
+    def rest(self, jumped: bool) -> Compiled:
+        """What comes after the operation."""
+        known = self.after.get(jumped)
+        if known is None:
+            of = self.compiled
+            known = self.after[jumped] = Compiled(
+                self.point.rest(jumped), of.compile_graph, limit=of.limit, on_event=of.on_event, before=self)
+        return known
 
 
 def _slot_sources(function: FunctionType) -> list[Source]:

@@ -8,12 +8,14 @@ cannot spell is a named constant.
 from __future__ import annotations
 
 import builtins
+import functools
+import itertools
 import keyword
 import re
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import CellType, FunctionType, MethodType, SimpleNamespace
+from types import CellType, FunctionType, MethodType, ModuleType, NoneType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,10 +26,11 @@ from ..ir.fake import Fake
 from . import policy
 from .attributes import fact
 from .frame import NULL
-from .reads import IDENTITIES, LEAVES
+from .reads import IDENTITIES, LEAVES, lookup
 from .sources import Source
 from .speculation import DataGuard, require
-from .world import CaptureWorld, Routed
+from .varying import VARYING, settled
+from .world import _BUILTIN_METHODS, _C_METHODS, CaptureWorld, Routed
 from .writes import Effect
 
 
@@ -42,11 +45,12 @@ class Program:
     outputs: tuple[Fake, ...]
 
     def compile(
-        self, graph: Callable[..., Any], filename: str, check: Callable[..., Any] | None = None
+        self, graph: Callable[..., Any], filename: str, check: Callable[..., Any] | None = None,
+        rest: Callable[..., Any] | None = None,
     ) -> Callable[..., Any]:
-        """The function, calling `graph` (tensors -> tuple of tensors), and before it `check` where the
-        program's data guards need a graph of their own."""
-        scope = dict(self.constants, graph=graph, check=check, require=require)
+        """The function, calling `graph` (tensors -> tuple of tensors), before it `check` where the program's
+        data guards need a graph of their own, and at its end `rest` where it ends at a break."""
+        scope = dict(self.constants, graph=graph, check=check, require=require, rest=rest)
         exec(compile(self.text, filename, "exec"), scope)
         return scope["program"]
 
@@ -74,7 +78,7 @@ class Builder:
     built: dict[int, str] = field(default_factory=dict)
     open: dict[int, bool] = field(default_factory=dict)  # being built: whether it contains itself
     taken: set[str] = field(
-        default_factory=lambda: {"graph", "check", "require", "program", *dir(builtins)})
+        default_factory=lambda: {"graph", "check", "require", "rest", "program", *dir(builtins)})
     keep: list[Any] = field(default_factory=list)
 
     def name(self, hint: str) -> str:
@@ -105,6 +109,9 @@ class Builder:
         value = self.world.real(value)
         if kind in LEAVES:
             return self.leaf(value)
+        if kind in VARYING:
+            value = settled(value)
+            return self.fetch(value.source) if type(value) is kind else self.leaf(value)
         if issubclass(type(value), Fake):
             return self.tensor(value)
         source = self.world.source_of(value)
@@ -120,9 +127,11 @@ class Builder:
             return f"{self.constant(MethodType)}({parts})"
         if issubclass(type(value), FunctionType) and id(value) in self.world.born:
             return self.function(value)
+        if kind in _BUILTIN_METHODS and type(value.__self__) not in (NoneType, type, ModuleType):
+            return self.builtin_method(value)
         if issubclass(type(value), IDENTITIES):
             return self.constant(value)
-        return self.made(value, kind)
+        return self.cell(value) if kind is CellType else self.made(value, kind)
 
     def leaf(self, value: Any) -> str:
         if issubclass(type(value), (bool, int, str, bytes)) or value is None or value is Ellipsis:
@@ -169,6 +178,8 @@ class Builder:
             return f"tuple.__new__({cls}, {items})" if maker_of(kind) is tuple else f"{cls}({items})"
         if kind is frozenset:
             return f"frozenset({self.made(tuple(value), tuple)})"
+        if kind in _COPIED:
+            return self.copied(value)
         builder = next((b for k, b in _BUILDERS if kind is k), None)
         if builder is None:
             return self.instance(value, kind)
@@ -225,21 +236,37 @@ class Builder:
     def sequence(self, values: Any) -> str:
         return ", ".join(self.expression(v) for v in values)
 
+    def cell(self, cell: CellType) -> str:
+        if id(cell) in self.world.world_cells:
+            return self.constant(cell)
+        name = self.built[id(cell)] = self.name("cell0")
+        self.keep.append(cell)
+        self.lines.append(f"{name} = {self.constant(CellType)}()")
+        content = self.world.load_cell(cell)
+        if content is not NULL:
+            self.lines.append(f"{name}.cell_contents = {self.expression(content)}")
+        return name
+
+    def builtin_method(self, method: Any) -> str:
+        owner, name = method.__self__, method.__name__
+        found, _ = lookup(type(owner), name)
+        if type(found) not in _C_METHODS:
+            raise Refusal("escapes", f"{method.__qualname__} of an object outlives the call")
+        return f"{self.expression(owner)}.{name}"
+
+    def copied(self, value: Any) -> str:
+        """An iterator, or another object that knows how to be made again: where it is."""
+        name = self.built[id(value)] = self.name(type(value).__name__)
+        maker, args, *state = value.__reduce__()
+        line = f"{name} = {self.constant(maker)}({self.sequence(args)})"
+        self.lines.append(line)
+        if state and state[0] is not None:
+            self.lines.append(f"{name}.__setstate__({self.expression(state[0])})")
+        return name
+
     def function(self, f: FunctionType) -> str:
         """A function made while capturing that outlives the call: made again, over cells made again."""
-        cells = []
-        for cell in f.__closure__ or ():
-            if id(cell) in self.world.world_cells:
-                cells.append(self.constant(cell))
-                continue
-            if id(cell) not in self.built:
-                name = self.built[id(cell)] = self.name("cell0")
-                self.keep.append(cell)
-                self.lines.append(f"{name} = {self.constant(CellType)}()")
-                content = self.world.load_cell(cell)
-                if content is not NULL:
-                    self.lines.append(f"{name}.cell_contents = {self.expression(content)}")
-            cells.append(self.built[id(cell)])
+        cells = [self.expression(cell) for cell in f.__closure__ or ()]
         name = self.built[id(f)] = self.name(f.__name__)
         closure = f"({''.join(c + ', ' for c in cells)})" if cells else "None"
         self.lines.append(
@@ -261,11 +288,7 @@ class Builder:
             words += [f"{k}={self.expression(v)}" for k, v in (effect.key or {}).items()]
             self.lines.append(f"{self.constant(effect.target)}({', '.join(words)})")
             return
-        target = (
-            self.constant(effect.target)
-            if issubclass(type(effect.target), CellType)
-            else self.target(effect.target)
-        )
+        target = self.target(effect.target)
         value = self.expression(effect.value) if effect.kind not in ("delattr", "delitem", "fill") else ""
         if effect.kind == "fill":
             self.fill(target, effect.value)
@@ -332,6 +355,10 @@ def maker_of(kind: type) -> type:
 
 
 _NO_NEW = staticmethod(object)
+_COPIED = frozenset(
+    map(type, (iter([]), iter(()), iter({}), iter({}.values()), iter({}.items()), iter(range(0)), iter(set()), iter(""),
+               reversed([]), iter(int, 0)))
+) | {enumerate, zip, map, filter, functools.partial, *(t for t in vars(itertools).values() if type(t) is type)}
 _CONVERSIONS = {"__bool__": "bool", "__int__": "int", "__float__": "float", "__complex__": "complex"}
 _MAKERS = (object, dict, OrderedDict, list, set, deque, defaultdict)
 _FILLERS = {list: "extend", dict: "update"}
@@ -364,18 +391,23 @@ _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
 def build_program(
     world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]], calls: bool,
     data_guards: Sequence[DataGuard] = (), apart: bool = False,
+    ambient: tuple[Callable[[Any], None], Any] | None = None, breaks: bool = False,
 ) -> Program:
     """The program that calls the graph (if it has `calls`) on `inputs`, checks `data_guards`, commits
     `effects` and returns `result`.
 
-    apart   a graph of their own, `check`, computes the data guards' tensors, before the graph is called
+    apart     a graph of their own, `check`, computes the data guards' tensors, before the graph is called
+    ambient   how to set torch's thread state, and to what, where the program leaves it changed
+    breaks    `result` is a list of what is handed over to `rest`, whose result is returned
     """
     b = Builder(world)
     for source, hint in inputs if calls else ():
         b.fetches[source] = b.name(hint)
     for effect in effects:
         b.effect(effect)
-    returned = b.expression(result)
+    returned = f"rest({b.sequence(result)})" if breaks else b.expression(result)
+    if ambient is not None:
+        b.lines.append(f"{b.constant(ambient[0])}({b.constant(ambient[1])})")
     b.lines.append(f"return {returned}")
     args = ", ".join(b.fetches[s] for s, _ in inputs) if calls else ""
     used = dict(b.outputs)

@@ -18,8 +18,10 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from ..errors import Refusal
+from . import handlers
 from .bytecode import VERSION, Code, decode, ranges
 from .frame import NULL, Frame
+from .interp import World, run
 
 OPTIMIZED, VARIADIC, GENERATOR = 0x1, 0x4 | 0x8, 0x20 | 0x80 | 0x100 | 0x200  # co_flags
 
@@ -314,7 +316,7 @@ class Point:
                 i.op, i.to = i.op.replace("BACKWARD", "FORWARD"), "jumped"
             if i.at == at.op and self.name == "LOAD_METHOD":
                 i.op, i.arg = "LOAD_ATTR", i.arg if VERSION < (3, 12) else i.arg & ~1
-        ins += [Ins("BUILD_TUPLE", self.pushes[0]), Ins("RETURN_VALUE")]
+        ins += [Ins("BUILD_TUPLE", self.pushes[0], at=at.op), Ins("RETURN_VALUE", at=at.op)]
         if self.jump is not None:
             ends = [Ins("END_FOR"), Ins("POP_TOP")][:_LOOP_ENDS] if self.name == "FOR_ITER" else []
             ends += [Ins("BUILD_LIST", self.pushes[1]), Ins("RETURN_VALUE")]
@@ -386,7 +388,28 @@ def _function(at: At, pushed: tuple[bool, ...], extra: int, middle: list[Ins], t
         raw, body, co_argcount=count, co_kwonlyargcount=0, co_posonlyargcount=0, co_nlocals=len(names),
         co_varnames=names, co_flags=raw.co_flags & ~VARIADIC, co_stacksize=raw.co_stacksize + extra + 4,
         co_consts=(*raw.co_consts, *constants))
+    offsets, here, own_bytes = {}, 0, 0
+    for i in body:
+        offsets[2 * here] = i.at
+        here += i.size + _caches(i.op)
+        own_bytes = 2 * here if i.op == "JUMP_FORWARD" and i.at is None else own_bytes
+    _HOMES[id(made)] = Home(made, code, offsets, tuple(slot), own_bytes)
     return FunctionType(made, at.globals, raw.co_name, None, tuple(CellType() for _ in raw.co_freevars))
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What a code object of ours was made from: `offsets` maps its instructions' to the original's, `slots`
+    the original's slots to its own. The original begins behind the first `own` bytes."""
+
+    made: CodeType
+    code: Code
+    offsets: dict[int, int | None]
+    slots: tuple[int, ...]
+    own: int
+
+
+_HOMES: dict[int, Home] = {}  # by id of the code object made
 
 
 def group(code: Code, index: int) -> tuple[int, tuple[int, int, str, int]]:
@@ -418,30 +441,59 @@ def why_not(frame: Frame, calling: bool) -> str | None:
     return None
 
 
-def stop_at(frame: Frame) -> Stop:
-    """Where to stop in front of the operation that the frame is in the middle of. Raises Refusal for one
-    that cannot be done apart."""
-    first, (_, _, name, _) = group(frame.code, frame.pc - 1)
-    if name not in _POPS:
-        raise Refusal("break", f"{name} cannot be done apart from its frame", frame.where)
-    return Stop(frame.serial, _index(frame.code, first), frame.laps)
+def inlined(error: BaseException) -> list[Frame]:
+    """The frames of the interpreter that `error` has left, outermost first, as far as each was entered by a
+    plain call in the one before, which gives its caller what the frame returns."""
+    frames: list[Frame] = []
+    plain, trace = True, error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code is run.__code__:
+            frame = trace.tb_frame.f_locals["frame"]
+            if not frames or frames[-1] is not frame:
+                if not plain:
+                    break
+                frames.append(frame)
+            plain = True
+        elif frames and code not in _PASSING:
+            plain = False
+        trace = trace.tb_next
+    return frames
+
+
+def passing(*functions: Callable[..., Any]) -> None:
+    """Tells which of our functions only lead from a call to the frame that is called."""
+    _PASSING.update(f.__code__ for f in functions)
+
+
+_PASSING: set[CodeType] = set()
+passing(*(handlers.HANDLERS[name] for name in _CALLS), handlers._call, World.call, World.run_slots)
+
+
+def stops(frames: Sequence[Frame]) -> Iterator[Stop]:
+    """Where to stop so that the operation that went wrong in the last of `frames` is done for real: in front
+    of it, else of the call that led there, and so on."""
+    for frame in reversed(frames[:next((i + 1 for i, f in enumerate(frames) if why_not(f, True)), len(frames))]):
+        first, (_, _, name, _) = group(frame.code, frame.pc - 1)
+        if name in _POPS and not why_not(frame, False):
+            yield Stop(frame.serial, _index(frame.code, first), frame.laps)
 
 
 def break_at(frames: Sequence[Frame]) -> tuple[Point, list[Any]]:
     """The point where `frames` (outermost first) wait, the innermost in front of an operation, and the
-    interpreter's values to hand over. Raises Refusal where a frame cannot be resumed."""
+    interpreter's values to hand over."""
     waiting: list[At] = []
     values: list[Any] = []
     for frame in frames[:-1]:
-        reason = why_not(frame, True)
-        if reason is not None:
-            raise Refusal("break", reason, frame.where)
-        at, kept = _wait(frame, frame.pc - 1, frame.stack, ())
+        code, offset, slots = at_home(frame, group(frame.code, frame.pc - 1)[1][0])
+        at, kept = _wait(code, offset, slots, frame, frame.stack)
         waiting.append(at)
         values += kept
     frame = frames[-1]
-    code, stack = frame.code, frame.stack
-    _, (op, behind, name, arg) = group(code, frame.pc)
+    stack = frame.stack
+    code, op, slots = at_home(frame, group(frame.code, frame.pc)[1][0], own=False)
+    listed = list(decode(code.code))
+    first, (_, behind, name, arg) = group(code, code.offsets.index(op))
     jump = next((i.to for i in original(code.code) if i.at == op), None)
     if jump is not None and name == "FOR_ITER":
         jump += 2 * _LOOP_ENDS
@@ -450,30 +502,45 @@ def break_at(frames: Sequence[Frame]) -> tuple[Point, list[Any]]:
     pops = _POPS[name](arg)
     operands = stack[len(stack) - pops:]
     effect = sum(dis.stack_effect(dis.opmap[n], a if dis.opmap[n] >= dis.HAVE_ARGUMENT else None, jump=False)
-                 for o, _, n, a in decode(code.code) if group(code, frame.pc)[0] <= o <= op)
-    kept_if_jumping = pops if name.endswith("_OR_POP") else 0
-    at, kept = _wait(frame, frame.pc, stack[:len(stack) - pops], () if jump is None else (jump,))
-    pushes = (pops + effect - (name == "LOAD_METHOD"), kept_if_jumping)
+                 for o, _, n, a in listed if first <= o <= op)
+    pushes = pops + effect - (name == "LOAD_METHOD")
+    unused = next((b for o, b, n, _ in listed if o == behind and n == "POP_TOP" and name in _CALLS), None)
+    at, kept = _wait(code, op, slots, frame, stack[:len(stack) - pops], jump, unused)
     if name in _KEEPING and any(v is NULL for v in operands):
         raise Refusal("break", f"{name} keeps an empty slot", frame.where)
-    point = Point((*waiting, at), tuple(v is not NULL for v in operands), name, pushes, jump)
+    given = tuple(v is not NULL for v in operands)
+    left = (0 if unused else pushes, pops if name.endswith("_OR_POP") else 0)
+    point = Point((*waiting, at), given, name, left, jump)
     return point, [*values, *kept, *(v for v in operands if v is not NULL)]
 
 
-def _wait(frame: Frame, index: int, stack: list[Any], jumps: tuple[int, ...]) -> tuple[At, list[Any]]:
-    """Where a frame waits in the operation of instruction `index`, and its values to hand over."""
-    code = frame.code
-    first, (op, behind, name, arg) = group(code, index)
+def at_home(frame: Frame, offset: int, own: bool = True) -> tuple[Code, int, list[Any]]:
+    """The code a frame's was made from, if it is one of ours, with the instruction at `offset` and the slots
+    as they are there. `own`: also for instructions that do not come from there, but stand for one."""
+    home = _HOMES.get(id(frame.code.code))
+    if home is None or offset < home.own and not own:
+        return frame.code, offset, frame.locals
+    there = home.offsets[offset]
+    assert there is not None
+    return home.code, there, [frame.locals[i] for i in home.slots]
+
+
+def _wait(code: Code, op: int, slots: list[Any], frame: Frame, stack: list[Any], jump: int | None = None,
+          behind: int | None = None) -> tuple[At, list[Any]]:
+    """Where a frame waits in the operation at `op`, or else `behind` it, and its values to hand over."""
+    index = code.offsets.index(op)
+    first, (_, end, name, arg) = group(code, index)
     live = 1 << arg if name == "STORE_DEREF" else 0
-    for target in (behind, *jumps):
-        live |= live_slots(code, _index(code, target))
-    handler = code.handlers[_index(code, op)]
+    for target in (behind or end, jump):
+        live |= live_slots(code, _index(code, target)) if target is not None else 0
+    handler = code.handlers[index]
     live |= live_slots(code, handler.target) if handler is not None else 0
     names = set(code.code.co_names)
     if not _LOOK_AT_LOCALS.isdisjoint(names):
         live = -1
     if "super" in names:                                # it finds its arguments in the frame
         live |= 1 | (1 << code.locals.index("__class__") if "__class__" in code.locals else 0)
-    slots = tuple(i for i, v in enumerate(frame.locals) if v is not NULL and live >> i & 1)
-    at = At(id(code.code), first, slots, tuple(v is not NULL for v in stack), code, op, behind, frame.globals)
-    return at, [frame.locals[i] for i in slots] + [v for v in stack if v is not NULL]
+    kept = tuple(i for i, v in enumerate(slots) if v is not NULL and live >> i & 1)
+    shape = tuple(v is not NULL for v in stack)
+    at = At(id(code.code), first, kept, shape, code, op, behind or end, frame.globals)
+    return at, [slots[i] for i in kept] + [v for v in stack if v is not NULL]

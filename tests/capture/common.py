@@ -19,4 +19,12 @@ def checked(capture, examples):
 
 
 def refusals(c):
-    return [payload.code for kind, payload in c.events if kind == "refusal"]
+    """The codes of what was refused: where the program broke, or ran as in eager mode from there on."""
+    refused = [p if kind == "refusal" else p.refusal for kind, p in c.events if kind in ("refusal", "break")]
+    return [r.code for r in refused]
+
+
+def broken(c):
+    """The refusal at which the program of the entry tried first ends."""
+    entry = c.entries[0]
+    return entry.refusal or entry.capture.broken
