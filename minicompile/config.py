@@ -68,6 +68,13 @@ def number(kind: type[int] | type[float], low: float) -> Parse:
     return parse
 
 
+def fraction(value: Any) -> float:
+    got = number(float, 0)(value)
+    if got > 1:
+        raise ValueError("a number from 0 to 1")
+    return got
+
+
 def path(value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError("a path, or '' for the default")
@@ -97,6 +104,9 @@ class Config:
                       "instruction set of emitted C++; 'auto': the best this machine has")
     numerics: str = _field("eager", one_of("eager", "fast"),
                            "'eager': eager's result up to reassociation; 'fast': also approximations")
+    activation_memory_budget: float = _field(
+        1.0, fraction, "training: bytes kept for the backward, as a part of what costs no library call or "
+                       "reduction to be computed again; 0: as few as can be")
     recompile_limit: int = _field(8, number(int, 1),
                                   "compiled variants kept per function; past it the oldest goes, loudly")
     compile_timeout_s: float = _field(300.0, number(float, 0.1),

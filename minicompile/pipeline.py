@@ -180,7 +180,8 @@ def _finish(done: Compilation, target: str) -> Call:
 def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     """Cuts the joint graph and compiles both halves."""
     prims = decompose(joint.aten)
-    halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents))
+    halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents,
+                                             config.activation_memory_budget))
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)

@@ -11,6 +11,7 @@ AOTAutograd's).
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,6 +60,7 @@ class Split:
     tangents    which of the user's outputs have an incoming gradient; `backward` takes them after the saved
                 values
     flows       for each gradient, the tangents (by position) that it is computed from
+    again       values that only a memory budget makes the backward compute again
     """
 
     forward: Graph
@@ -68,13 +70,15 @@ class Split:
     from_input: tuple[int | None, ...]
     tangents: tuple[int, ...]
     flows: tuple[frozenset[int], ...]
+    again: tuple[Node, ...] = ()
 
     @property
     def saved_bytes(self) -> int:
         return sum(s.bytes for s in self.saved)
 
     def __str__(self) -> str:
-        kept = "\n".join(f"# saved {s}" for s in self.saved)
+        kept = "\n".join([f"# saved {s}" for s in self.saved] + [
+            f"# computed again to stay within the memory budget: {n.name}" for n in self.again])
         return f"{kept}\n# forward\n{self.forward}\n# backward\n{self.backward}"
 
     def check(self) -> None:
@@ -114,21 +118,64 @@ def saving_cost(n: Node) -> float:
     return max(n.spec.nbytes, 1) * (0.5 if n.op == "input" else 1.0)
 
 
-def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...]) -> Split:
+def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], budget: float = 1.0) -> Split:
     """Cuts the joint graph, whose inputs are `primals` of the user's, then one tangent for each output in
     `tangents`, and whose outputs are `outputs` of the forward's, then the gradients, then hidden bases of
-    aliases."""
+    aliases. `budget` is the part of the bytes that may be kept, of those that the cheapest cut without a
+    library call or reduction done twice keeps; where that is too little, as few as can be are."""
     results, gradients = joint.outputs[:outputs], joint.outputs[outputs:joint.returned]
     after = _dependents(joint, joint.inputs[primals:])
     writes = tuple((i, n) for i, n in joint.writes if n not in after)
-    saved = _cut(joint, after, _ancestors([o.node for o in gradients]), gradients)
+    needed = _ancestors([o.node for o in gradients])
+    order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
+    saved, free = _within(budget, order, lambda free: _cut(joint, order, after, needed, gradients, free))
     changed = {i for i, _ in writes}          # an input that the forward overwrites is saved as it was
     at = [n.args[0] if n.op == "input" and n.args[0] not in changed else None for n in saved]
     kept = [Output(n, dense(n.tensor)) for n, i in zip(saved, at) if i is None]
     forward = _forward(joint, primals, results, kept, writes)
     backward = _backward(joint, primals, gradients, saved, [o.node for o in kept])
     reasons = tuple(Saved(n, n.tensor.nbytes, BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
-    return Split(forward, backward, outputs, reasons, tuple(at), tangents, _flows(joint, primals, gradients))
+    inside = {n.name for n in backward.nodes}
+    return Split(forward, backward, outputs, reasons, tuple(at), tangents, _flows(joint, primals, gradients),
+                 tuple(n for n in order if n in free and n.name in inside))
+
+
+def redo_cost(n: Node) -> float:
+    """What computing a reduction or library call again costs: bytes read and written, and for products and
+    convolutions a multiply-add per element of the result and of a row of the second operand."""
+    read = [a for a in arg_nodes((n.args, n.kwargs)) if isinstance(a.spec, TensorSpec)]
+    cost = float(sum(a.tensor.nbytes for a in read) + _bytes(n))
+    if recompute_class(n) == "library" and len(read) > 1 and isinstance(n.spec, TensorSpec):
+        second = read[1].tensor
+        if second.ndim > 1:
+            cost += n.tensor.numel * second.numel / max(second.shape[-1 if second.ndim < 4 else 0], 1)
+    return cost
+
+
+def _bytes(n: Node) -> int:
+    specs = n.spec if isinstance(n.spec, tuple) else (n.spec,)
+    return sum(s.nbytes for s in specs if isinstance(s, TensorSpec))
+
+
+def _within(budget: float, order: list[Node],
+            cut: Callable[[frozenset[Node]], list[Node]]) -> tuple[list[Node], frozenset[Node]]:
+    """(values to save, banned values that may be computed again for that): as few of the latter as the budget
+    asks for, those first that free the most bytes for their cost."""
+    def kept(saved: list[Node]) -> int:
+        return sum(n.tensor.nbytes for n in saved if n.op != "input")
+
+    saved: list[Node] = cut(frozenset())
+    if budget >= 1:
+        return saved, frozenset()
+    goal = budget * kept(saved)
+    banned = [n for n in order if recompute_class(n) in ("library", "pass")]
+    banned.sort(key=lambda n: redo_cost(n) / max(_bytes(n), 1))
+    low, high = 0, len(banned)
+    while low < high:          # the first that is enough
+        half = (low + high) // 2
+        low, high = (low, half) if kept(cut(frozenset(banned[:half]))) <= goal else (half + 1, high)
+    free = frozenset(banned[:low])
+    return cut(free), free
 
 
 def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
@@ -161,11 +208,12 @@ def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
     return seen
 
 
-def _cut(joint: Graph, after: set[Node], needed: set[Node], gradients: tuple[Output, ...]) -> list[Node]:
+def _cut(joint: Graph, order: list[Node], after: set[Node], needed: set[Node], gradients: tuple[Output, ...],
+         free: frozenset[Node]) -> list[Node]:
     """The values to save, in graph order: a minimum cut of the part of the joint graph that the gradients
-    need; of several, the one nearest to the gradients, which computes least again."""
-    order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
-    readers, fixed = _candidates(joint, order, after, needed, gradients)
+    need (`order`), where `free` may be computed again; of several, the one nearest to the gradients, which
+    computes least again."""
+    readers, fixed = _candidates(joint, order, after, needed, gradients, free)
     saved = {n for n in fixed if readers.get(n) == {SINK}}          # no choice there
     import networkx  # takes 0.15 s to import, which only training should pay
 
@@ -184,7 +232,7 @@ def _cut(joint: Graph, after: set[Node], needed: set[Node], gradients: tuple[Out
 
 
 def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[Node],
-                gradients: tuple[Output, ...]) -> tuple[dict[Node, set], set[Node]]:
+                gradients: tuple[Output, ...], free: frozenset[Node]) -> tuple[dict[Node, set], set[Node]]:
     """(values that a minimum cut may hold → the next such values they are needed for, or SINK; those of
     them that are not computed again, so that saving what is before them is of no use).
 
@@ -192,7 +240,7 @@ def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[N
     is all that needs it.
     """
     cost = {n: saving_cost(n) for n in order}
-    fixed = {n for n in order if recompute_class(n) in BANNED}
+    fixed = {n for n in order if recompute_class(n) in BANNED and n not in free}
     rep: dict[Node, Node] = {}          # value → the candidate it is as good as
     for n in order:
         sources = {rep[a] for a in arg_nodes((n.args, n.kwargs)) if a in rep}
