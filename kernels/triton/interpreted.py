@@ -6,6 +6,7 @@ libdevice, reductions and conversions to bfloat16 are torch's, and every other f
 Python text.
 """
 
+import importlib
 import types
 
 import numpy as np
@@ -51,7 +52,16 @@ def all_ones(self, type):
     return TensorHandle(np.ones(1, dtype) if dtype == np.bool_ else ~np.zeros(1, dtype), type.scalar)
 
 
+_dot = InterpreterBuilder.create_dot
+
+
+def dot(self, a, b, d, *rest):
+    """The builder's product, of bfloat16 in float32."""
+    return _dot(self, *(cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), d, *rest)
+
+
 InterpreterBuilder.cast_impl = cast
+InterpreterBuilder.create_dot = dot
 InterpreterBuilder.get_all_ones_value = all_ones
 
 
@@ -94,8 +104,6 @@ def place(f):
     return call
 
 
-ops = types.SimpleNamespace()
-_scope = {**vars(compiled), "libdevice": libdevice}
 _reductions = {
     "sum": reduction(lambda x, d: x.sum(d, dtype=x.dtype)), "prod": reduction(lambda x, d: x.prod(d, dtype=x.dtype)),
     "amax": reduction(torch.amax), "amin": reduction(torch.amin), "any": reduction(torch.any),
@@ -104,11 +112,28 @@ _reductions = {
     "scan_prod": reduction(lambda x, d: x.cumprod(d, dtype=x.dtype)),
     "scan_amax": reduction(lambda x, d: x.cummax(d).values), "scan_amin": reduction(lambda x, d: x.cummin(d).values),
 }
-for _name, _value in list(vars(compiled).items()):
-    _python = getattr(_value, "fn", None)               # what triton.jit decorated
-    if isinstance(_python, types.FunctionType) and _value.__class__.__module__.startswith("triton"):
-        _scope[_name] = types.FunctionType(_python.__code__, _scope, _name, _python.__defaults__)
-        setattr(ops, _name, _scope[_name])
-for _name, _value in _reductions.items():
-    _scope[_name] = _value
-    setattr(ops, _name, _value)
+
+
+def python_of(module):
+    """The names of a module of kernels with triton.jit undone, and what is torch's here put in its place."""
+    scope = dict(vars(module))
+    for name, value in vars(module).items():
+        python = getattr(value, "fn", None)             # what triton.jit decorated
+        if isinstance(python, types.FunctionType) and type(value).__module__.startswith("triton"):
+            scope[name] = types.FunctionType(python.__code__, scope, name, python.__defaults__)
+            scope[name].__annotations__ = python.__annotations__
+    scope.update({k: v for k, v in (("libdevice", libdevice), ("ops", ops)) if k in scope})
+    return scope
+
+
+ops: types.SimpleNamespace | None = None
+ops = types.SimpleNamespace(**(_scope := python_of(compiled)))
+_scope.update(_reductions)
+vars(ops).update(_reductions)
+ops.libdevice = libdevice
+
+
+def kernel_of(kernel):
+    """A triton.jit function of kernels/triton, interpreted: launched in the same way."""
+    scope = python_of(importlib.import_module(kernel.fn.__module__))
+    return interpreter.InterpretedFunction(scope[kernel.fn.__name__])

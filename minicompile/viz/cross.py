@@ -37,10 +37,16 @@ POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp
             torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
             torch.uint16: "*u16", torch.uint32: "*u32", torch.uint64: "*u64", torch.bool: "*i1"}
 # what a SASS instruction counts as; the first that matches
-CLASSES = {"128-bit loads": r"LDG\S*\.128", "other loads": "LDG", "128-bit stores": r"STG\S*\.128",
-           "other stores": "STG", "atomics": "ATOM|RED", "async copies": "LDGSTS|UBLKCP|UTMALDG",
+CLASSES = {"async copies": "LDGSTS|UBLKCP|UTMALDG", "128-bit loads": r"LDG\S*\.128", "other loads": "LDG", "128-bit stores": r"STG\S*\.128",
+           "other stores": "STG", "atomics": "ATOM|RED",
            "wgmma": "HGMMA|IGMMA|QGMMA", "mma": "HMMA|IMMA|DMMA", "fma": "FFMA|HFMA|DFMA", "math": "MUFU",
            "shared": "LDS|STS|LDSM", "barriers": "BAR", "local": "LDL|STL"}
+# the same in PTX, for GPUs that the disassembler no longer knows
+PTX_CLASSES = {"128-bit loads": r"ld\.global\S*\.(v4\.b32|v2\.b64)", "other loads": r"ld\.global",
+               "128-bit stores": r"st\.global\S*\.(v4\.b32|v2\.b64)", "other stores": r"st\.global",
+               "atomics": r"atom|red\.", "async copies": r"cp\.async\.c", "wgmma": r"wgmma\.mma", "mma": r"mma\.sync",
+               "fma": r"fma\.", "math": r"\w+\.approx", "shared": r"(ld|st)\.shared|ldmatrix", "barriers": r"bar\.",
+               "local": r"(ld|st)\.local"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,23 +225,25 @@ def _text(text: str, name: str) -> str:
     return found.group(1)
 
 
-def compile_kernel(kernel: Any, call: TritonLaunch, target: str) -> Binary:
-    """One kernel by Triton's compiler, ahead of time."""
+def compile_kernel(kernel: Any, call: TritonLaunch, target: str, disassemble: bool = True) -> Binary:
+    """One kernel by Triton's compiler, ahead of time; its instructions from PTX unless disassembled."""
     constants = dict(call.constants)
     names = [n for n in kernel.arg_names if n not in constants]
     signature = {**{n: POINTERS[d] for n, d in zip(names, call.dtypes)}, **dict.fromkeys(constants, "constexpr")}
-    return compile_function(kernel, signature, constants, target, call.warps)
+    return compile_function(kernel, signature, constants, target, call.warps, disassemble=disassemble)
 
 
 def compile_function(kernel: Any, signature: dict[str, str], constants: dict[str, Any], target: str, warps: int,
-                     stages: int = 3) -> Binary:
+                     stages: int = 3, disassemble: bool = True) -> Binary:
     """Any triton.jit function for a target; pointers are aligned to 16 bytes.
 
-    signature  parameter -> "*fp32", "i32", "constexpr", …"""
+    signature  parameter -> "*fp32", "i32", "constexpr", …; with a "*" or ":16" it is a multiple of 16"""
     helpers("ops")                                          # says what to install where Triton is missing
     compiler = importlib.import_module("triton.compiler")
     gpu = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", TARGETS[target], 32)
-    attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n][0] == "*"}
+    attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names)
+             if signature[n].startswith("*") or signature[n].endswith(":16")}
+    signature = {n: kind.removesuffix(":16") for n, kind in signature.items()}
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
     made = compiler.compile(source, target=gpu, options={"num_warps": warps, "num_stages": stages,
                                                          "enable_fp_fusion": False})
@@ -244,22 +252,31 @@ def compile_function(kernel: Any, signature: dict[str, str], constants: dict[str
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _tool("cuobjdump", "-res-usage", str(path))
-        sass = _tool("nvdisasm", "-c", str(path))
-    mix = instruction_mix(sass)
-    registers = re.search(r"REG:(\d+)", usage)
-    spills = spilled(ptx, target) if mix["local"] else 0
-    return Binary(cubin, ptx, int(registers.group(1)) if registers else 0, made.metadata.shared, spills, mix)
+        if disassemble and TARGETS[target] >= 75:           # older ones are no longer known to it
+            mix = instruction_mix(_tool("nvdisasm", "-c", str(path)))
+        else:
+            mix = ptx_mix(ptx)
+    registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
+    assert registers is not None and stack is not None, usage
+    spills = spilled(ptx, target) if stack.group(1) != "0" else 0
+    return Binary(cubin, ptx, int(registers.group(1)), made.metadata.shared, spills, mix)
 
 
 def instruction_mix(sass: str) -> dict[str, int]:
     """How many instructions of each class of `CLASSES` the code has."""
-    found: Counter[str] = Counter(dict.fromkeys(CLASSES, 0))
-    for op in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass):
-        kind = next((k for k, pattern in CLASSES.items() if re.match(pattern + r"(?![A-Z])|" + pattern, op)), None)
-        if op.startswith("LDGSTS"):
-            kind = "async copies"
-        if kind:
-            found[kind] += 1
+    return _classified(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass), CLASSES)
+
+
+def ptx_mix(ptx: str) -> dict[str, int]:
+    """The same of PTX, where registers do not spill yet."""
+    return _classified(re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z]\S*)", ptx, re.M), PTX_CLASSES)
+
+
+def _classified(operations: Iterable[str], classes: dict[str, str]) -> dict[str, int]:
+    found = Counter(dict.fromkeys(classes, 0))
+    for op in operations:
+        found.update([next((k for k, pattern in classes.items() if re.match(pattern, op)), "")])
+    del found[""]
     return dict(found)
 
 
