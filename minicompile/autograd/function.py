@@ -31,6 +31,7 @@ class Halves:
     views      (i, j): output i is a view of output j
     returned   how many outputs are the user's
     spent      (i, why): output i cannot be differentiated any more
+    apart      the primals whose history no gradient flows into
     """
 
     forward: Call
@@ -42,13 +43,17 @@ class Halves:
     views: tuple[tuple[int, int], ...] = ()
     returned: int | None = None
     spent: tuple[tuple[int, str], ...] = ()
+    apart: tuple[int, ...] = ()
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
         if not torch.is_grad_enabled():         # it was, inside, where these results were computed
             with torch.enable_grad():
                 return self(*primals)
-        outputs, described = list(_Function.apply(self, *primals)), self.split.forward.outputs
+        given = list(primals)
+        for i in self.apart:
+            given[i] = given[i].detach()
+        outputs, described = list(_Function.apply(self, *given)), self.split.forward.outputs
         for i, j in self.views:
             outputs[i] = view_of(outputs[j], described[i].spec)
         return viewed(outputs, described[:self.split.outputs], primals, self.attached,

@@ -31,6 +31,7 @@ class Joint:
     gradients  the primals that the gradients belong to, in order
     views      (i, j): output i is a view of output j, which has the incoming gradient for both
     returned   how many outputs are the user's; further ones are only bases of views
+    apart      the primals that require grad and have no gradient: nothing flows into their history
     spent      (i, why): output i requires grad, but eager mode raises this when it is differentiated: a
                backward inside has freed its graph, or changed what it needs
     """
@@ -44,6 +45,7 @@ class Joint:
     views: tuple[tuple[int, int], ...] = ()
     returned: int | None = None
     spent: tuple[tuple[int, str], ...] = ()
+    apart: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return str(self.aten)
@@ -88,7 +90,7 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
     return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached,
-                 views, returned, spent)
+                 views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})))
 
 
 def _spent(gm: fx.GraphModule, results: Sequence[Fake], leaves: list[Fake]) -> list[tuple[int, str]]:

@@ -283,3 +283,12 @@ def test_results_that_are_views_of_one_tensor(name: str) -> None:
     assert not torch.equal(before[-1], got[-1])
     for a, b in zip(got, want):
         torch.testing.assert_close(a.detach(), b.detach())
+
+
+def test_an_input_without_gradient_is_no_part_of_the_history() -> None:
+    c = minicompile.compile(lambda x, old: (x * 2 + old.detach(), old.shape[0]), fullgraph=True)
+    w = torch.ones(3, requires_grad=True)
+    old = w * 3
+    old.sum().backward()          # its history is gone
+    c(w, old)[0].sum().backward()
+    assert torch.equal(w.grad, torch.full((3,), 5.0))
