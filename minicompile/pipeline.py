@@ -185,9 +185,7 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
-    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint.gradients,
-                       done.capture.gm, joint.attached, joint.views, joint.returned,
-                       joint.spent)
+    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint, done.capture.gm)
 
 
 def taking_numbers(call: Call, examples: Sequence[Any]) -> Call:

@@ -13,6 +13,7 @@ import torch
 
 from ..ir.graph import Output, seen
 from ..ir.spec import TensorSpec
+from .joint import Joint
 from .partition import Split, recompute_class
 
 Call = Callable[..., Sequence[torch.Tensor]]
@@ -25,25 +26,15 @@ class Halves:
     forward    (*primals) → (*outputs, *saved)
     backward   (*saved, *tangents) → gradients
     split      the graphs they were compiled from
-    gradients  the primals that the gradients belong to, in order
+    joint      what these were cut from: how outputs and primals take part
     eager      the captured graph, for a backward that is itself differentiated
-    attached   the outputs that require grad
-    views      (i, j): output i is a view of output j
-    returned   how many outputs are the user's
-    spent      (i, why): output i cannot be differentiated any more
-    apart      the primals whose history no gradient flows into
     """
 
     forward: Call
     backward: Call
     split: Split
-    gradients: tuple[int, ...]
+    joint: Joint
     eager: Call
-    attached: tuple[int, ...]
-    views: tuple[tuple[int, int], ...] = ()
-    returned: int | None = None
-    spent: tuple[tuple[int, str], ...] = ()
-    apart: tuple[int, ...] = ()
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
@@ -51,13 +42,13 @@ class Halves:
             with torch.enable_grad():
                 return self(*primals)
         given = list(primals)
-        for i in self.apart:
+        for i in self.joint.apart:
             given[i] = given[i].detach()
         outputs, described = list(_Function.apply(self, *given)), self.split.forward.outputs
-        for i, j in self.views:
+        for i, j in self.joint.views:
             outputs[i] = view_of(outputs[j], described[i].spec)
-        return viewed(outputs, described[:self.split.outputs], primals, self.attached,
-                      self.spent)[:self.returned]
+        return viewed(outputs, described[:self.split.outputs], primals, self.joint.attached,
+                      self.joint.spent)[:self.joint.returned]
 
     @property
     def repeatable(self) -> bool:
@@ -115,10 +106,10 @@ class _Function(torch.autograd.Function):
         # and eager mode asks that of no input that its own formulas do not need.
         ctx.halves, ctx.primals, ctx.versions = halves, primals, versions(primals)
         ctx.set_materialize_grads(False)
-        later = {i for i, _ in halves.views}
+        later = {i for i, _ in halves.joint.views}
         outputs = [None if i in later or o.alias is not None and o.alias[0] == "input" else r
                    for i, (o, r) in enumerate(zip(split.forward.outputs, results[:split.outputs]))]
-        for i in {j for _, j in halves.views}:          # to the engine a tensor of its own, not a view
+        for i in {j for _, j in halves.joint.views}:          # to the engine a tensor of its own, not a view
             outputs[i] = torch.empty(0, dtype=results[i].dtype).set_(results[i])
         fixed = [o for i, o in enumerate(outputs) if o is not None and i not in split.tangents]
         ctx.mark_non_differentiable(*fixed)
@@ -142,7 +133,7 @@ class _Function(torch.autograd.Function):
         # apart.
         arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
         whole = len(arrived) == len(split.tangents)          # a formula may give zeros that depend on nothing
-        given = {i: g for i, g, flow in zip(halves.gradients, gradients, split.flows)
+        given = {i: g for i, g, flow in zip(halves.joint.gradients, gradients, split.flows)
                  if whole or flow & arrived}
         return (None, *[given.get(i) for i in range(len(ctx.primals))])
 
@@ -163,9 +154,9 @@ def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],
                            "writes to its inputs, which cannot be run again; leave it out: "
                            "minicompile.disable(fn)")
     outputs = halves.eager(*primals)
-    base = {j: outputs[i]._base for i, j in halves.views}
+    base = {j: outputs[i]._base for i, j in halves.joint.views}
     results = [outputs[i] if i < len(outputs) else base[i] for i in halves.split.tangents]
-    wanted = [primals[i] for i in halves.gradients]
+    wanted = [primals[i] for i in halves.joint.gradients]
     return torch.autograd.grad(results, wanted, tangents, create_graph=True, allow_unused=True)
 
 
