@@ -29,8 +29,8 @@ class Frame:
     it handles itself. `serial` numbers the frames of a world, `laps` the jumps back."""
 
     __slots__ = (
-        "code", "func", "globals", "builtins", "locals", "stack", "pc", "exc", "world", "back", "ops", "names",
-        "yielded", "serial", "laps")
+        "code", "func", "globals", "builtins", "locals", "stack", "pc", "exc", "world", "back", "ops",
+        "names", "yielded", "serial", "laps")
 
     def __init__(
         self, code: Code, ops: tuple, func: FunctionType, slots: list, world: Any, back: Frame | None

@@ -100,7 +100,7 @@ def GET_LEN(f, a): f.stack.append(f.world.len(f.stack[-1]))
 @handler
 def LIST_TO_TUPLE(f, a): f.stack[-1] = tuple(f.stack[-1])
 @handler
-def PRINT_EXPR(f, a): f.world.call(f, sys.displayhook, [f.stack.pop()])
+def PRINT_EXPR(f, a): f.stack[-1] = f.world.call(f, sys.displayhook, f.stack[-1:])
 @handler
 def CONVERT_VALUE(f, a): f.stack[-1] = f.world.operate(a, f.stack[-1])
 @handler
@@ -443,25 +443,27 @@ def DELETE_NAME(f, a):
 
 @handler
 def LOAD_FROM_DICT_OR_DEREF(f, a):
-    names = f.stack.pop()
-    if f.code.locals[a] in names:
-        f.stack.append(names[f.code.locals[a]])
-    else:
+    try:
+        f.stack[-1] = f.stack[-1][f.code.locals[a]]
+    except KeyError:
+        f.stack.pop()
         LOAD_DEREF(f, a)
 
 
 @handler
 def LOAD_FROM_DICT_OR_GLOBALS(f, a):
-    names = f.stack.pop()
-    f.stack.append(names[a] if a in names else f.world.load_global(f, a))
+    try:
+        f.stack[-1] = f.stack[-1][a]
+    except KeyError:
+        f.stack[-1] = f.world.load_global(f, a)
 
 
 @handler
 def LOAD_SUPER_ATTR(f, a):
-    instance = f.stack.pop()
-    made, cls = f.stack[-2], f.stack.pop()
-    made = f.world.call(f, f.stack.pop(), [cls, instance])
-    f.stack.append(f.world.getattr(made, a))
+    made, *args = _pop(f, 3)
+    name, given = a
+    made = f.world.call(f, made, args if given or made is super else [])
+    f.stack.append(f.world.getattr(made, name))
 
 
 @handler
@@ -484,6 +486,7 @@ def IMPORT_STAR(f, a):
     names = getattr(module, "__all__", None)
     for n in [n for n in vars(module) if not n.startswith("_")] if names is None else names:
         f.names[n] = getattr(module, n)
+    f.stack.append(None)
 
 
 # Exceptions, with, match, generators
@@ -499,21 +502,25 @@ def LOAD_HANDLED(f, a):
 @handler
 def RAISE_VARARGS(f, a):
     cause = f.stack.pop() if a == 2 else NULL
-    e = f.stack.pop()
-    if isinstance(e, type) and issubclass(e, BaseException):
-        e = f.world.call(f, e, [])
-    if not isinstance(e, BaseException):
-        raise TypeError("exceptions must derive from BaseException")
+    e = _exception(f, f.stack.pop(), "exceptions must")
     if cause is not NULL:
-        if isinstance(cause, type) and issubclass(cause, BaseException):
-            cause = f.world.call(f, cause, [])
-        if cause is not None and not isinstance(cause, BaseException):
-            raise TypeError("exception causes must derive from BaseException")
-        e.__cause__ = cause
+        e.__cause__ = None if cause is None else _exception(f, cause, "exception causes must")
     try:
         raise e
     finally:
         del e, cause  # this function is in the traceback
+
+
+def _exception(f: Frame, e: Any, what: str) -> BaseException:
+    if isinstance(e, type) and issubclass(e, BaseException):
+        made = f.world.call(f, e, [])
+        if not isinstance(made, BaseException):
+            kind = type(made)
+            raise TypeError(f"calling {e} should have returned an instance of BaseException, not {kind}")
+        return made
+    if not isinstance(e, BaseException):
+        raise TypeError(f"{what} derive from BaseException")
+    return e
 
 
 @handler

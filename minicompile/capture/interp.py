@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import typing
 from collections.abc import Callable, Generator, Sequence
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -97,7 +98,11 @@ class World:
             cell.cell_contents = value
 
     def import_name(self, frame: Frame, name: str, level: int, names: Any) -> Any:
-        return frame.builtins["__import__"](name, frame.globals, None, names, level)
+        try:
+            load = frame.builtins["__import__"]
+        except KeyError:
+            raise ImportError("__import__ not found") from None
+        return load(name, frame.globals, None, names, level)
 
     def made_function(self, function: FunctionType) -> None:
         """Told of every function object that a frame makes."""
@@ -355,6 +360,7 @@ def resume(frame: Frame, come: list[Any]) -> Any:
         world.current, frame.back, thrown = frame.back, None, None
         if not frame.yielded:  # it has ended
             frame.exc = None
+            frame.locals.clear()
 
 
 def throw_into_delegate(frame: Frame, e: BaseException) -> Any:
@@ -404,15 +410,17 @@ def _super(frame: Frame, *args: Any) -> Any:
     return super(cls, first)
 
 
-def _locals(frame: Frame) -> dict[str, Any]:
-    if frame.names is not None:
-        return frame.names
-    out = {}
+def _locals(frame: Frame) -> Any:
+    """The frame's variables; in a class or module body, its namespace (in which comprehensions that the
+    compiler has put in line have their own)."""
+    out: dict[str, Any] = {}
     for name, value in zip(frame.code.locals, frame.locals):
         value = frame.world.load_cell(value) if type(value) is CellType else value
         if value is not NULL:
             out[name] = value
-    return out
+    if frame.names is None:
+        return out
+    return {**frame.names, **out} if out and not frame.code.free else frame.names
 
 
 def _vars(frame: Frame, *args: Any) -> Any:
@@ -456,7 +464,7 @@ def _text(function: Callable[..., Any]) -> Callable[..., Any]:
     """eval or exec: the text's frame is run as any other."""
     mode = function.__name__
 
-    def run_text(frame: Frame, source: Any, globals: Any = None, locals: Any = None, /, **more: Any) -> Any:
+    def run_text(frame: Frame, source: Any, /, globals: Any = None, locals: Any = None, **more: Any) -> Any:
         if globals is None:
             globals, locals = frame.globals, _locals(frame) if locals is None else locals
         locals = globals if locals is None else locals
@@ -467,8 +475,9 @@ def _text(function: Callable[..., Any]) -> Callable[..., Any]:
         if not ours or more or source.co_flags & (OPTIMIZED | GENERATOR | COROUTINE):
             return function(source, globals, locals, **more)
         globals.setdefault("__builtins__", frame.builtins)
-        world = frame.world
-        value = world.run_slots(world.code_of(source), FunctionType(source, globals), [], locals)
+        code = frame.world.code_of(source)
+        slots = [NULL] * len(code.locals)
+        value = frame.world.run_slots(code, FunctionType(source, globals), slots, locals)
         return value if mode == "eval" else None
 
     return run_text
@@ -486,6 +495,12 @@ def _of_module(frame: Frame, args: tuple) -> tuple:
     if isinstance(names, dict) and "__module__" not in names and "__name__" in frame.globals:
         return (*args[:-1], {**names, "__module__": frame.globals["__name__"]})
     return args
+
+
+def _as_caller(function: Callable[..., Any]) -> Callable[..., Any]:
+    """C code that looks at the module of the function that calls it."""
+    code = (lambda f, args, kwargs: f(*args, **kwargs)).__code__
+    return lambda frame, *args, **kwargs: FunctionType(code, frame.globals)(function, args, kwargs)
 
 
 class FrameView:
@@ -520,3 +535,8 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     setattr: lambda frame, *a: frame.world.setattr(*a), delattr: lambda frame, *a: frame.world.delattr(*a),
     iter: lambda frame, *a: frame.world.iter(*a), next: lambda frame, *a: frame.world.next(*a),
     len: lambda frame, *a: frame.world.len(*a), sys._getframe: _getframe}
+if sys.version_info >= (3, 12):
+    SPECIAL[sys._getframemodulename] = lambda frame, n=0: _getframe(frame, n).f_globals.get("__name__")
+    SPECIAL |= {
+        f: _as_caller(f)
+        for f in (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.TypeAliasType)}

@@ -9,6 +9,7 @@ the others of its module go on in a new process.
 
 import argparse
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ MODULES = QUICK + (
 
 def run_module(python, mode, module, ids=()):
     """{id: (status, message)} of one module's tests."""
-    results, skip_until_end, before = {}, False, None
+    results, skip_until_end, before, count = {}, False, None, 0
     folder = tempfile.mkdtemp(prefix="cpython-tests-")
     output = os.path.join(folder, "out")
     remaining = list(ids)
@@ -59,10 +60,12 @@ def run_module(python, mode, module, ids=()):
             skip_until_end |= what == "end"
         if not skip_until_end:
             last = open(os.path.join(folder, "err"), errors="replace").read().strip().splitlines()
-            if running is None:
+            if running is None and len(results) == count:
                 results[f"test.test_{module}"] = "failed", f"{died}: {' | '.join(last[-1:])}"
                 break
-            results[running] = "failed", f"the process {died}: {(last or [''])[0]}"
+            if running is not None:
+                results[running] = "failed", f"the process {died}: {(last or [''])[0]}"
+            count = len(results)
             if before is None:
                 before = list(run_module(python, "list", module, ids))
             remaining = [i for i in before if i not in results]
@@ -110,13 +113,13 @@ def compare(python, modules, report=print):
         ours = run_module(python, "plain", module, sorted(good) if good else ())
         seconds[0] += middle - start
         seconds[1] += time.time() - middle
+        if f"test.test_{module}" in ours.keys() - good:
+            raise SystemExit(f"{module}: the worker {ours[f'test.test_{module}'][1]}")
         bad = {n: ours.get(n, ("failed", "did not run")) for n in good}
         bad = {n: message or status for n, (status, message) in bad.items() if status != "passed"}
         passed |= good
         failed.update(bad)
         report(f"{module}: {len(good) - len(bad)} of {len(good)} ({middle - start:.1f} s, {time.time() - middle:.1f} s)")
-        for name, message in sorted(bad.items()):
-            report(f"    {name}: {message}")
     return passed, failed, seconds
 
 
@@ -130,13 +133,21 @@ def main():
         [options.python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True, check=True
     ).stdout.strip()
     modules = options.modules or MODULES
+    if os.path.realpath(options.python) != os.path.realpath(sys.executable):  # the hook, for that version
+        sys.path.insert(0, os.path.join(os.path.dirname(HERE), "native"))
+        from run_all import build
+
+        folder = tempfile.mkdtemp(prefix="cpython-tests-native-")
+        build(options.python, pathlib.Path(folder))
+        os.environ["MINICOMPILE_NATIVE_DIR"] = os.path.join(folder, "minicompile")
     passed, failed, seconds = compare(options.python, modules, lambda text: print(text, flush=True))
     expected = read_expected(version)
     new = sorted(set(failed) - set(expected))
+    shown = [f"{name}: {failed[name][:200]}" for name in new]
     fixed = sorted((set(expected) & passed) - set(failed))
     print(f"Python {version}: {len(passed) - len(failed)} of {len(passed)} tests that pass by CPython pass in the interpreter, "
           f"{100 * (1 - len(failed) / max(len(passed), 1)):.2f}%; {seconds[0]:.0f} s and {seconds[1]:.0f} s")
-    for text, names in ("not in expected.txt", new), ("in expected.txt, but passing", fixed):
+    for text, names in ("not in expected.txt", shown), ("in expected.txt, but passing", fixed):
         if names:
             print(f"{text}:", *names, sep="\n    ")
     if options.write:

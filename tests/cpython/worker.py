@@ -33,6 +33,8 @@ def load_interpreter():
 def plain(World, native):
     """call(function, *args): runs it, and all frames below it, in the interpreter."""
 
+    from minicompile.capture.frame import NULL
+
     class Plain(World):
         def interprets(self, code):
             return super().interprets(code) and not code.co_filename.startswith(TRUSTED)
@@ -44,15 +46,11 @@ def plain(World, native):
             if code.co_filename.startswith((PACKAGE, HERE)):
                 native.set_policy(code, native.NATIVE, nested=True)
                 return NotImplemented
-            if resumed or function is None or code.co_flags & 0x280 or code.co_filename.startswith(TRUSTED):
+            if resumed or function is None or code.co_flags & 0x380 or code.co_filename.startswith(TRUSTED):
                 return NotImplemented
             code = self.code_of(code)
-            return self.run_slots(code, function, [
-                self.NULL if s is native.NULL else s for s in slots], namespace)
-
-    from minicompile.capture.frame import NULL
-
-    Plain.NULL = NULL
+            out = self.run_slots(code, function, [NULL if s is native.NULL else s for s in slots], namespace)
+            return native.NULL if out is NotImplemented else out
 
     def call(function, *args):
         return native.capture(Plain().offered, function, *args)

@@ -16,7 +16,8 @@ from minicompile.capture.interp import World  # noqa: E402
 RUNNER = os.path.join(os.path.dirname(__file__), "runner.py")
 # Programs that capture refuses today, besides those that raise; they run as in eager mode.
 REFUSED = {"dataclass", "frozen_dataclass", "named_tuples", "import_no_module", "conditional_import_error",
-           "typing_runtime"}          # typing looks at the frame that subscripts Optional
+           "typing_runtime",          # typing looks at the frame that subscripts Optional
+           "dunder_methods"}          # gives objects of a class that the call makes
 
 
 @pytest.mark.parametrize("f", PROGRAMS, ids=lambda f: f.__name__)
