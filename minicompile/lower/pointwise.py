@@ -25,6 +25,7 @@ def point(*overloads: Any, operands: int = 1, kind: str = "value") -> Callable[[
     are passed on).
 
     kind "value"     operands are computed in the result's dtype
+         "precise"   likewise, but numbers are not rounded to it first: so do eager's products and quotients
          "promoted"  operands are computed in their common dtype; the formula's result is cast to the
                      result's dtype
     """
@@ -33,7 +34,7 @@ def point(*overloads: Any, operands: int = 1, kind: str = "value") -> Callable[[
             given = args[:operands]
             if any(not isinstance(a, (Node, bool, int, float)) for a in given):
                 return NotImplemented
-            common = b.out.dtype if kind == "value" else b.promoted(*given)
+            common = b.promoted(*given) if kind == "promoted" else b.out.dtype
             xs = [operand(b, a, common, b.out.shape, kind) for a in given]
             y = f(b, *xs, *args[operands:], **kwargs)
             return y if y is NotImplemented else b.to(y, b.out.dtype, b.out.shape)
@@ -43,13 +44,13 @@ def point(*overloads: Any, operands: int = 1, kind: str = "value") -> Callable[[
 
 
 def operand(b: Builder, x: Operand, dtype: torch.dtype, shape: tuple[int, ...], kind: str = "value") -> Node:
-    """x in the dtype prims compute in for values of `dtype`: numbers keep their precision, but for
-    comparisons."""
+    """x in the dtype prims compute in for values of `dtype`, rounded to that first; "precise": unless it is a
+    number or has no dimensions."""
     target = wide(dtype)
     if not isinstance(x, Node):
-        return b.full(shape, as_dtype(as_dtype(x, dtype) if kind == "promoted" else x, target), target)
-    if (x.tensor.ndim or kind == "promoted" and x.tensor.number) and x.tensor.dtype is not dtype:
-        x = b.cast(x, dtype)          # a tensor is rounded to the common dtype first
+        return b.full(shape, as_dtype(x if kind == "precise" else as_dtype(x, dtype), target), target)
+    if x.tensor.dtype is not dtype and (x.tensor.ndim or kind != "precise"):
+        x = b.cast(x, dtype)
     return b.cast(b.expand(x, shape), target)
 
 
@@ -146,23 +147,26 @@ def _rsub(b: Builder, x: Node, y: Node, alpha: Any = 1) -> Node:
     return b.sub(y, scaled(b, x, alpha))
 
 
-@point(aten.mul.Tensor, aten.mul.Scalar, operands=2)
+@point(aten.mul.Tensor, aten.mul.Scalar, operands=2, kind="precise")
 def _mul(b: Builder, x: Node, y: Node) -> Node:
     return b.and_(x, y) if is_bool(x) else b.mul(x, y)
 
 
-@point(aten.div.Tensor, aten.div.Scalar, operands=2)
+@point(aten.div.Tensor, aten.div.Scalar, operands=2, kind="precise")
 def _div(b: Builder, x: Node, y: Node) -> Node:
     return b.div(x, y)
 
 
-@point(aten.div.Tensor_mode, aten.div.Scalar_mode, operands=2)
+@point(aten.div.Tensor_mode, aten.div.Scalar_mode, operands=2, kind="precise")
 def _div_mode(b: Builder, x: Node, y: Node, rounding_mode: str | None = None) -> Any:
     if is_float(x):
+        divisor = b.source.args[1] if len(b.source.args) > 1 else y
+        by_number = isinstance(divisor, (int, float)) or isinstance(divisor, Node) and not divisor.tensor.ndim
+        step: Any = (lambda n: n) if by_number else (lambda n: b.widen(b.cast(n, b.out.dtype)))
         if rounding_mode == "floor":
-            return floor_divide(b, x, y)
-        ratio = b.div(x, y)          # eager rounds it to a narrow dtype before it cuts off the fraction
-        return b.trunc(b.widen(b.cast(ratio, b.out.dtype))) if rounding_mode == "trunc" else ratio
+            return floor_divide(b, x, y, step)
+        ratio = b.div(x, y)
+        return b.trunc(step(ratio)) if rounding_mode == "trunc" else ratio
     if not divides(y):
         return NotImplemented
     return b.floordiv(x, y) if rounding_mode == "floor" else b.truncdiv(x, y)
@@ -174,20 +178,21 @@ def divides(y: Node) -> bool:
     return getattr(y.op, "name", "") == "full" and y.args[1] != 0
 
 
-def floor_divide(b: Builder, x: Node, y: Node) -> Node:
-    """Python's // on floats, with eager's corrections where x / y rounds up to a whole number."""
+def floor_divide(b: Builder, x: Node, y: Node, step: Formula) -> Node:
+    """Python's // on floats, with eager's corrections where x / y rounds up to a whole number; by a tensor of
+    narrow floats eager rounds after each `step`."""
     rest = b.fmod(x, y)
-    whole = b.div(b.sub(x, rest), y)
+    whole = step(b.div(step(b.sub(x, rest)), y))
     below = b.and_(b.ne(rest, 0.0), b.ne(b.lt(y, 0.0), b.lt(rest, 0.0)))
-    whole = b.where(below, b.sub(whole, 1.0), whole)
+    whole = b.where(below, step(b.sub(whole, 1.0)), whole)
     floor = b.floor(whole)
-    floor = b.where(b.gt(b.sub(whole, floor), 0.5), b.add(floor, 1.0), floor)
-    ratio = b.div(x, y)
+    floor = b.where(b.gt(step(b.sub(whole, floor)), 0.5), step(b.add(floor, 1.0)), floor)
+    ratio = step(b.div(x, y))
     floor = b.where(b.eq(whole, 0.0), b.copysign(b.full(x.tensor.shape, 0.0, dtype_of(x)), ratio), floor)
     return b.where(b.eq(y, 0.0), ratio, floor)
 
 
-@point(aten.floor_divide.default, operands=2)
+@point(aten.floor_divide.default, operands=2, kind="precise")
 def _floor_divide(b: Builder, x: Node, y: Node) -> Any:
     return _div_mode(b, x, y, "floor")
 
@@ -255,7 +260,7 @@ def _pow_scalar(b: Builder, x: Node, exponent: Any) -> Any:
             exponent
         ]()
     elif is_float(y):
-        result = b.pow(y, float(exponent))
+        result = b.pow(y, as_dtype(exponent, b.out.dtype))
     else:
         return NotImplemented
     return b.cast(result, b.out.dtype)
@@ -266,7 +271,7 @@ def _pow(b: Builder, x: Node, y: Node) -> Any:
     return b.pow(x, y) if is_float(x) else NotImplemented
 
 
-@point(aten.lerp.Scalar, aten.lerp.Tensor, operands=3)
+@point(aten.lerp.Scalar, aten.lerp.Tensor, operands=3, kind="precise")
 def _lerp(b: Builder, x: Node, end: Node, weight: Node) -> Node:
     span = b.sub(end, x)
     far = b.sub(end, b.mul(span, b.sub(1.0, weight) if isinstance(weight, Node) else 1 - weight))
@@ -286,7 +291,7 @@ def _addcdiv(b: Builder, x: Node, y: Node, z: Node, value: Any = 1) -> Node:
 @rule(aten.addr.default)
 def _addr(b: Builder, x: Node, column: Node, row: Node, *, beta: Any = 1, alpha: Any = 1) -> Any:
     dtype, shape = wide(b.out.dtype), b.out.shape
-    if dtype is torch.bool:
+    if dtype is torch.bool or dtype is not b.out.dtype:
         return NotImplemented
     p, q = b.broadcast_like(b.cast(column, dtype), (1,), shape), b.expand(b.cast(row, dtype), shape)
     product = b.mul(b.mul(p, as_dtype(alpha, dtype)), q)
