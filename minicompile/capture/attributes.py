@@ -73,7 +73,8 @@ class Attributes(Writes):
             return self.getattr_class(obj, name)
         if issubclass(type(obj), IDENTITIES):
             value = getattr(obj, name)
-            return (value if name in FIXED else self.read_constant(getattr(obj, "__module__", None),
+            fixed = name in FIXED and (source.parent is not None or name == "__code__")
+            return (value if fixed else self.read_constant(getattr(obj, "__module__", None),
                                                                    source.attr(name), value))
         if name == "__class__":
             return type(obj)

@@ -98,7 +98,7 @@ def GET_ITER(f, a): f.stack[-1] = f.world.iter(f.stack[-1])
 @handler
 def GET_LEN(f, a): f.stack.append(f.world.len(f.stack[-1]))
 @handler
-def LIST_TO_TUPLE(f, a): f.stack[-1] = tuple(f.stack[-1])
+def LIST_TO_TUPLE(f, a): f.stack[-1] = tuple(f.world.resolve(f.stack[-1]))
 @handler
 def PRINT_EXPR(f, a): f.stack[-1] = f.world.call(f, sys.displayhook, f.stack[-1:])
 @handler
@@ -106,11 +106,11 @@ def CONVERT_VALUE(f, a): f.stack[-1] = f.world.operate(a, f.stack[-1])
 @handler
 def FORMAT_SIMPLE(f, a): f.stack[-1] = f.world.operate(format, f.stack[-1], "")
 @handler
-def LIST_APPEND(f, a): v = f.stack.pop(); f.stack[-a].append(v)
+def LIST_APPEND(f, a): v = f.stack.pop(); f.world.resolve(f.stack[-a]).append(v)
 @handler
-def SET_ADD(f, a): v = f.stack.pop(); f.stack[-a].add(v)
+def SET_ADD(f, a): v = f.stack.pop(); f.world.resolve(f.stack[-a]).add(v)
 @handler
-def SET_UPDATE(f, a): v = f.stack.pop(); f.stack[-a].update(f.world.iter(v))
+def SET_UPDATE(f, a): v = f.stack.pop(); f.world.resolve(f.stack[-a]).update(f.world.iter(v))
 
 
 @handler
@@ -363,7 +363,7 @@ def BUILD_CONST_KEY_MAP(f, a):
 @handler
 def MAP_ADD(f, a):
     key, value = _two(f)
-    f.stack[-a][key] = value
+    f.world.resolve(f.stack[-a])[key] = value
 
 
 def _iterated(f: Frame, values: Any) -> Any:
@@ -374,18 +374,18 @@ def _iterated(f: Frame, values: Any) -> Any:
 @handler
 def LIST_EXTEND(f, a):
     values = f.stack.pop()
-    on_host(f, "LIST_EXTEND", (f.stack[-a], _iterated(f, values)), 1, 1)
+    on_host(f, "LIST_EXTEND", (f.world.resolve(f.stack[-a]), _iterated(f, values)), 1, 1)
 
 
 @handler
 def DICT_UPDATE(f, a):
-    values, into = f.stack.pop(), f.stack[-a]
+    values, into = f.stack.pop(), f.world.resolve(f.stack[-a])
     f.world.operate(lambda v: on_host(f, "DICT_UPDATE", (into, v), 1, 1), values)
 
 
 @handler
 def DICT_MERGE(f, a):
-    values, into = f.stack.pop(), f.stack[-a]
+    values, into = f.stack.pop(), f.world.resolve(f.stack[-a])
     target = f.stack[-a - 2] if f.stack[-a - 2] is not NULL else f.stack[-a - 3]
     f.world.operate(lambda v: on_host(f, "DICT_MERGE", (target, target, None, into, v), 1, 1), values)
 

@@ -42,6 +42,7 @@ class World:
     len: Callable[..., int] = staticmethod(len)
     truth: Callable[..., bool] = staticmethod(operator.truth)
     is_: Callable[..., bool] = staticmethod(operator.is_)
+    resolve: Callable[..., Any] = staticmethod(lambda value: value)  # what stands for a container
     type_of: Callable[[Any], type] = staticmethod(type)
 
     def __init__(self) -> None:

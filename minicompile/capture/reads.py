@@ -34,6 +34,7 @@ IDENTITIES = (
     FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType,
     GetSetDescriptorType, MemberDescriptorType, MethodWrapperType, CodeType, MethodType,
     functools._lru_cache_wrapper, property, classmethod, staticmethod, enum.Enum, GenericAlias, UnionType)
+_BOUND = (MethodType, BuiltinFunctionType, MethodWrapperType)
 CONTAINERS = (list, dict, set, deque)
 EXACT = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 # Facts of a class or function that follow from its identity.
@@ -157,18 +158,22 @@ class Reads(World):
             if known is not source and not issubclass(type(value), IDENTITIES):
                 self.read_twice(source, known, value)
             elif known is not source:
-                self.guard(source, "id", value)
+                self.guard(source, *(("same", known) if kind in (FunctionType, *_BOUND) else ("id", value)))
             return value
+        if kind in _BOUND and type(value.__self__) not in (NONE, ModuleType):
+            return self.read_bound(source, value)
+        if kind is FunctionType and source.parent is None and "<locals>" in value.__qualname__:
+            return self.read_made(source, value)
         if issubclass(type(value), IDENTITIES):
             self.guard(source, "id", value)
             self.remember(value, source)
-            if kind is MethodType:
-                self.read(source.attr("__self__"), value.__self__)
             return value
         if issubclass(type(value), tuple):
             return self.read_tuple(source, value)
         self.guard(source, "type", kind)
         self.remember(value, source)
+        if kind is CellType:
+            self.world_cells[id(value)] = value
         if kind is frozenset and all(type(v) in LEAVES for v in value):
             self.guard(source.call(tuple), "equals", tuple(value))
         elif policy.state_of(kind) == "fixed":
@@ -178,6 +183,32 @@ class Reads(World):
     def constant_number(self, source: Source, value: int | float) -> int | float:
         self.guard(source, "equals", value)
         return value
+
+    def read_bound(self, source: Source, value: Any) -> Any:
+        """A bound method, of which every look-up makes a new one: it is what it binds."""
+        self.guard(source, "type", type(value))
+        owner = self.read(source.attr("__self__"), value.__self__)
+        if type(value) is MethodType:
+            self.read(source.attr("__func__"), value.__func__)
+        else:
+            self.guard(source.attr("__name__"), "equals", value.__name__)
+        if owner is not value.__self__:
+            return MethodType(value.__func__, owner) if type(value) is MethodType else getattr(owner, value.__name__)
+        self.remember(value, source)
+        return value
+
+    def read_made(self, source: Source, value: FunctionType) -> FunctionType:
+        """A function that each call may make anew: it is its code, cells and defaults."""
+        self.guard(source, "type", FunctionType)
+        self.guard(source.attr("__code__"), "id", value.__code__)
+        self.remember(value, source)
+        for i, cell in enumerate(value.__closure__ or ()):
+            self.read(source.attr("__closure__").index(i), cell)
+        return value
+
+    def home(self, value: Any) -> Source:
+        """Where an object was found, or the object itself as a constant."""
+        return self.origin.get(id(value)) or self.const(value)
 
     def read_twice(self, source: Source, known: Source, value: Any) -> None:
         """One object at two sources: the program sees one object, so both must lead to the same one."""
@@ -264,7 +295,9 @@ class Reads(World):
         if id(cell) in self.cells:
             return self.cells[id(cell)]
         value = super().load_cell(cell)
-        source = self.const(cell).attr("cell_contents")
+        source = self.home(cell).attr("cell_contents")
+        if value is NULL and id(cell) in self.origin:
+            raise self.refuse("guard", "a variable that an inner function uses is not bound yet")
         if value is NULL:
             self.guard(source, "absent")
             return value
@@ -283,7 +316,7 @@ class Reads(World):
     def enter_function(self, f: FunctionType) -> None:
         """A function of the world is about to run: the cells of its closure belong to the world."""
         if id(f) not in self.born and policy.is_editable(f.__code__.co_filename):
-            self.guard(self.const(f).attr("__code__"), "id", f.__code__)
+            self.guard(self.home(f).attr("__code__"), "id", f.__code__)
         if f.__closure__ and id(f) not in self.born:
             for cell in f.__closure__:
                 if id(cell) not in self.world_cells:
@@ -293,7 +326,7 @@ class Reads(World):
     def default(self, function: FunctionType, where: str, key: Any, value: Any) -> Any:
         if id(function) in self.born or policy.trusted(function.__module__):
             return value
-        source = self.const(function).attr(where)
+        source = self.home(function).attr(where)
         return self.read(source.index(key) if where == "__defaults__" else source.item(key), value)
 
 
