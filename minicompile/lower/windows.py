@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -356,13 +357,17 @@ def greatest(b: Builder, x: Node, taps: Sequence[Taps]) -> tuple[Node, Node]:
     of several."""
     dtype, k = x.tensor.dtype, len(taps)
     least = -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
-    w, sizes = read(b, x, taps, as_dtype(least, dtype)), x.tensor.shape[-k:]
-    flat, shape = flattened(b, w.positions, sizes), w.values.tensor.shape
+    return best(b, read(b, x, taps, as_dtype(least, dtype)), x.tensor.shape[-k:])
+
+
+def best(b: Builder, w: Windows, sizes: Sizes) -> tuple[Node, Node]:
+    """(the greatest of each window, its row-major position in an image of these sizes)."""
+    k, flat, shape = len(sizes), flattened(b, w.positions, sizes), w.values.tensor.shape
     value = total(b, "amax", w.values, k)
-    best = b.eq(w.values, b.broadcast_like(value, tuple(range(len(shape) - k, len(shape))), shape))
-    best = best if w.exists is None else b.and_(best, w.exists)
-    found = total(b, "amin", b.where(best, flat, math.prod(sizes)), k)
-    if dtype.is_floating_point:
+    same = b.eq(w.values, b.broadcast_like(value, tuple(range(len(shape) - k, len(shape))), shape))
+    same = same if w.exists is None else b.and_(same, w.exists)
+    found = total(b, "amin", b.where(same, flat, math.prod(sizes)), k)
+    if w.values.tensor.dtype.is_floating_point:
         last = total(b, "amax", b.where(b.isnan(w.values), flat, -1), k)
         found = b.where(b.isnan(value), last, found)
     return value, found
@@ -431,3 +436,93 @@ def _register_max(k: int) -> None:
 
 for k in (2, 3):
     _register_max(k)
+
+
+@rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
+def _fractional(b: Builder, x: Node, kernel: Sizes, out: Sizes, samples: Node) -> Any:
+    """Windows that begin where a random number per plane says."""
+    k, n = len(kernel), x.tensor.ndim
+    shape, dtype, sizes = (*b.out[0].shape, *kernel), samples.tensor.dtype, x.tensor.shape[n - k:]
+    planes = b.reshape(samples, samples.tensor.shape[-(n - k) - 1:])          # one image has no batch
+    index = [b.index(shape, d) for d in range(n - k)]
+    for i, (size, width, m) in enumerate(zip(sizes, kernel, out)):
+        o = b.index(shape, n - k + i)
+        # eager's samples run from the last dimension to the first
+        u = b.slice(planes, n - k, k - 1 - i, k - i, 1)
+        u = b.expand(b.reshape(u, (*u.tensor.shape[:n - k], *(1,) * (2 * k))), shape)
+        alpha = as_dtype((size - width) / (m - 1) if m > 1 else 0.0, dtype)
+        first = b.sub(b.cast(b.mul(b.add(b.cast(o, dtype), u), alpha), torch.int64),
+                      b.cast(b.mul(u, alpha), torch.int64))
+        first = b.where(b.eq(o, m - 1), size - width, first)
+        index.append(b.add(first, b.index(shape, n + i)))
+    y = b.gather(x, tuple(index), False)
+    value, found = best(b, Windows(y, index[n - k:], None), sizes)
+    return b.cast(value, b.out[0].dtype), found
+
+
+# ---- sampling at coordinates ----------------------------------------------------------------------
+
+def _reflected(b: Builder, c: Node, low: float, high: float) -> Node:
+    """c thrown back at both ends as often as it takes."""
+    if low == high:
+        return b.full(c.tensor.shape, 0.0, c.tensor.dtype)
+    span = high - low
+    off = b.abs(b.sub(c, low))
+    rest, even = b.fmod(off, span), b.eq(b.fmod(b.floor(b.div(off, span)), 2.0), 0.0)
+    return b.where(even, b.add(rest, low), b.add(b.sub(span, rest), low))
+
+
+def _bounded(b: Builder, c: Node, size: int, padding: int, align: bool) -> Node:
+    """A coordinate as the padding mode has it: 0 zeros, 1 border, 2 reflection."""
+    if padding == 2:
+        c = _reflected(b, c, 0.0, size - 1.0) if align else _reflected(b, c, -0.5, size - 0.5)
+    return b.minimum(b.maximum(c, 0.0), size - 1.0) if padding else c
+
+
+def _taps_at(b: Builder, c: Node, mode: int, fix: Any) -> list[tuple[Node, Node | None]]:
+    """(element, weight) of those that the value at coordinate c is made of: 0 linear, 1 nearest, 2 cubic."""
+    if mode == 1:
+        return [(b.round(fix(c)), None)]
+    if mode == 0:
+        c = fix(c)
+        first = b.floor(c)
+        share = b.sub(c, first)
+        return [(first, b.sub(b.add(first, 1.0), c)), (b.add(first, 1.0), share)]
+    first = b.floor(c)
+    share = b.sub(c, first)
+    return [(fix(b.add(first, float(j))), _cubic_weight(b, b.abs(b.sub(share, float(j))), abs(j - 0.5) < 1))
+            for j in range(-1, 3)]
+
+
+def _cubic_weight(b: Builder, x: Node, near: bool, a: float = -0.75) -> Node:
+    if near:
+        return b.add(b.mul(b.mul(b.sub(b.mul(x, a + 2), a + 3), x), x), 1.0)
+    return b.sub(b.mul(b.mul(b.add(b.mul(b.sub(x, 5.0), x), 8.0), x), a), 4 * a)
+
+
+@rule(aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
+def _grid_sampler(b: Builder, x: Node, grid: Node, mode: int, padding: int, align: bool) -> Any:
+    k, shape, sizes = grid.tensor.shape[-1], b.out.shape, x.tensor.shape[2:]
+    if 0 in sizes:
+        return NotImplemented
+    y, g = b.widen(x), b.widen(grid)
+    each = []
+    for d, size in enumerate(sizes):
+        c = b.reshape(b.slice(g, k + 1, k - 1 - d, k - d, 1), grid.tensor.shape[:-1])
+        c = b.mul(b.div(b.add(c, 1.0), 2.0), size - 1.0) if align else b.div(
+            b.sub(b.mul(b.add(c, 1.0), float(size)), 1.0), 2.0)
+        each.append(_taps_at(b, c, mode, lambda n, size=size: _bounded(b, n, size, padding, align)))
+    result: Node | None = None
+    for taps in product(*each):
+        inside = weight = None
+        index = [b.index(shape, 0), b.index(shape, 1)]
+        for (place, w), size in zip(taps, sizes):
+            here = b.and_(b.ge(place, 0.0), b.le(place, size - 1.0))
+            index.append(b.broadcast_like(b.cast(b.where(here, place, 0.0), torch.int64), (1,), shape))
+            inside = here if inside is None else b.and_(inside, here)
+            weight = w if weight is None or w is None else b.mul(weight, w)
+        value = b.where(b.broadcast_like(inside, (1,), shape), b.gather(y, tuple(index), False), 0.0)
+        if weight is not None:
+            value = b.mul(value, b.broadcast_like(weight, (1,), shape))
+        result = value if result is None else b.add(result, value)
+    return b.cast(result, b.out.dtype)
