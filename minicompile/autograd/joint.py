@@ -87,6 +87,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
         if tangents:
             gradients = _gradients([results[i] for i in tangents], [given[i] for i in leaves], seeds)
     flowing = [(i, g) for i, g in zip(leaves, gradients) if g is not None]
+    if tangents and not flowing and not spent:
+        raise Refusal("escapes", "gradients of a result are collected in tensors made inside the call")
     graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
     return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached,

