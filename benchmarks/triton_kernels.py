@@ -29,7 +29,6 @@ from minicompile.api import compile_anew
 from minicompile.codegen.triton import TritonLaunch
 from minicompile.codegen.triton_driver import functions
 from minicompile.loops.ir import Extern
-from minicompile.pipeline import TRITON
 from minicompile.viz import cross
 
 
@@ -51,9 +50,7 @@ def sources_of(module: torch.nn.Module, run: Any) -> list[Any]:
     compiled, handle = compile_anew(module, backend="aot_eager")
     run(compiled)
     parts = [p for c in handle.compilations for p in (c, c.backward) if p is not None]
-    for part in parts:
-        part.stages = TRITON
-    return [part.reach("source") for part in parts]
+    return cross.sources_of(parts)
 
 
 def measure(entry: Any, given: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:

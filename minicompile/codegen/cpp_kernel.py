@@ -504,6 +504,9 @@ class KernelText:
             value, hi = self.value(v.args[0], vector), index_text(v.hi)
             return f"checked(env, {value}, {v.lo}L, i64({hi}), {v.error}, {m})"
         assert isinstance(v, Apply), v
+        rounded = rounds_bf16(v)
+        if rounded is not None:
+            return f"rounded_bf16({self.value(rounded, vector)})"
         args = [self.value(a, vector and not (i == 0 and v.prim == "where" and v.dtype is not torch.bool))
                 for i, a in enumerate(v.args)]
         return apply_text(v, args)
@@ -599,6 +602,14 @@ def extent(a: Axis) -> int:
     """The size of an axis; sizes are numbers until shapes are dynamic."""
     assert isinstance(a.size, int), a
     return a.size
+
+
+def rounds_bf16(v: Apply) -> Val | None:
+    """The float32 that v casts to bfloat16 and back; None if v is something else."""
+    inner = v.args[0] if v.prim == "cast" and v.dtype is torch.float32 else None
+    if isinstance(inner, Apply) and inner.prim == "cast" and inner.dtype is torch.bfloat16:
+        return inner.args[0] if inner.args[0].dtype is torch.float32 else None
+    return None
 
 
 def _position_dtype(loop: Loop) -> torch.dtype:

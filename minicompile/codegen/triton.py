@@ -24,7 +24,7 @@ import torch
 from ..loops.ir import Buffer, Extern
 from ..schedule.plan import Kernel, Plan
 from .source import Launch, Source
-from .triton_blocks import Blocks, candidates, programs
+from .triton_blocks import Blocks, candidates, programs, widened
 from .triton_calls import graph_text
 from .triton_kernel import KernelText
 
@@ -57,14 +57,25 @@ class TritonLaunch(Launch):
 
 
 def heuristic(kernel: Kernel, buffers: Mapping[str, Buffer]) -> Blocks:
-    """The blocks taken without autotuning."""
+    """The blocks taken on a GPU without autotuning."""
     return candidates(kernel, buffers)[0]
 
 
-def emit(plan: Plan, choose: Choice = heuristic) -> Source:
+def few_programs(kernel: Kernel, buffers: Mapping[str, Buffer]) -> Blocks:
+    """The blocks taken where kernels are interpreted: a program's time hardly depends on its size."""
+    return widened(heuristic(kernel, buffers), kernel)
+
+
+def on_gpu(plan: Plan) -> bool:
+    """Whether the caller's tensors lie on a GPU; else kernels are interpreted."""
+    return any(str(b.spec.device).startswith("cuda") for b in plan.buffers.values() if b.kind != "temp")
+
+
+def emit(plan: Plan, choose: Choice | None = None) -> Source:
     """The Triton kernels of a plan that was scheduled without cores; `choose` gives each kernel's blocks.
 
     Raises Refusal for a dtype or prim that has no Triton form."""
+    choose = choose or (heuristic if on_gpu(plan) else few_programs)
     functions: dict[tuple[str, ...], str] = {}  # text -> function name
     shown: list[str] = []
     calls: list[Launch | None] = []

@@ -32,9 +32,9 @@ def load(source: Source) -> Executable:
 
     Raises ToolchainError where Triton is not installed."""
     begin = time.perf_counter()
-    device = next((b.spec.device for b in source.plan.buffers.values() if b.kind != "temp"), "cpu")
-    interpreted = not str(device).startswith("cuda")
-    graph = _graph(source, _scope(source, interpreted), str(device))
+    devices = [str(b.spec.device) for b in source.plan.buffers.values() if b.kind != "temp"]
+    gpu = next((d for d in devices if d.startswith("cuda")), None)
+    graph = _graph(source, _scope(source, gpu is None), gpu or "cpu")
     how = {s.name: "python: Triton's driver is Python" for s in source.plan.steps if isinstance(s, Extern)}
     return Executable(source, graph, False, {"compile": 0.0, "load": time.perf_counter() - begin}, how)
 

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 from ..api import compile_anew
+from ..codegen import triton
 from ..codegen.source import Source
 from ..codegen.triton import TritonLaunch
 from ..codegen.triton_driver import functions, helpers
 from ..errors import MinicompileError, ToolchainError
 from ..loops.ir import Apply, Buffer, Extern, walk
-from ..pipeline import TRITON
+from ..pipeline import TRITON, Compilation
 from ..schedule.plan import Kernel
 from ..schedule.space import total
 
@@ -193,11 +194,16 @@ def cross(fn: Any, target: str = "sm_80") -> Callable[..., Crossed]:
         parts = [part for c in handle.compilations for part in (c, c.backward) if part is not None]
         if not parts:
             raise MinicompileError("nothing was compiled: " + "; ".join(map(str, handle.refusals)))
-        for part in parts:
-            part.stages = TRITON
-        return cross_sources([part.reach("source") for part in parts], target)
+        return cross_sources(sources_of(parts), target)
 
     return crossed
+
+
+def sources_of(parts: Sequence[Compilation]) -> list[Source]:
+    """The Triton sources of compiled graphs, with the blocks a GPU gets."""
+    for part in parts:
+        part.stages = TRITON
+    return [triton.emit(part.reach("plan"), triton.heuristic) for part in parts]
 
 
 def cross_sources(sources: Sequence[Source], target: str) -> Crossed:
