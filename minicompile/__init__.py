@@ -15,17 +15,18 @@ from .config import config
 from .errors import CheckError, MinicompileError, Refusal, ToolchainError
 
 if TYPE_CHECKING:
-    from .api import compile, disable, is_compiling, reset
+    from .api import compile, disable, graph_break, is_compiling, recompiles, reset, set_stance
     from .testing.bisection import bisect
     from .viz.explanation import Explanation, explain
 
 __version__ = "0.1.0"
 
-_HOME = {**dict.fromkeys(("compile", "disable", "is_compiling", "reset"), "api"),
+_HOME = {**dict.fromkeys(
+    ("compile", "disable", "graph_break", "is_compiling", "recompiles", "reset", "set_stance"), "api"),
          **dict.fromkeys(("explain", "Explanation"), "viz.explanation"), "bisect": "testing.bisection"}
 
 __all__ = ["CheckError", "Explanation", "MinicompileError", "Refusal", "ToolchainError", "bisect", "compile",
-           "config", "disable", "explain", "is_compiling", "reset"]
+           "config", "disable", "explain", "graph_break", "is_compiling", "recompiles", "reset", "set_stance"]
 
 
 def __getattr__(name: str) -> Any:

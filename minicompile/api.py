@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture.compiled import Compiled, force_eager
+from .capture.compiled import Compiled, force_eager, graph_break
+from .capture.compiled import set_stance as change_stance
 from .config import config
 from .debug import log
 from .errors import MinicompileError, Refusal
@@ -57,6 +58,7 @@ class Handle:
     settings: Settings
     compilations: list[Compilation] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    misses: list[str] = field(default_factory=list)
     keep_inputs: bool = False
     numbers: Iterator[int] = field(default_factory=itertools.count)
     compiled: Compiled = field(init=False)
@@ -82,6 +84,8 @@ class Handle:
             how = "runs as in eager mode" if kind == "refusal" else "breaks"
             log("breaks", lambda: f"{self.name} {how}: {refusal}")
             return
+        if kind == "recompile":
+            self.misses += payload[:1]
         if kind == "evicted":  # nothing else holds its code and plan
             self.compilations[:] = [c for c in self.compilations if c.capture is not payload.capture]
         log("guards", lambda: f"{self.name}: {kind}: {payload}")
@@ -91,6 +95,7 @@ class Handle:
         self.compilations.clear()
         self.numbers = itertools.count()
         self.refusals.clear()
+        self.misses.clear()
 
 
 def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None,
@@ -218,9 +223,47 @@ def disable(fn: Callable) -> Callable:
     return force_eager(fn)
 
 
-def is_compiling() -> bool:
-    """True while minicompile (or torch.compile) is capturing the code that asks."""
-    return torch.compiler.is_compiling()
+class set_stance:                                       # noqa: N801 - reads as a function
+    """How all compiled functions behave from now on; as a context manager or decorator: inside.
+
+    "default"             what is not compiled yet is compiled
+    "force_eager"         compiled functions run as they are
+    "eager_on_recompile"  what is compiled is used; a call that would compile runs as in eager mode
+    "fail_on_recompile"   a call that would compile raises MinicompileError, with the guards that failed
+
+    As torch's, the stance is the process's. Raises ConfigError for another word.
+    """
+
+    def __init__(self, stance: str):
+        self.stance, self.before = stance, config.stance
+        change_stance(stance)
+
+    def __enter__(self) -> None:
+        change_stance(self.stance)
+
+    def __exit__(self, *exc: object) -> None:
+        change_stance(self.before)
+
+    def __call__(self, fn: Callable) -> Callable:
+        change_stance(self.before)
+
+        @functools.wraps(fn)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with set_stance(self.stance):
+                return fn(*args, **kwargs)
+        return inside
+
+
+def recompiles(fn: Any) -> list[str]:
+    """Why a compiled function or module was compiled again: for each time the guard that failed, with its place in
+    the program, what it expects and what was found."""
+    handle = handle_of(fn)
+    if handle is None:
+        raise MinicompileError(f"{fn!r} is not compiled")
+    return list(handle.misses)
+
+
+is_compiling = torch.compiler.is_compiling              # true while minicompile or torch.compile captures
 
 
 def torch_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable:

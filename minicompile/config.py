@@ -17,6 +17,7 @@ from .errors import MinicompileError
 
 STAGES = ("capture", "aten", "prims", "loops", "plan", "source")      # the border objects, in pipeline order
 BACKENDS = ("auto", "cpp", "triton", "reference", "eager", "aot_eager", "inductor")
+STANCES = ("default", "force_eager", "eager_on_recompile", "fail_on_recompile")
 LOG_TOPICS = ("graphs", "breaks", "guards", "prims", "schedule", "code", "time", "cache")
 
 
@@ -107,6 +108,9 @@ class Config:
     activation_memory_budget: float = _field(
         1.0, fraction, "training: bytes kept for the backward, as a part of what costs no library call or "
                        "reduction to be computed again; 0: as few as can be")
+    stance: str = _field("default", one_of(*STANCES),
+                         "'force_eager': compiled functions run as they are; 'eager_on_recompile': what is compiled "
+                         "is used, nothing more is compiled; 'fail_on_recompile': that is an error")
     recompile_limit: int = _field(8, number(int, 1),
                                   "compiled variants kept per function; past it the oldest goes, loudly")
     compile_timeout_s: float = _field(300.0, number(float, 0.1),

@@ -146,7 +146,7 @@ class Attributes(Writes):
                 return leaf if name == "is_leaf" else None
         elif name == "is_leaf" or torch.Tensor.grad_fn.__get__(fake) is None:
             return getattr(fake, name)
-        raise self.refuse("tensor-attribute", f"Tensor.{name} is read")
+        raise self.refuse("history", f"Tensor.{name} is read")
 
     def getattr_module(self, module: ModuleType, name: str) -> Any:
         changes = self.changed.get(id(module.__dict__))

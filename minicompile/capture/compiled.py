@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import itertools
 import linecache
 import logging
+import reprlib
+import textwrap
 import threading
 import time
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +42,7 @@ from .varying import NO_NUMBERS
 
 log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
+_live: weakref.WeakSet[Compiled] = weakref.WeakSet()
 PATIENCE = 2  # variants made for other values of a tensor that one line looks at
 IDLE = 8      # breaks in a row with no graph between them, after which no more are tried
 
@@ -107,7 +112,15 @@ class Compiled:
         self.lock = threading.RLock()                   # held while a variant is made
         self.changes: Counter[Site] = Counter()         # variants made because a value differed there
         self.numbers = NO_NUMBERS                       # which ones vary
+        self.spent = False                              # too many variants: no more, nor those
+        self.warned = False
         self.native = _native.CompiledFunction(function, self.miss)
+        _live.add(self)
+        self.settle()
+
+    def settle(self) -> None:
+        """Lets calls go to what is compiled, or to the function itself."""
+        self.native.enabled = not self.spent and config.stance != "force_eager"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.native(*args, **kwargs)
@@ -122,6 +135,8 @@ class Compiled:
         self.native.entries.clear()
         self.changes.clear()
         self.breaks.clear()
+        self.spent = self.warned = False
+        self.settle()
 
     def miss(self, native: Any, args: tuple, kwargs: dict[str, Any] | None, slots: list[Any]) -> Any:
         """A call that no entry stands for: capture and compile it, then run what was compiled."""
@@ -154,25 +169,36 @@ class Compiled:
 
     def add(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
         """Adds the entry for these arguments; gives its program and what to call it with."""
+        if config.stance != "default":
+            return self.not_added(slots)
         try:
-            entry, program, sources, tensors = self.build(slots)
+            built = self.build(slots)
+            self.enter(*built)
         except Partial as partial:
-            entry, program, sources, tensors = self.refused(
-                partial.refusal, partial.guards, partial.tensors)
+            built = self.refused(partial.refusal, partial.guards, partial.tensors)
+            self.enter(*built)
         except MinicompileError:
             raise
         except Exception as error:
             if config.strict:
                 raise
             log.warning(
-                "%s runs as in eager mode after an internal error\n%s", self.function.__qualname__,
-                traceback.format_exc())
-            refusal = Refusal("internal", f"{type(error).__name__}: {error}")
-            entry, program, sources, tensors = self.refused(refusal, (), {})
-        self.enter(entry, program, sources, tensors)
+                "%s runs as in eager mode after an internal error, which is a bug of minicompile. To report it:\n"
+                "%s\n%s", self.function.__qualname__, reproducer(self.function, slots), traceback.format_exc())
+            built = self.refused(Refusal("internal", f"{type(error).__name__}: {error}"), (), {})
+            self.enter(*built)
+        entry, program, sources, _ = built
         if entry.refusal is not None:
             return program, tuple(slots)
         return program, tuple(s.get(slots) for s in sources)
+
+    def not_added(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
+        """What a call runs that the stance forbids to compile."""
+        if config.stance == "fail_on_recompile":
+            reasons = [e.why_missed(self.function, slots) for e in self.entries] or ["nothing is compiled yet"]
+            raise MinicompileError(f"{self.function.__qualname__} would be compiled anew, and the stance is "
+                                   "'fail_on_recompile':\n" + "\n".join(reasons))
+        return eager(self.function), tuple(slots)
 
     def build(self, slots: list[Any]) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
         start = time.perf_counter()
@@ -272,21 +298,25 @@ class Compiled:
     def enter(
         self, entry: Entry, program: Callable[..., Any], sources: list[Source], tensors: dict[Source, Any]
     ) -> None:
-        guard_program, entry.owner = lower_guards(entry.guards, sources, tensors)
+        try:
+            guard_program, entry.owner = lower_guards(entry.guards, sources, tensors)
+        except Refusal as refusal:
+            raise Partial(refusal, (), {}) from refusal
         native = entry.native = _native.Entry(guard_program, program, entry)
         entries = self.native.entries
         entries.insert(0, native)
-        if len(entries) > self.limit and self.before is not None:
-            self.native.enabled = False
-            log.warning("%s: more than %d variants of what comes after line %d; it runs as in eager mode now",
-                        self.function.__qualname__, self.limit, self.before.line)
-        elif len(entries) > self.limit:
-            gone = entries.pop()
+        if len(entries) <= self.limit:
+            return
+        if self.before is not None:                     # more would come with every turn of a loop
+            self.spent, fate = True, f"what comes after line {self.before.line} runs as in eager mode now"
+            self.settle()
+        else:
+            gone, fate = entries.pop(), "the least recently used one is dropped for each new one"
             gone.data.forget()
-            log.warning(
-                "%s: more than %d variants; the least recently used one is dropped",
-                self.function.__qualname__, self.limit)
             self.on_event("evicted", gone.data)
+        if not self.warned:
+            log.warning("%s: more than %d variants; %s", self.function.__qualname__, self.limit, fate)
+        self.warned = True
 
 
 class Speculative:
@@ -430,6 +460,37 @@ def _no_graph(*tensors: Any) -> tuple:
     return ()
 
 
+def reproducer(function: FunctionType, slots: Sequence[Any]) -> str:
+    """The source of a function and what it was called with, as a comment and code."""
+    code = function.__code__
+    try:
+        source = textwrap.dedent(inspect.getsource(code))
+    except OSError:
+        source = f"# {code.co_qualname} of {code.co_filename}:{code.co_firstlineno}, whose source is not at hand\n"
+    return source + "".join(f"# {n} = {_described(v)}\n" for n, v in zip(code.co_varnames, slots))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return (f"torch.empty_strided({tuple(value.shape)}, {value.stride()}, dtype={value.dtype}, "
+                f"device={str(value.device)!r}, requires_grad={value.requires_grad})")
+    return reprlib.repr(value) if type(value) in (list, tuple, dict, set) else _short(value) or f"a {type(value)}"
+
+
+def set_stance(stance: str) -> None:
+    """Makes all compiled functions of the process follow `config.stance` = `stance`."""
+    config.stance = stance
+    for compiled in list(_live):
+        compiled.settle()
+
+
+def graph_break() -> None:
+    """Does nothing; ends the graph where a captured function calls it."""
+
+
+graph_break.__minicompile_disabled__ = "graph-break"  # type: ignore[attr-defined]
+
+
 def force_eager(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, wrapped so that it always runs natively; where capture meets it, it refuses ("disabled")."""
 
@@ -437,5 +498,5 @@ def force_eager(fn: Callable[..., Any]) -> Callable[..., Any]:
     def disabled_function(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
 
-    disabled_function.__minicompile_disabled__ = True  # type: ignore[attr-defined]
+    disabled_function.__minicompile_disabled__ = "disabled"  # type: ignore[attr-defined]
     return disabled_function

@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from decimal import Decimal
 from enum import Enum
 from threading import Lock, RLock
-from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, MethodDescriptorType,
+from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, FunctionType, MethodDescriptorType,
                    SimpleNamespace, WrapperDescriptorType)
 from typing import Any, Generic
 
@@ -148,6 +148,13 @@ def is_editable(filename: str) -> bool:
     """Whether functions of this file may be given other code while the process runs: not those
     installed."""
     return is_user_file(filename) and "site-packages" not in filename
+
+
+def marked(f: FunctionType) -> str | None:
+    """The refusal's code for a function that its author wants to run as in eager mode, by our mark or torch's."""
+    if f.__dict__.get("_torchdynamo_disable") and f.__code__ is not UNSEEN:
+        return "disabled"
+    return f.__dict__.get("__minicompile_disabled__")
 
 
 def trusted(module: str | None) -> bool:

@@ -103,8 +103,8 @@ class CaptureWorld(Attributes):
             self.read_class_entry(type(obj), owner, name, found)
 
     def call_function(self, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
-        if "__minicompile_disabled__" in f.__dict__:
-            raise self.refuse("disabled", f"{f.__qualname__}() is marked to run as in eager mode")
+        if f.__dict__ and (code := policy.marked(f)) is not None:
+            raise self.refuse(code, f"{f.__qualname__}() is marked to run as in eager mode")
         if f.__code__ is policy.UNSEEN:
             if f.__wrapped__ is functions.CHECKPOINT:
                 return functions.call_checkpoint(self, args[0], args[1:], dict(kwargs or {}))
@@ -296,6 +296,8 @@ class CaptureWorld(Attributes):
                 resumed: bool) -> Any:
         """The hook's handler: runs an offered frame in the interpreter, or tells the hook never to offer
         its code again."""
+        if f is not None and f.__dict__ and policy.marked(f):
+            return self.call_function(f, (), None)      # which refuses
         if code.co_filename.startswith(policy.OWN):  # met before `policy_of`, which is our own Python too
             _native.set_policy(code, _native.NATIVE)
             return NotImplemented
@@ -559,6 +561,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
         else object.__getattribute__(obj, name)
     ),
     sys._getframe: _refuse_frame,
+    torch.compiler.cudagraph_mark_step_begin: lambda frame: None,
     exec: lambda frame, *args: frame.world.call_native(exec, args, None),  # refused
     torch.overrides._get_current_function_mode_stack: lambda frame: (
         torch.overrides._get_current_function_mode_stack()[:-1]
