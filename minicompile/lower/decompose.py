@@ -17,13 +17,13 @@ from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Misfit
 from ..ir.scalar import Specialise
 from ..ir.spec import TensorSpec
-from . import backward, foreach, indexing, pointwise, products, reduction, views, windows
+from . import backward, foreach, indexing, pointwise, products, reduction, special, views, windows
 from .builder import RULES, SUPPORTED, Builder, as_dtype
 from .composite import composition
 from .graphs import AtenGraph, Prims, infer
 
 # each registers its rules
-assert all((backward, foreach, indexing, pointwise, products, reduction, views, windows))
+assert all((backward, foreach, indexing, pointwise, products, reduction, special, views, windows))
 
 
 def decompose(aten_graph: AtenGraph) -> Prims:
