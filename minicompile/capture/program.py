@@ -167,7 +167,9 @@ class Builder:
         else:
             found = f"{self.constant(guard.function)}({', '.join(args)})"
         where = f"  # {guard.where}" if guard.where is not None else ""
-        return f"require({index}, {found}, {self.expression(guard.expected)}){where}"
+        plain = type(guard.expected) in LEAVES
+        expected = self.leaf(guard.expected) if plain else self.constant(guard.expected)
+        return f"require({index}, {found}, {expected}){where}"
 
     def made(self, value: Any, kind: type) -> str:
         """An object made while capturing."""

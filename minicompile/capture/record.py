@@ -150,6 +150,10 @@ class Recorder(TorchFunctionMode):
             return x.item()
         if issubclass(type(x), tuple) and kind is not torch.Size:
             return tuple(self.arg(e) for e in x)
+        if kind is not bool:
+            for plain, exact in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
+                if issubclass(kind, plain):
+                    return exact(x)  # of a member of an enum, say
         return x
 
 

@@ -7,6 +7,7 @@ whose result's shape depends on data becomes torch calls of known shapes, given 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FunctionType, NoneType
@@ -173,7 +174,8 @@ class Speculation:
         with self.recorder:
             kept = [a.detach().clone() if issubclass(type(a), Fake) else a for a in given]
         self.guards.append(DataGuard(
-            func, tuple(kept[:len(args)]), dict(zip(kwargs, kept[len(args):])), found, refusal.where))
+            func, tuple(kept[:len(args)]), dict(zip(kwargs, kept[len(args):])), copy.deepcopy(found),
+            refusal.where))  # a list is the program's to change
         return found
 
 
