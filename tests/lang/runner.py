@@ -22,8 +22,9 @@ def differences():
     root.__path__ = [os.path.join(os.path.dirname(os.path.dirname(HERE)), "minicompile")]
     sys.modules.setdefault("minicompile", root)
     sys.path.insert(0, HERE)
-    from minicompile.capture.interp import World
     from programs import PROGRAMS
+
+    from minicompile.capture.interp import World
 
     found = []
     for f in PROGRAMS:

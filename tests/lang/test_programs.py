@@ -7,11 +7,11 @@ import sys
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from programs import PROGRAMS  # noqa: E402
-from runner import outcome  # noqa: E402
+from programs import PROGRAMS
+from runner import outcome
 
-from minicompile.capture.compiled import Compiled  # noqa: E402
-from minicompile.capture.interp import World  # noqa: E402
+from minicompile.capture.compiled import Compiled
+from minicompile.capture.interp import World
 
 RUNNER = os.path.join(os.path.dirname(__file__), "runner.py")
 # Programs that capture refuses today, besides those that raise; they run as in eager mode.

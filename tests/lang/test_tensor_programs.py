@@ -12,10 +12,10 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
-from tensor_programs import PROGRAMS, State  # noqa: E402
+from tensor_programs import PROGRAMS, State
 
-from minicompile.capture.compiled import Compiled  # noqa: E402
-from minicompile.capture.interp import World  # noqa: E402
+from minicompile.capture.compiled import Compiled
+from minicompile.capture.interp import World
 
 # Programs that break or are refused today, with the codes. All of them behave as in eager mode.
 REFUSED = {
