@@ -24,7 +24,7 @@ from .config import config
 from .errors import MinicompileError, ToolchainError
 from .runtime import cache, toolchain
 from .testing import fuzz
-from .viz import demo
+from .viz import cross, demo
 from .viz.explanation import explain
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -88,6 +88,20 @@ def target(text: str) -> Any:
     if name not in found:
         raise MinicompileError(f"{home} has no {name!r}")
     return found[name]
+
+
+def cross_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--target", default="sm_80", choices=list(cross.TARGETS), help="the GPU to compile for")
+    p.add_argument("--out", default="minicompile-cross", help="folder for kernels, cubins and load.py")
+    explain_options(p)
+
+
+@command("cross", "compile a function's Triton kernels for a GPU that need not be here", cross_options)
+def run_cross(args: argparse.Namespace) -> int:
+    values = [eval(a, {"torch": torch}) for a in args.args]
+    crossed = cross.cross(target(args.function), args.target)(*values)
+    print(f"{crossed}\nwritten to {crossed.write(args.out)}")
+    return 0
 
 
 def cache_options(p: argparse.ArgumentParser) -> None:

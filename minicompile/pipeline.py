@@ -209,7 +209,7 @@ def _resolve(backend: str, examples: Sequence[Any]) -> str:
     if backend == "auto":
         devices = {str(x.device) for x in examples if isinstance(x, torch.Tensor)}
         if len(devices) > 1 or any(not d.startswith(("cpu", "cuda")) for d in devices):
-            raise Refusal("device", f"tensors on {', '.join(sorted(devices))}: one CPU or one GPU is supported")
+            raise Refusal("device", f"tensors on {', '.join(sorted(devices))}: one device is supported")
         backend = "triton" if devices - {"cpu"} else "cpp"
     return backend
 

@@ -1,2 +1,2 @@
-"""Hand-written Triton: what emitted kernels call (`ops`), its meaning under the interpreter (`interpreted`), and
-templates for what loops do not do well."""
+"""Hand-written Triton: what emitted kernels call (`ops`), its meaning under the interpreter
+(`interpreted`), and templates for what loops do not do well."""

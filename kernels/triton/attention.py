@@ -1,8 +1,9 @@
-"""Attention in one pass over keys and values, forward and backward: no buffer has queries times keys elements.
+"""Attention in one pass over keys and values, forward and backward: no buffer has queries times keys
+elements.
 
-Takes q [B, H, M, D], k and v [B, HK, N, D] with H a multiple of HK (grouped queries), an optional additive mask
-that broadcasts to [B, H, M, N], and gives the result with its log-sum-exp per row, from which the backward
-computes probabilities again. Rows of a mask that forbid everything give 0.
+Takes q [B, H, M, D], k and v [B, HK, N, D] with H a multiple of HK (grouped queries), an optional additive
+mask that broadcasts to [B, H, M, N], and gives the result with its log-sum-exp per row, from which the
+backward computes probabilities again. Rows of a mask that forbid everything give 0.
 """
 
 import math
@@ -14,13 +15,13 @@ import triton.language as tl
 from . import ops
 
 TILE = (64, 64, 4, 2)               # queries, keys, warps, stages
-BACKWARD = (32, 64, 4, 2)           # smaller, as more of it is in registers
+BACKWARD = (64, 32, 4, 2)           # smaller, as more of it is in registers
 
 
 @triton.jit
 def scores(q, k, scale, mask, rows, cols, smm, smn, M, N, CAUSAL: tl.constexpr, MASK: tl.constexpr,
            PRECISION: tl.constexpr):
-    """A tile of scaled scores, -inf where a query may not see a key. k is [D, keys]."""
+    """A tile of scaled scores, -inf where a query may not see a key; k is [D, keys]."""
     s = tl.dot(q, k, input_precision=PRECISION) * scale
     inside = (rows[:, None] < M) & (cols[None, :] < N)
     if MASK:
@@ -31,8 +32,8 @@ def scores(q, k, scale, mask, rows, cols, smm, smn, M, N, CAUSAL: tl.constexpr, 
 
 
 @triton.jit
-def attention_forward_kernel(q, k, v, mask, out, lse, scale, sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, smb, smh,
-                             smm, smn, sob, soh, som, H, G, M, N, D: tl.constexpr, BM: tl.constexpr,
+def attention_forward_kernel(q, k, v, mask, out, lse, scale, sqb, sqh, sqm, skb, skh, skn, svb, svh, svn,
+                             smb, smh, smm, smn, sob, soh, som, H, G, M, N, D: tl.constexpr, BM: tl.constexpr,
                              BN: tl.constexpr, BD: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr,
                              PRECISION: tl.constexpr):
     """One tile of queries of one head; G query heads share a key head."""
@@ -49,36 +50,39 @@ def attention_forward_kernel(q, k, v, mask, out, lse, scale, sqb, sqh, sqm, skb,
     last = tl.minimum(N, (tl.program_id(0) + 1) * BM) if CAUSAL else N
     for start in range(0, last, BN):
         cols = start + tl.arange(0, BN)
-        keys = tl.load(k + cols[None, :] * skn + depth[:, None], (cols[None, :] < N) & (depth[:, None] < D), other=0)
-        s = scores(x, keys, scale, mask, rows, cols, smm, smn, M, N, CAUSAL, MASK, PRECISION)
+        inside = (cols[:, None] < N) & (depth[None, :] < D)
+        keys = tl.load(k + cols[:, None] * skn + depth[None, :], inside, other=0)
+        s = scores(x, tl.trans(keys), scale, mask, rows, cols, smm, smn, M, N, CAUSAL, MASK, PRECISION)
         high = ops.maximum(top, ops.amax(s, 1))
         safe = tl.where(high == float("-inf"), 0.0, high)
         p = ops.libdevice.exp(s - safe[:, None])
         shrink = ops.libdevice.exp(top - safe)
         total = total * shrink + ops.sum(p, 1)
-        values = tl.load(v + cols[:, None] * svn + depth[None, :], (cols[:, None] < N) & (depth[None, :] < D), other=0)
+        values = tl.load(v + cols[:, None] * svn + depth[None, :], inside, other=0)
         acc = acc * shrink[:, None] + tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
         top = high
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
-    tl.store(out + b * sob + h * soh + rows[:, None] * som + depth[None, :], acc.to(out.dtype.element_ty), there)
+    out += b * sob + h * soh
+    tl.store(out + rows[:, None] * som + depth[None, :], acc.to(out.dtype.element_ty), there)
     tl.store(lse + (b * H + h) * M + rows, top + ops.libdevice.log(total), rows < M)
 
 
 @triton.jit
-def attention_delta_kernel(out, grad, delta, rows_in_all, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
+def attention_delta_kernel(out, grad, delta, count, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
     """delta = sum(out * grad) per row; both are contiguous."""
     rows, depth = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BD)
-    at, there = rows[:, None] * D + depth[None, :], (rows[:, None] < rows_in_all) & (depth[None, :] < D)
+    at, there = rows[:, None] * D + depth[None, :], (rows[:, None] < count) & (depth[None, :] < D)
     x = tl.load(out + at, there, other=0).to(tl.float32) * tl.load(grad + at, there, other=0).to(tl.float32)
-    tl.store(delta + rows, ops.sum(x, 1), rows < rows_in_all)
+    tl.store(delta + rows, ops.sum(x, 1), rows < count)
 
 
 @triton.jit
-def attention_keys_kernel(q, k, v, mask, grad, lse, delta, dk, dv, scale, sqb, sqh, sqm, skb, skh, skn, svb, svh, svn,
-                          smb, smh, smm, smn, sgb, sgh, sgm, H, G, M, N, D: tl.constexpr, BM: tl.constexpr,
-                          BN: tl.constexpr, BD: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr,
-                          PRECISION: tl.constexpr):
-    """Gradients of one tile of keys and values of one key head: from all queries of the G heads that share it."""
+def attention_keys_kernel(q, k, v, mask, grad, lse, delta, dk, dv, scale, sqb, sqh, sqm, skb, skh, skn, svb,
+                          svh, svn, smb, smh, smm, smn, sgb, sgh, sgm, H, G, M, N, D: tl.constexpr,
+                          BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CAUSAL: tl.constexpr,
+                          MASK: tl.constexpr, PRECISION: tl.constexpr):
+    """Gradients of one tile of keys and values of one key head: from all queries of the G heads that share
+    it."""
     heads = H // G
     b, hk = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     cols, depth = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
@@ -94,8 +98,8 @@ def attention_keys_kernel(q, k, v, mask, grad, lse, delta, dk, dv, scale, sqb, s
             inside = (rows[:, None] < M) & (depth[None, :] < D)
             x = tl.load(q + b * sqb + h * sqh + rows[:, None] * sqm + depth[None, :], inside, other=0)
             dy = tl.load(grad + b * sgb + h * sgh + rows[:, None] * sgm + depth[None, :], inside, other=0)
-            s = scores(x, tl.trans(keys), scale, mask + b * smb + h * smh, rows, cols, smm, smn, M, N, CAUSAL, MASK,
-                       PRECISION)
+            s = scores(x, tl.trans(keys), scale, mask + b * smb + h * smh, rows, cols, smm, smn, M, N, CAUSAL,
+                       MASK, PRECISION)
             norm = tl.load(lse + (b * H + h) * M + rows, rows < M, other=0)
             p = tl.where(s == float("-inf"), 0.0, ops.libdevice.exp(s - norm[:, None]))
             gv += tl.dot(tl.trans(p.to(dy.dtype)), dy, input_precision=PRECISION)
@@ -108,10 +112,10 @@ def attention_keys_kernel(q, k, v, mask, grad, lse, delta, dk, dv, scale, sqb, s
 
 
 @triton.jit
-def attention_queries_kernel(q, k, v, mask, grad, lse, delta, dq, scale, sqb, sqh, sqm, skb, skh, skn, svb, svh, svn,
-                             smb, smh, smm, smn, sgb, sgh, sgm, H, G, M, N, D: tl.constexpr, BM: tl.constexpr,
-                             BN: tl.constexpr, BD: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr,
-                             PRECISION: tl.constexpr):
+def attention_queries_kernel(q, k, v, mask, grad, lse, delta, dq, scale, sqb, sqh, sqm, skb, skh, skn, svb,
+                             svh, svn, smb, smh, smm, smn, sgb, sgh, sgm, H, G, M, N, D: tl.constexpr,
+                             BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CAUSAL: tl.constexpr,
+                             MASK: tl.constexpr, PRECISION: tl.constexpr):
     """Gradient of one tile of queries of one head."""
     b, h = (tl.program_id(1) // H).to(tl.int64), (tl.program_id(1) % H).to(tl.int64)
     rows, depth = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BD)
@@ -127,8 +131,8 @@ def attention_queries_kernel(q, k, v, mask, grad, lse, delta, dq, scale, sqb, sq
         inside = (cols[:, None] < N) & (depth[None, :] < D)
         keys = tl.load(k + b * skb + h // G * skh + cols[:, None] * skn + depth[None, :], inside, other=0)
         values = tl.load(v + b * svb + h // G * svh + cols[:, None] * svn + depth[None, :], inside, other=0)
-        s = scores(x, tl.trans(keys), scale, mask + b * smb + h * smh, rows, cols, smm, smn, M, N, CAUSAL, MASK,
-                   PRECISION)
+        s = scores(x, tl.trans(keys), scale, mask + b * smb + h * smh, rows, cols, smm, smn, M, N, CAUSAL,
+                   MASK, PRECISION)
         p = tl.where(s == float("-inf"), 0.0, ops.libdevice.exp(s - norm[:, None]))
         ds = p * (tl.dot(dy, tl.trans(values), input_precision=PRECISION) - rest[:, None])
         gq += tl.dot(ds.to(keys.dtype), keys, input_precision=PRECISION)
@@ -137,16 +141,18 @@ def attention_queries_kernel(q, k, v, mask, grad, lse, delta, dq, scale, sqb, sq
 
 
 def _given(q, k, v, mask, scale, tile):
-    """(mask, scale, sizes, constants, options): what all launches share. The last dimension must be dense."""
+    """(mask, scale, sizes, constants, options): what all launches share. The last dimension must be
+    dense."""
     (batch, heads, m, d), (_, key_heads, n, _) = q.shape, k.shape
     if heads % key_heads or any(t.stride(-1) != 1 for t in (q, k, v)):
         raise ValueError("query heads are a multiple of key heads, and the last dimension is dense")
     spread = None if mask is None else mask.expand(batch, heads, m, n)
     bm, bn, warps, stages = tile
-    constants = dict(D=d, BM=bm, BN=bn, BD=max(triton.next_power_of_2(d), 16), MASK=mask is not None, PRECISION="ieee")
+    constants = {"D": d, "BM": bm, "BN": bn, "BD": max(triton.next_power_of_2(d), 16),
+                 "MASK": mask is not None, "PRECISION": "ieee"}
     return (q if spread is None else spread, [0] * 4 if spread is None else list(spread.stride()),
             scale if scale is not None else 1 / math.sqrt(d), (heads, heads // key_heads, m, n), constants,
-            dict(num_warps=warps, num_stages=stages))
+            {"num_warps": warps, "num_stages": stages})
 
 
 def attention(q, k, v, mask=None, causal=False, scale=None, tile=TILE, kernel=attention_forward_kernel):
@@ -175,6 +181,6 @@ def attention_backward(grad, q, k, v, out, lse, mask=None, causal=False, scale=N
     shared = [scale, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *steps, *grad.stride()[:3], *sizes]
     kernels[1][triton.cdiv(n, bn), batch * key_heads](q, k, v, given, grad, lse, delta, dk, dv, *shared,
                                                       CAUSAL=causal, **constants, **options)
-    kernels[2][triton.cdiv(m, bm), batch * heads](q, k, v, given, grad, lse, delta, dq, *shared, CAUSAL=causal,
-                                                  **constants, **options)
+    kernels[2][triton.cdiv(m, bm), batch * heads](q, k, v, given, grad, lse, delta, dq, *shared,
+                                                  CAUSAL=causal, **constants, **options)
     return dq, dk, dv

@@ -1,9 +1,9 @@
 """`ops` and `libdevice` for Triton's interpreter, which runs kernels on numpy arrays.
 
-The interpreter has no libdevice, reduces element by element in Python where the combining function is not one
-of its own, lets NaN lose in maxima, cuts where bfloat16 rounds, and cannot invert unsigned numbers. Here
-libdevice, reductions and conversions to bfloat16 are torch's, and every other function of `ops` is its own
-Python text.
+The interpreter has no libdevice, reduces element by element in Python where the combining function is not
+one of its own, lets NaN lose in maxima, cuts where bfloat16 rounds, and cannot invert unsigned numbers.
+Here libdevice, reductions and conversions to bfloat16 are torch's, and every other function of `ops` is its
+own Python text.
 """
 
 import importlib
@@ -57,7 +57,8 @@ _dot = InterpreterBuilder.create_dot
 
 def dot(self, a, b, d, *rest):
     """The builder's product, of bfloat16 in float32."""
-    return _dot(self, *(cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), d, *rest)
+    a, b = (cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    return _dot(self, a, b, d, *rest)
 
 
 InterpreterBuilder.cast_impl = cast
@@ -80,8 +81,8 @@ def elementwise(name):
 
 _TYPES = {tl.float32: torch.float32, tl.float64: torch.float64}
 libdevice = types.SimpleNamespace(**{name: elementwise(name) for name in (
-    "log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 erf erfc "
-    "erfinv lgamma sqrt rsqrt floor ceil trunc rint pow fmod atan2 nextafter copysign hypot").split()})
+    "log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 erf "
+    "erfc erfinv lgamma sqrt rsqrt floor ceil trunc rint pow fmod atan2 nextafter copysign hypot").split()})
 
 
 def reduction(f):
@@ -105,17 +106,20 @@ def place(f):
 
 
 _reductions = {
-    "sum": reduction(lambda x, d: x.sum(d, dtype=x.dtype)), "prod": reduction(lambda x, d: x.prod(d, dtype=x.dtype)),
+    "sum": reduction(lambda x, d: x.sum(d, dtype=x.dtype)),
+    "prod": reduction(lambda x, d: x.prod(d, dtype=x.dtype)),
     "amax": reduction(torch.amax), "amin": reduction(torch.amin), "any": reduction(torch.any),
     "all": reduction(torch.all), "argmax": place(torch.argmax), "argmin": place(torch.argmin),
     "scan_sum": reduction(lambda x, d: x.cumsum(d, dtype=x.dtype)),
     "scan_prod": reduction(lambda x, d: x.cumprod(d, dtype=x.dtype)),
-    "scan_amax": reduction(lambda x, d: x.cummax(d).values), "scan_amin": reduction(lambda x, d: x.cummin(d).values),
+    "scan_amax": reduction(lambda x, d: x.cummax(d).values),
+    "scan_amin": reduction(lambda x, d: x.cummin(d).values),
 }
 
 
 def python_of(module):
-    """The names of a module of kernels with triton.jit undone, and what is torch's here put in its place."""
+    """The names of a module of kernels with triton.jit undone, and what is torch's here put in its
+    place."""
     scope = dict(vars(module))
     for name, value in vars(module).items():
         python = getattr(value, "fn", None)             # what triton.jit decorated

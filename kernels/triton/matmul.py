@@ -1,9 +1,9 @@
-"""Matrix products on tensor cores: batched, with a bias, an activation and a residual in the same kernel, and
-with weights in 8 or 4 bits.
+"""Matrix products on tensor cores: batched, with a bias, an activation and a residual in the same kernel,
+and with weights in 8 or 4 bits.
 
-Takes blocks of A and B by plain pointers; Triton's pipeliner makes asynchronous copies of them (sm_80 and later)
-and `tl.dot` becomes mma, or wgmma on sm_90. float16 and bfloat16 accumulate in float32, float32 multiplies as
-`precision` says ("ieee": as cuBLAS does by default; "tf32": on tensor cores).
+Takes blocks of A and B by plain pointers; Triton's pipeliner makes asynchronous copies of them (sm_80 and
+later) and `tl.dot` becomes mma, or wgmma on sm_90. float16 and bfloat16 accumulate in float32, float32
+multiplies as `precision` says ("ieee": as cuBLAS does by default; "tf32": on tensor cores).
 """
 
 import torch
@@ -13,14 +13,15 @@ import triton.language as tl
 from . import ops
 
 # (rows, columns, depth of a tile; warps, stages): the largest that fills the GPU
-TILES = ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 32, 4, 4), (64, 64, 32, 4, 4), (32, 32, 32, 2, 4),
-         (16, 16, 32, 1, 4))
+TILES = ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 32, 4, 4), (64, 64, 32, 4, 4),
+         (32, 32, 32, 2, 4), (16, 16, 32, 1, 4))
 ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")
 
 
 @triton.jit
 def tile_of(n, m_tiles, n_tiles, GROUP: tl.constexpr):
-    """(row, column) of tile n: GROUP rows of tiles at a time, so that neighbours share operands in cache."""
+    """(row, column) of tile n: GROUP rows of tiles at a time, so that neighbours share operands in
+    cache."""
     span = GROUP * n_tiles
     first = n // span * GROUP
     rows = tl.minimum(m_tiles - first, GROUP)
@@ -56,33 +57,36 @@ def store_tile(acc, out, bias, residual, rows, cols, M, N, som, son, srm, srn, B
 
 
 @triton.jit
-def matmul_kernel(a, b, out, bias, residual, M, N, K, sab, sam, sak, sbb, sbk, sbn, sob, som, son, srb, srm, srn,
-                  BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr,
-                  PRECISION: tl.constexpr, PROLOGUE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-                  ACTIVATION: tl.constexpr):
+def matmul_kernel(a, b, out, bias, residual, M, N, K, sab, sam, sak, sbb, sbk, sbn, sob, som, son, srb, srm,
+                  srn, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+                  EVEN: tl.constexpr, PRECISION: tl.constexpr, PROLOGUE: tl.constexpr, BIAS: tl.constexpr,
+                  RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr):
     """out[z] = ACTIVATION(PROLOGUE(a[z]) @ b[z] + bias) + residual[z]; EVEN: BK divides K."""
     z = tl.program_id(1).to(tl.int64)
     m, n = tile_of(tl.program_id(0), (M + BM - 1) // BM, (N + BN - 1) // BN, GROUP)
     rows, cols, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
-    pa = a + z * sab + (rows % M)[:, None] * sam + depth[None, :] * sak      # wraps instead of masking: rows and
-    pb = b + z * sbb + depth[:, None] * sbk + (cols % N)[None, :] * sbn      # columns outside are not stored
+    # rows and columns outside wrap instead of being masked: they are not stored
+    pa = a + z * sab + (rows % M)[:, None] * sam + depth[None, :] * sak
+    pb = b + z * sbb + depth[:, None] * sbk + (cols % N)[None, :] * sbn
     acc = tl.full([BM, BN], 0.0, tl.float32)
     for k in range(0, K, BK):
         if EVEN:
             x, y = tl.load(pa), tl.load(pb)
         else:
-            x, y = tl.load(pa, depth[None, :] < K - k, other=0), tl.load(pb, depth[:, None] < K - k, other=0)
+            x = tl.load(pa, depth[None, :] < K - k, other=0)
+            y = tl.load(pb, depth[:, None] < K - k, other=0)
         acc = tl.dot(activate(x, PROLOGUE), y, acc, input_precision=PRECISION)
         pa += BK * sak
         pb += BK * sbk
-    store_tile(acc, out + z * sob, bias, residual + z * srb, rows, cols, M, N, som, son, srm, srn, BIAS, RESIDUAL,
-               ACTIVATION)
+    store_tile(acc, out + z * sob, bias, residual + z * srb, rows, cols, M, N, som, son, srm, srn, BIAS,
+               RESIDUAL, ACTIVATION)
 
 
 @triton.jit
 def quantised_kernel(a, w, scale, out, bias, M, N, K, sam, sak, swn, swk, ssn, ssg, som, son,
-                     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr,
-                     BITS: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr):
+                     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+                     EVEN: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
+                     ACTIVATION: tl.constexpr):
     """out = ACTIVATION(a @ (w * scale).T + bias). 8 bits: w is int8 [N, K], one scale per row. 4 bits: w is
     uint8 [N, K / 2], even columns in the low half, both offset by 8; one scale per row and SPAN columns."""
     m, n = tile_of(tl.program_id(0), (M + BM - 1) // BM, (N + BN - 1) // BN, GROUP)
@@ -95,7 +99,8 @@ def quantised_kernel(a, w, scale, out, bias, M, N, K, sam, sak, swn, swk, ssn, s
             if EVEN:
                 x, y = tl.load(pa), tl.load(pw)
             else:
-                x, y = tl.load(pa, depth[None, :] < K - k, other=0), tl.load(pw, depth[:, None] < K - k, other=0)
+                x = tl.load(pa, depth[None, :] < K - k, other=0)
+                y = tl.load(pw, depth[:, None] < K - k, other=0)
             acc = tl.dot(x, y.to(x.dtype), acc, input_precision="ieee")
             pa += BK * sak
             pw += BK * swk
@@ -124,8 +129,8 @@ def matmul(a, b, bias=None, residual=None, activation="", prologue="", precision
            kernel=matmul_kernel):
     """activation(prologue(a) @ b + bias) + residual.
 
-    a [..., M, K] and b [..., K, N] with at most one batch dimension, bias [N], residual like the result, whose
-    dtype is a's. `tile` is a row of TILES, `kernel` another form of matmul_kernel (interpreted).
+    a [..., M, K] and b [..., K, N] with at most one batch dimension, bias [N], residual like the result,
+    whose dtype is a's. `tile` is a row of TILES, `kernel` another form of matmul_kernel (interpreted).
     Raises ValueError for an activation that is not in ACTIVATIONS."""
     if activation not in ACTIVATIONS or prologue not in ACTIVATIONS:
         raise ValueError(f"activations are {ACTIVATIONS}")
@@ -136,10 +141,10 @@ def matmul(a, b, bias=None, residual=None, activation="", prologue="", precision
     bm, bn, bk, warps, stages = tile or tile_for(m, n, batch)
     step = lambda t: [0 if t.shape[0] == 1 else t.stride(0), *t.stride()[1:]]
     grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn), batch)
-    kernel[grid](x, y, out, out if bias is None else bias, r, m, n, k, *step(x), *step(y), *step(out), *step(r),
-                 BM=bm, BN=bn, BK=bk, GROUP=8, EVEN=k % bk == 0, PRECISION=precision, PROLOGUE=prologue,
-                 BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation, num_warps=warps,
-                 num_stages=stages)
+    kernel[grid](x, y, out, out if bias is None else bias, r, m, n, k, *step(x), *step(y), *step(out),
+                 *step(r), BM=bm, BN=bn, BK=bk, GROUP=8, EVEN=k % bk == 0, PRECISION=precision,
+                 PROLOGUE=prologue, BIAS=bias is not None, RESIDUAL=residual is not None,
+                 ACTIVATION=activation, num_warps=warps, num_stages=stages)
     return out if a.dim() == 3 or b.dim() == 3 else out[0]
 
 

@@ -97,7 +97,8 @@ def signbit(x):
 
 @triton.jit
 def digamma(x):
-    """The derivative of lgamma: reflected to x > 0, raised to x >= 10 by its recurrence, then its series."""
+    """The derivative of lgamma: reflected to x > 0, raised to x >= 10 by its recurrence, then its
+    series."""
     pi = 3.14159265358979323846
     y = tl.where(x < 0, 1 - x, x)
     small = tl.full([], 0, x.dtype)

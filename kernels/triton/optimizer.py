@@ -1,6 +1,8 @@
-"""Optimizer steps over many tensors in one launch: a table of addresses instead of one kernel per parameter.
+"""Optimizer steps over many tensors in one launch: a table of addresses instead of one kernel per
+parameter.
 
-Takes lists of float32 tensors of equal lengths. A program updates one piece of one tensor; `pieces` says which.
+Takes lists of float32 tensors of equal lengths. A program updates one piece of one tensor; `pieces` says
+which.
 """
 
 import torch
@@ -19,8 +21,8 @@ def element(table, tensor, offset):
 
 
 @triton.jit
-def adamw_kernel(params, grads, means, squares, owners, starts, sizes, lr, beta1, beta2, eps, decay, correction1,
-                 correction2, X: tl.constexpr):
+def adamw_kernel(params, grads, means, squares, owners, starts, sizes, lr, beta1, beta2, eps, decay,
+                 correction1, correction2, X: tl.constexpr):
     """One piece of: p *= 1 - lr * decay; m = lerp(m, g, 1 - beta1); v = beta2 * v + (1 - beta2) * g * g;
     p -= lr / correction1 * m / (sqrt(v) / sqrt(correction2) + eps)."""
     n = tl.program_id(0)

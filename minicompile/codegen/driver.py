@@ -225,10 +225,11 @@ def _after(plan: Plan, stored: int) -> Callable[[list[torch.Tensor]], None]:
 
 
 def written(plan: Plan) -> tuple[int, ...]:
-    """Numbers of the inputs that kernels store to."""
+    """Numbers of the inputs that kernels store to, or would if it changed them."""
     kernels = (step for step in plan.steps if not isinstance(step, Extern))
     stored = {loop.out.buffer for k in kernels for loop in k.loops}
-    return tuple(b.index for b in plan.buffers.values() if b.kind == "input" and b.name in stored)
+    inputs = [b for b in plan.buffers.values() if b.kind == "input"]
+    return tuple(b.index for b in inputs if b.name in stored or b.index in plan.loops.kept)
 
 
 def _returned(plan: Plan) -> Sequence[Any]:

@@ -1,7 +1,7 @@
 """Triton emitter: one function per distinct kernel, for NVIDIA GPUs (and, interpreted, for tests on a CPU).
 
-Takes `schedule.plan.Plan`, gives `Source` for `codegen.triton_driver` and `codegen.cross`. Emitting needs no
-Triton. The block shape is data that `triton_blocks` derives from the kernel; nothing is decided here.
+Takes `schedule.plan.Plan`, gives `Source` for `codegen.triton_driver` and `codegen.cross`. Emitting needs
+no Triton. The block shape is data that `triton_blocks` derives from the kernel; nothing is decided here.
 
 How a kernel looks:
 
@@ -95,8 +95,8 @@ def emit(plan: Plan, choose: Choice | None = None) -> Source:
                          f"@triton.jit\ndef {name}({parameters}):\n{printed.body}")
         dtypes = (*(plan.buffers[b].spec.dtype for b in printed.buffers), *(d for d, _ in printed.rows),
                   *([torch.int64] if printed.checks else []))
-        calls.append(TritonLaunch(functions[key], printed.buffers, programs(step, blocks), constants, blocks.warps,
-                                  printed.rows, printed.checks, dtypes))
+        calls.append(TritonLaunch(functions[key], printed.buffers, programs(step, blocks), constants,
+                                  blocks.warps, printed.rows, printed.checks, dtypes))
     text = HEADER + "".join("\n\n" + s for s in shown) + "\n" + graph_text(plan, calls, [])
     return Source(text, "triton", "", (), tuple(functions.values()), tuple(calls), plan)
 

@@ -1,7 +1,9 @@
-"""How a kernel's iteration space is cut into Triton programs: block shape and warps, as data. Pure functions.
+"""How a kernel's iteration space is cut into Triton programs: block shape and warps, as data. Pure
+functions.
 
-Takes a `Kernel`, serves `codegen.triton`. The heuristic, in short: a thread holds 8 elements or so, enough for
-128-bit accesses; rows that fit stay in registers; axes that memory walks with stride 1 are the wide ones.
+Takes a `Kernel`, serves `codegen.triton`. The heuristic, in short: a thread holds 8 elements or so, enough
+for 128-bit accesses; rows that fit stay in registers; axes that memory walks with stride 1 are the wide
+ones.
 """
 from __future__ import annotations
 

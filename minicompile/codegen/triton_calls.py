@@ -1,7 +1,7 @@
 """The Python text that runs a whole graph of Triton kernels: memory, launches and library calls, in order.
 
-Takes a `Plan` and its launches, gives text for `codegen.triton`, which `triton_driver` (and the loader script of
-`codegen.cross`) executes. One function per graph; nothing is looked up while it runs.
+Takes a `Plan` and its launches, gives text for `codegen.triton`, which `triton_driver` (and the loader
+script of `codegen.cross`) executes. One function per graph; nothing is looked up while it runs.
 """
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def graph_text(plan: Plan, calls: Sequence[Launch | None], extras: list[Any]) ->
 def _launch(call: Any) -> str:
     rows = [f"torch.empty({n}, dtype={d}, device=device)" for d, n in call.rows]
     sizes = [f"{name}={size}" for name, size in call.constants]
-    given = [*map(name_of, call.buffers), *rows, *(["errors"] if call.checks else []), *sizes, f"num_warps={call.warps}"]
+    given = [*map(name_of, call.buffers), *rows, *(["errors"] if call.checks else []), *sizes,
+             f"num_warps={call.warps}"]
     return f"{call.function}[({call.programs},)]({', '.join(given)}, **exact)"
 
 

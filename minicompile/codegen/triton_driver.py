@@ -1,8 +1,8 @@
 """Driver of Triton code: from emitted text to something that runs, on a GPU or, interpreted, on the CPU.
 
-Takes `Source` from `codegen.triton`, gives `Executable`, as `codegen.driver` does for C++. Library calls go to
-ATen; the arena, fresh outputs, write-backs and results that are views are as in the plan. Triton is an optional
-dependency, imported when the first source is loaded.
+Takes `Source` from `codegen.triton`, gives `Executable`, as `codegen.driver` does for C++. Library calls go
+to ATen; the arena, fresh outputs, write-backs and results that are views are as in the plan. Triton is an
+optional dependency, imported when the first source is loaded.
 """
 from __future__ import annotations
 

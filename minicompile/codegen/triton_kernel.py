@@ -1,9 +1,9 @@
 """The Triton text of one kernel.
 
-Takes a `Kernel`, the plan's buffers and the kernel's `Blocks`; gives `KernelText.emit()` for `codegen.triton`.
-The par axes are one block dimension (two in a transposing kernel), the inner axes another. Whatever depends on
-an axis is a block along that dimension; blocks broadcast, so a value is printed once, in the outermost scope
-that has its variables, and its shape follows from its operands.
+Takes a `Kernel`, the plan's buffers and the kernel's `Blocks`; gives `KernelText.emit()` for
+`codegen.triton`. The par axes are one block dimension (two in a transposing kernel), the inner axes
+another. Whatever depends on an axis is a block along that dimension; blocks broadcast, so a value is
+printed once, in the outermost scope that has its variables, and its shape follows from its operands.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..schedule.plan import Kernel, Stage
 from ..schedule.space import total
 from .triton_blocks import Blocks, inner_axes, turned
 from .triton_values import apply_text, bare, cast_text, element, literal, repeats
-from .walk import TRITON, Scope, buffers_read, forget, index_text
+from .walk import TRITON, Scope, forget, index_text
 
 # how two partial results are joined, and what joining starts from
 STEP = {"sum": "{0} + {1}", "prod": "{0} * {1}", "amax": "ops.maximum({0}, {1})",
@@ -42,6 +42,8 @@ def identity(combine: str, dtype: torch.dtype) -> str:
         return str(not low)
     info = torch.iinfo(dtype) if not dtype.is_floating_point else None
     return f'float("{"-" if low else ""}inf")' if info is None else str(info.min if low else info.max)
+# what later stages take from a register: its scope, the load it stands for, its text
+Kept = tuple[Scope, Val, str]
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class KernelText:
         self.inner = inner_axes(kernel)
         self.dim: dict[Var, str] = {}                    # variables that are blocks -> "x", "y" or "r"
         self.named: dict[str, str] = {}                  # variable -> its text, where that is not its name
-        self.masks: dict[str, str] = {}                  # dimension -> mask, where its end is not known to fit
+        self.masks: dict[str, str] = {}                  # dimension -> mask, where its end may not fit
         self.point = "0"                                 # number of the par point
         self.par = frozenset(a.var for a in kernel.par)
         self.scopes = [Scope(frozenset() if blocks.serial else self.par, 1)]
@@ -116,7 +118,8 @@ class KernelText:
 
     @contextmanager
     def block(self, scope: Scope, opening: str = "") -> Iterator[None]:
-        """An inner scope; its text goes to the outer one when it closes, behind what was hoisted meanwhile."""
+        """An inner scope; its text goes to the outer one when it closes, behind what was hoisted
+        meanwhile."""
         scope.depth, scope.lines = self.here.depth + bool(opening), []
         self.scopes.append(scope)
         yield
@@ -220,7 +223,7 @@ class KernelText:
             for scope, value, text in results:
                 scope.memo[value] = text
 
-    def stage(self, stage: Stage) -> list[tuple[Scope, Val, str]]:
+    def stage(self, stage: Stage) -> list[Kept]:
         """Prints one pass. Gives what later stages may take from registers: (scope, value, text)."""
         if not stage.inner:
             return self.body(stage, {}, True)
@@ -241,7 +244,8 @@ class KernelText:
             totals = {loop: self.accumulator(loop) for loop in stage.loops if loop.combine}
             kept = []
             if n:
-                with self.block(Scope(self.kept[stage.inner].names, 0), f"for start in range(0, {n}, {size}):"):
+                with self.block(Scope(self.kept[stage.inner].names, 0),
+                                f"for start in range(0, {n}, {size}):"):
                     at = "start" if block == 1 else f"start + tl.arange(0, {size})"
                     self.printed.discard(stage.inner)
                     self.inner_axes(stage, number, at, n, block)
@@ -254,7 +258,8 @@ class KernelText:
         return kept
 
     def inner_axes(self, stage: Stage, number: int, text: str, n: int, block: int) -> None:
-        """The stage's inner axes, all along dimension r: their names, and their text where not printed yet."""
+        """The stage's inner axes, all along dimension r: their names, and their text where not printed
+        yet."""
         letter = "jklmnopq"[number]
         for k, a in enumerate(stage.inner):
             self.named[a.var.name] = f"{letter}{k}"
@@ -275,7 +280,7 @@ class KernelText:
             self.unravel(stage.inner, self.row)
 
     def body(self, stage: Stage, totals: dict[Loop, tuple[str, ...]], whole: bool
-             ) -> list[tuple[Scope, Val, str]]:
+             ) -> list[Kept]:
         """All values of the stage first, then all stores: a kernel may store to the place it loads from."""
         stores = []
         for loop in stage.loops:
@@ -347,7 +352,8 @@ class KernelText:
         across = "r" in self.order
         text = ", ".join(acc) if across else acc[-1]
         if across:
-            text = f"ops.{combine}({text}, {len(self.order) - 1})" + ("[:, None]" if len(self.order) > 1 else "")
+            axis = len(self.order) - 1
+            text = f"ops.{combine}({text}, {axis})" + ("[:, None]" if axis else "")
         if combine.startswith("arg"):
             dtype = torch.int32
         name = self.fresh("v")
@@ -480,7 +486,7 @@ class KernelText:
 
     # ---- stores ------------------------------------------------------------------------------------
 
-    def store(self, loop: Loop, value: str, dims: frozenset[str], whole: bool) -> list[tuple[Scope, Val, str]]:
+    def store(self, loop: Loop, value: str, dims: frozenset[str], whole: bool) -> list[Kept]:
         """One store. Gives what a later load of the same place may take from a register instead."""
         out, dtype = loop.out, loop.store_dtype
         spec = self.buffers[out.buffer].spec
@@ -489,7 +495,7 @@ class KernelText:
             self.registers[out.buffer] = self.as_name(value), self.full
             return []
         plain = out.mode == "set" and not out.indirect
-        kept: list[tuple[Scope, Val, str]] = []
+        kept: list[Kept] = []
         again = load(out.buffer, out.index, dtype)
         if whole and plain and not self.blocks.serial and again in self.uses:
             value = self.as_name(value)
@@ -542,7 +548,8 @@ class KernelText:
             for other in (x for s in self.kernel.stages[:until] for x in s.loops):
                 for x in other.loads():
                     same = x.buffer == loop.out.buffer and x.index == loop.out.index and other in stage.loops
-                    if x.buffer not in self.kernel.local and not same and self.overlap(x.buffer, loop.out.buffer):
+                    outside = x.buffer not in self.kernel.local
+                    if outside and not same and self.overlap(x.buffer, loop.out.buffer):
                         self.put("tl.debug_barrier()")
                         return
 

@@ -1,8 +1,8 @@
 """Cross compilation: the Triton kernels of a function, compiled for a GPU that is not in this machine.
 
 Takes a function and arguments (its graphs, through `api`), gives `Crossed`: cubins, what each kernel costs
-(from the plan: bytes, operations; from the machine code: registers, shared memory, spills, instructions), and a
-folder with the kernels' text, the cubins and a script that loads and launches them.
+(from the plan: bytes, operations; from the machine code: registers, shared memory, spills, instructions),
+and a folder with the kernels' text, the cubins and a script that loads and launches them.
 """
 from __future__ import annotations
 
@@ -35,24 +35,26 @@ TARGETS = {"sm_70": 70, "sm_75": 75, "sm_80": 80, "sm_86": 86, "sm_89": 89, "sm_
 # name -> (capability, bytes per second of its memory, float32 operations per second)
 GPUS = {"V100": (70, 0.90e12, 15.7e12), "A100": (80, 2.04e12, 19.5e12), "H100": (90, 3.35e12, 66.9e12)}
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64",
-            torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
-            torch.uint16: "*u16", torch.uint32: "*u32", torch.uint64: "*u64", torch.bool: "*i1"}
+            torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
+            torch.uint8: "*u8", torch.uint16: "*u16", torch.uint32: "*u32", torch.uint64: "*u64",
+            torch.bool: "*i1"}
 # what a SASS instruction counts as; the first that matches
-CLASSES = {"async copies": "LDGSTS|UBLKCP|UTMALDG", "128-bit loads": r"LDG\S*\.128", "other loads": "LDG", "128-bit stores": r"STG\S*\.128",
-           "other stores": "STG", "atomics": "ATOM|RED",
+CLASSES = {"async copies": "LDGSTS|UBLKCP|UTMALDG", "128-bit loads": r"LDG\S*\.128", "other loads": "LDG",
+           "128-bit stores": r"STG\S*\.128", "other stores": "STG", "atomics": "ATOM|RED",
            "wgmma": "HGMMA|IGMMA|QGMMA", "mma": "HMMA|IMMA|DMMA", "fma": "FFMA|HFMA|DFMA", "math": "MUFU",
            "shared": "LDS|STS|LDSM", "barriers": "BAR", "local": "LDL|STL"}
 # the same in PTX, for GPUs that the disassembler no longer knows
 PTX_CLASSES = {"128-bit loads": r"ld\.global\S*\.(v4\.b32|v2\.b64)", "other loads": r"ld\.global",
                "128-bit stores": r"st\.global\S*\.(v4\.b32|v2\.b64)", "other stores": r"st\.global",
-               "atomics": r"atom|red\.", "async copies": r"cp\.async\.c", "wgmma": r"wgmma\.mma", "mma": r"mma\.sync",
-               "fma": r"fma\.", "math": r"\w+\.approx", "shared": r"(ld|st)\.shared|ldmatrix", "barriers": r"bar\.",
-               "local": r"(ld|st)\.local"}
+               "atomics": r"atom|red\.", "async copies": r"cp\.async\.c", "wgmma": r"wgmma\.mma",
+               "mma": r"mma\.sync", "fma": r"fma\.", "math": r"\w+\.approx",
+               "shared": r"(ld|st)\.shared|ldmatrix", "barriers": r"bar\.", "local": r"(ld|st)\.local"}
 
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """One kernel, compiled. Sizes are bytes; `spills` are the compiler's own, not arrays in local memory."""
+    """One kernel, compiled. Sizes are bytes; `spills` are the compiler's own, not arrays in local
+    memory."""
 
     cubin: bytes
     ptx: str
@@ -85,8 +87,8 @@ class Figures:
         mix = ", ".join(f"{n} {k}" for k, n in self.instructions.items() if n)
         least = ", ".join(f"{gpu} {us:.1f} us" for gpu, us in self.microseconds.items())
         return (f"{self.kernel}  {self.does}\n    {self.programs} programs of {self.warps} warps; "
-                f"{self.bytes} bytes, {self.flops} operations: at least {least}\n    {self.registers} registers, "
-                f"{self.shared} bytes shared, {self.spills} bytes spilled; {mix}")
+                f"{self.bytes} bytes, {self.flops} operations: at least {least}\n"
+                f"    {self.registers} registers, {self.shared} bytes shared, {self.spills} spilled; {mix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,9 @@ class Crossed:
         manifest = []
         for (n, name), b in self.binaries.items():
             (path / f"graph{n}_{name}.cubin").write_bytes(b.cubin)
-            manifest.append({"graph": n, "kernel": name, "shared": b.shared, "cubin": f"graph{n}_{name}.cubin",
-                             "warps": self.launch(n, name).warps, "programs": self.launch(n, name).programs,
+            manifest.append({"graph": n, "kernel": name, "shared": b.shared,
+                             "cubin": f"graph{n}_{name}.cubin", "warps": self.launch(n, name).warps,
+                             "programs": self.launch(n, name).programs,
                              "pointers": [str(d) for d in self.launch(n, name).dtypes]})
         (path / "kernels.json").write_text(json.dumps(manifest, indent=1))
         (path / "report.json").write_text(json.dumps([asdict(f) for f in self.figures], indent=1))
@@ -123,7 +126,8 @@ class Crossed:
         return path
 
     def launch(self, graph: int, kernel: str) -> TritonLaunch:
-        return next(c for c in self.sources[graph].calls if isinstance(c, TritonLaunch) and c.function == kernel)
+        calls = (c for c in self.sources[graph].calls if isinstance(c, TritonLaunch))
+        return next(c for c in calls if c.function == kernel)
 
 
 LOADER = '''"""Loads the cubins beside this file on a GPU ({target}) and launches each once on zeros.
@@ -173,7 +177,8 @@ kernels = {{(e["graph"], e["kernel"]): Kernel(e) for e in ENTRIES}}
 
 if __name__ == "__main__":
     for e in ENTRIES:
-        given = [torch.zeros(1 << 20, dtype=getattr(torch, d.split(".")[1]), device="cuda") for d in e["pointers"]]
+        dtypes = [getattr(torch, d.split(".")[1]) for d in e["pointers"]]
+        given = [torch.zeros(1 << 20, dtype=d, device="cuda") for d in dtypes]
         kernels[e["graph"], e["kernel"]](1, *given)
         torch.cuda.synchronize()
         print("ok", e["graph"], e["kernel"])
@@ -183,8 +188,8 @@ if __name__ == "__main__":
 def cross(fn: Any, target: str = "sm_80") -> Callable[..., Crossed]:
     """`cross(fn, "sm_80")(*args, **kwargs)` compiles the kernels of fn, called so, for that GPU.
 
-    The call runs once, as in eager mode. Raises MinicompileError for a target that is not known or where nothing
-    of fn can be compiled, ToolchainError without Triton."""
+    The call runs once, as in eager mode. Raises MinicompileError for a target that is not known or where
+    nothing of fn can be compiled, ToolchainError without Triton."""
     if target not in TARGETS:
         raise MinicompileError(f"target {target!r} is not known; there are {', '.join(TARGETS)}")
 
@@ -218,7 +223,9 @@ def cross_sources(sources: Sequence[Source], target: str) -> Crossed:
             key = (n, call.function)
             if key not in binaries:
                 text = _text(source.text, call.function), call.constants, call.warps, call.dtypes
-                done[text] = binaries[key] = done.get(text) or compile_kernel(kernels[call.function], call, target)
+                if text not in done:
+                    done[text] = compile_kernel(kernels[call.function], call, target)
+                binaries[key] = done[text]
             figures.append(figures_of(step, source.plan.buffers, call, binaries[key]))
     libraries = [str(s.op) for source in sources for s in source.plan.steps if isinstance(s, Extern)]
     return Crossed(target, tuple(sources), binaries, tuple(figures), tuple(libraries))
@@ -235,12 +242,12 @@ def compile_kernel(kernel: Any, call: TritonLaunch, target: str, disassemble: bo
     """One kernel by Triton's compiler, ahead of time; its instructions from PTX unless disassembled."""
     constants = dict(call.constants)
     names = [n for n in kernel.arg_names if n not in constants]
-    signature = {**{n: POINTERS[d] for n, d in zip(names, call.dtypes)}, **dict.fromkeys(constants, "constexpr")}
+    signature = dict.fromkeys(constants, "constexpr") | {n: POINTERS[d] for n, d in zip(names, call.dtypes)}
     return compile_function(kernel, signature, constants, target, call.warps, disassemble=disassemble)
 
 
-def compile_function(kernel: Any, signature: dict[str, str], constants: dict[str, Any], target: str, warps: int,
-                     stages: int = 3, disassemble: bool = True) -> Binary:
+def compile_function(kernel: Any, signature: dict[str, str], constants: dict[str, Any], target: str,
+                     warps: int, stages: int = 3, disassemble: bool = True) -> Binary:
     """Any triton.jit function for a target; pointers are aligned to 16 bytes.
 
     signature  parameter -> "*fp32", "i32", "constexpr", …; with a "*" or ":16" it is a multiple of 16"""
@@ -316,7 +323,8 @@ def _tools() -> Path:
 
 def figures_of(kernel: Kernel, buffers: dict[str, Buffer], call: TritonLaunch, binary: Binary) -> Figures:
     moved, flops = traffic(kernel, buffers), operations(kernel)
-    least = {gpu: round(max(moved / bandwidth, flops / peak) * 1e6, 2) for gpu, (_, bandwidth, peak) in GPUS.items()}
+    least = {gpu: round(max(moved / bandwidth, flops / peak) * 1e6, 2)
+             for gpu, (_, bandwidth, peak) in GPUS.items()}
     return Figures(call.function, kernel.where or kernel.name, call.programs, call.warps, moved, flops,
                    binary.registers, binary.shared, binary.spills, binary.instructions, least)
 

@@ -57,7 +57,7 @@ def test_attention_of_views_that_are_not_contiguous():
 
 POINTERS = {**dict.fromkeys("q k v mask out grad dq dk dv".split(), "*fp16"), "lse": "*fp32", "delta": "*fp32",
             "scale": "fp32"}
-CONSTANTS = dict(D=64, BD=64, CAUSAL=True, MASK=False, PRECISION="ieee")
+CONSTANTS = {"D": 64, "BD": 64, "CAUSAL": True, "MASK": False, "PRECISION": "ieee"}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])

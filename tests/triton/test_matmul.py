@@ -61,8 +61,8 @@ def test_quantised(bits):
 POINTERS = {"a": "*fp16", "b": "*fp16", "out": "*fp16", "bias": "*fp16", "residual": "*fp16", "w": "*i8",
             "scale": "*fp32"}
 FIXED = {"sak": 1, "sbn": 1, "son": 1, "srn": 1, "swk": 1}
-CONSTANTS = dict(BM=128, BN=128, BK=64, GROUP=8, EVEN=True, PRECISION="ieee", PROLOGUE="", BIAS=True,
-                 RESIDUAL=False, ACTIVATION="gelu")
+CONSTANTS = {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "EVEN": True, "PRECISION": "ieee", "PROLOGUE": "",
+             "BIAS": True, "RESIDUAL": False, "ACTIVATION": "gelu"}
 
 
 @pytest.mark.parametrize("target", ["sm_70", "sm_80", "sm_90"])
