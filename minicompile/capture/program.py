@@ -293,6 +293,9 @@ class Builder:
             self.lines.append(f"{self.constant(effect.target)}({', '.join(words)})")
             return
         target = self.target(effect.target)
+        if effect.kind == "cell" and effect.value is NULL:
+            self.lines.append(f"del {target}.cell_contents")
+            return
         value = self.expression(effect.value) if effect.kind not in ("delattr", "delitem", "fill") else ""
         if effect.kind == "fill":
             self.fill(target, effect.value)

@@ -42,6 +42,7 @@ _KEYS = LEAVES | {Fake}
 _VMAP_RULES = torch.vmap.__globals__["vmap_impl"].__globals__["lazy_load_decompositions"]
 _LOOKS_AT_IDENTITY = {id(f): f for f in (id, hash, str, repr, format, ascii)}
 _SEARCHES = frozenset({"index", "remove", "count"})  # methods of sequences
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
 _BUILTIN_METHODS = (BuiltinFunctionType, MethodWrapperType)
 
@@ -56,6 +57,7 @@ class CaptureWorld(Attributes):
         self.one_node: Callable[..., Any] = contextlib.nullcontext
         self.inference = False  # the mode around the capture
         self.names_read: set[FunctionType] = set()
+        self.draws: tuple = ()  # what was drawn from Python's random numbers
         self.policies: dict[int, Policy] = {}  # by id of the code object
         self.special |= {id(f): h for table in (
             SPECIAL, outside.SPECIAL, optimizers.SPECIAL, functions.SPECIAL, backward.SPECIAL)
@@ -91,6 +93,8 @@ class CaptureWorld(Attributes):
         if kind is weakref.ref and id(f) in self.origin:
             return self.read(self.origin[id(f)].call(_dereference), f())
         method = python_method(kind, "__call__")
+        if issubclass(kind, _OPERATORS):
+            return self.call_native(f, args, kwargs)
         if method is not None:
             self.read_method(f, "__call__")
             return self.call(frame, method, (f, *args), kwargs)
@@ -327,6 +331,11 @@ class CaptureWorld(Attributes):
 
     # Items, iteration, truth
 
+    def namespace(self, names: Any) -> Any:
+        if id(names) in self.origin:
+            raise self.refuse("guard", "a text is evaluated in a dict that was there before the call")
+        return names
+
     def special_method(self, obj: Any, name: str) -> Any:
         if super().special_method(obj, name) is NULL:
             return NULL
@@ -520,6 +529,13 @@ def _refuse_frame(frame: Frame, *args: Any) -> Any:
     raise Refusal("frame-access", "the program looks at its own frame", frame.where)
 
 
+def _globals(frame: Frame) -> dict[str, Any]:
+    world: Any = frame.world
+    if id(frame.globals) not in world.origin:
+        world.remember(frame.globals, world.const(frame.globals))
+    return frame.globals
+
+
 def _is_compiling(frame: Frame) -> bool:
     return True
 
@@ -560,7 +576,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
         if id(obj) in frame.world.origin
         else object.__getattribute__(obj, name)
     ),
-    sys._getframe: _refuse_frame,
+    sys._getframe: _refuse_frame, globals: _globals,
     torch.compiler.cudagraph_mark_step_begin: lambda frame: None,
     exec: lambda frame, *args: frame.world.call_native(exec, args, None),  # refused
     torch.overrides._get_current_function_mode_stack: lambda frame: (
