@@ -90,14 +90,31 @@ template <class To, class From> MC_INLINE To bits_as(From x) {
   return r;
 }
 
+// Integers of another width, twice or half as wide at a time: such a step has an instruction, a longer one goes
+// lane by lane.
+template <class To, class V> MC_INLINE auto resize(V x) {
+  typedef lane<V> From;
+  constexpr int from = sizeof(From), to = sizeof(To), N = lanes_of<V>;
+  if constexpr (from > 2 * to) return resize<To>(__builtin_convertvector(x, vec<typename IntOf<from / 2>::type, N>));
+  else if constexpr (same<From, u8> && to > 2) return resize<To>(__builtin_convertvector(x, vec<u16, N>));
+  else if constexpr (same<From, i8> && to > 2) return resize<To>(__builtin_convertvector(x, vec<i16, N>));
+  else return __builtin_convertvector(x, vec<To, N>);
+}
+
 // A mask with lanes as wide as another type needs.
 template <class M, class C> MC_INLINE M mask_as(C c) {
   if constexpr (same<M, C>) return c;
-  else return __builtin_convertvector(c, M);
+  else return resize<lane<M>>(c);
 }
 
 template <class C> MC_INLINE bool any(C c) {
   if constexpr (!is_vec<C>) return c;
+#ifdef __AVX__
+  else if constexpr (sizeof(C) == 32) {
+    typedef long long all __attribute__((vector_size(32)));
+    return !__builtin_ia32_ptestz256(bits_as<all>(c), bits_as<all>(c));
+  }
+#endif
   else {
     constexpr int W = sizeof(C) < 8 ? 1 : sizeof(C) / 8;
     if constexpr (sizeof(C) < 8) {
@@ -208,6 +225,7 @@ template <int N, class T, class F, class C, class M> MC_INLINE auto gather_if(C 
   return from_raw<T>(r);
 }
 template <int N, class T, class C, class M> MC_INLINE auto load_if(C c, const T* p, M m) {
+  if (M::full && !any(~c)) return load<N>(p, m);                            // most often: away from the edges
   return gather_if<N, T>(c, [&](int l) { return p + l; }, m);
 }
 template <int N, class T, class F, class V, class M> MC_INLINE void scatter(F at, V v, M m) {
@@ -270,6 +288,14 @@ template <class F> MC_INLINE auto bf16_of_float(F x) {
     return u16(x != x ? 0x7fc0 : (u + (0x7fff + ((u >> 16) & 1))) >> 16);
   }
 }
+// A float32 rounded to bfloat16, still a float32: what a cast there and back gives, without the packing.
+template <class F> MC_INLINE F rounded_bf16(F x) {
+  if constexpr (!is_vec<F>) return float_of_bf16(bf16_of_float(x));
+  else {
+    auto u = bits_as<vec<u32, lanes_of<F>>>(x);
+    return (x != x) ? x : bits_as<F>((u + (0x7fff + ((u >> 16) & 1))) & 0xffff0000u);
+  }
+}
 // Half precision by integer arithmetic: exact, denormals included, and the same on every instruction set.
 MC_INLINE float float_of_f16(u16 h) {
   const u32 sign = u32(h & 0x8000) << 16, rest = u32(h & 0x7fff) << 13;
@@ -310,11 +336,17 @@ template <class F> MC_INLINE auto f16_of_floatv(F x) {
 template <class To, class V> MC_INLINE auto convert(V x) {
   typedef lane<V> From;
   if constexpr (same<To, From>) return x;
-  else if constexpr (is_float<From> && sizeof(To) < 4) {
+  else if constexpr (same<To, u8> && same<From, float> && is_vec<V>) {
+    if (!any(~((x < 0x1p31f) & (x > -0x1p31f)))) return resize<u8>(__builtin_convertvector(x, vec<i32, lanes_of<V>>));
+    return resize<u8>(__builtin_convertvector(x, vec<i64, lanes_of<V>>));
+  } else if constexpr (is_float<From> && sizeof(To) < 4) {
     typedef typename Pick<same<To, u8>, i64, i32>::type Mid;
     return convert<To>(convert<Mid>(x));
-  } else if constexpr (is_vec<V>) return __builtin_convertvector(x, vec<To, lanes_of<V>>);
-  else return To(x);
+  } else if constexpr (!is_vec<V>) return To(x);
+  else if constexpr (is_float<To> && sizeof(From) < 4)
+    return __builtin_convertvector(resize<i32>(x), vec<To, lanes_of<V>>);
+  else if constexpr (is_float<To> || is_float<From>) return __builtin_convertvector(x, vec<To, lanes_of<V>>);
+  else return resize<To>(x);
 }
 
 // cast<To, From>: From and To are element types (bf16, f16, b8 included); x has From's register form.

@@ -153,7 +153,7 @@ def test_elementwise(dtype, vector, isa):
                 assert torch.equal(result[zero].signbit(), want[zero].signbit()), name
         elif dtype is torch.float32:
             off = ulps(result, want, PRIMS[name].ref(*(t.double() if t.dtype is dtype else t for t in ts)))
-            assert off <= (4.0 if name in ("rsqrt", "lgamma", "digamma") else ULPS), (name, off)
+            assert off <= {"rsqrt": 4.0, "lgamma": 4.0, "digamma": 4.0, "erf": 6.0}.get(name, ULPS), (name, off)
         else:
             torch.testing.assert_close(
                 result, want, rtol=1e-14, atol=1e-14, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
