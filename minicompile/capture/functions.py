@@ -40,6 +40,8 @@ def plain(value: Any) -> bool:
     """Whether a graph may hold an argument as it is."""
     if issubclass(type(value), (tuple, list)):
         return all(map(plain, value))
+    if type(value) is dict:
+        return all(map(plain, value.values()))
     return type(value) in LEAVES or issubclass(type(value), (torch.Tensor, *IDENTITIES))
 
 

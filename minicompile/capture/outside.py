@@ -9,8 +9,10 @@ effects in program order. What is said must be constant under the guards; anythi
 from __future__ import annotations
 
 import logging
+import random
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from ..ir.fake import Fake
 from .frame import Frame
 from .reads import LEAVES
+from .varying import vary
 from .writes import LARGEST, Effect
 
 
@@ -121,7 +124,44 @@ def _from_array(function: Callable[..., Any]) -> Callable[..., torch.Tensor]:
     return made
 
 
+@dataclass(frozen=True)
+class Draw:
+    """The last of a number of draws from Python's random numbers, which are left as they are."""
+
+    draws: tuple[tuple[Callable[..., Any], tuple], ...]
+
+    def __call__(self, numbers: random.Random) -> Any:
+        copy = random.Random(0)
+        copy.setstate(numbers.getstate())
+        return [function(copy, *args) for function, args in self.draws][-1]
+
+    @property
+    def __name__(self) -> str:
+        return f"draw {len(self.draws)} of"
+
+
+def _drawn(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Python's `random`: its result is a number that varies, drawn again after the graph."""
+    def draw(frame: Frame, *args: Any) -> Any:
+        world: Any = frame.world
+        if args and args[0] is random._inst:
+            args = args[1:]
+        elif function is not random.Random.random:
+            raise world.refuse("impure-call", "a random.Random of the program's own is used")
+        draws = Draw((*world.draws, (function, args)))
+        source, value = world.const(random._inst).call(draws), world.unseen(draws, random._inst)
+        if str(source) in world.numbers.pinned:
+            raise world.refuse("impure-call", f"the value of random.{function.__name__}() is needed")
+        world.draws = draws.draws
+        world.calls.append(Effect("call", getattr(random._inst, function.__name__), None, args))
+        return vary(world, source, value)
+
+    return draw
+
+
 SPECIAL: dict[Any, Callable[..., Any]] = {print: _print, warnings.warn: _warn} | {
+    f: _drawn(g) for f, g in ((random.random, random.Random.random), *(
+        (g, g) for g in (random.Random.uniform, random.Random.randint, random.Random.randrange)))} | {
     f: _from_array(f) for f in (torch.from_numpy, torch.tensor, torch.as_tensor)} | {
     f: _log(f) for owner in (logging, logging.Logger) for f in (getattr(owner, n) for n in _LEVELS)
 }

@@ -33,7 +33,8 @@ LEAVES = frozenset({int, float, complex, str, bytes, bool, NONE, type(Ellipsis),
 IDENTITIES = (
     FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType,
     GetSetDescriptorType, MemberDescriptorType, MethodWrapperType, CodeType, MethodType,
-    functools._lru_cache_wrapper, property, classmethod, staticmethod, enum.Enum, GenericAlias, UnionType)
+    functools._lru_cache_wrapper, property, classmethod, staticmethod, enum.Enum, GenericAlias, UnionType,
+    torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _BOUND = (MethodType, BuiltinFunctionType, MethodWrapperType)
 CONTAINERS = (list, dict, set, deque)
 EXACT = frozenset({list, dict, set, deque, OrderedDict, defaultdict})

@@ -331,9 +331,14 @@ class CaptureWorld(Attributes):
 
     # Items, iteration, truth
 
-    def namespace(self, names: Any) -> Any:
-        if id(names) in self.origin:
-            raise self.refuse("guard", "a text is evaluated in a dict that was there before the call")
+    def namespace(self, names: Any, written: bool) -> Any:
+        if names is not None and id(names) not in self.born:
+            module = "__builtins__" in names
+            if id(names) in self.origin or module and written:
+                raise self.refuse("guard", "a text is evaluated in a dict that was there before the call")
+            if not module:
+                self.born.add(id(names))  # functions that the text makes must not outlive the call
+                self.keep.append(names)
         return names
 
     def special_method(self, obj: Any, name: str) -> Any:
@@ -578,7 +583,6 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     ),
     sys._getframe: _refuse_frame, globals: _globals,
     torch.compiler.cudagraph_mark_step_begin: lambda frame: None,
-    exec: lambda frame, *args: frame.world.call_native(exec, args, None),  # refused
     torch.overrides._get_current_function_mode_stack: lambda frame: (
         torch.overrides._get_current_function_mode_stack()[:-1]
     ),

@@ -81,7 +81,7 @@ def counter(x):
 
 
 def randomness(x):
-    return x + random.random() * 0
+    return x + random.gauss(0, 1) * 0
 
 
 def numpy_randomness(x):
@@ -256,3 +256,29 @@ def test_inference_mode_around_and_inside():
 
     out = minicompile.compile(inside)(x)
     assert out.is_inference() and torch.allclose(out, m(x))
+
+
+def draws_unused(x):
+    random.uniform(0, 1)
+    return x + 1
+
+
+def draws_decide(x):
+    for _ in range(3):
+        if random.uniform(0, 1) < 0.3:
+            continue
+        x = x * random.randint(1, 3) + random.random()
+    return x[random.randrange(3)]
+
+
+@pytest.mark.parametrize("f", [draws_unused, draws_decide])
+def test_pythons_random_numbers_are_drawn_in_order(f):
+    c, x = compiled(f), torch.ones(3)
+    for seed in range(2):
+        random.seed(seed)
+        expected = [f(x) for _ in range(6)]
+        state = random.getstate()
+        random.seed(seed)
+        torch.testing.assert_close([c(x) for _ in range(6)], expected)
+        assert random.getstate() == state
+    assert not refusals(c)

@@ -26,7 +26,7 @@ def branch(x):
 
 
 def randomness(x):
-    return x * random.random()
+    return x * random.gauss(0, 1)
 
 
 def raises(x):
@@ -65,7 +65,7 @@ def leaves_grad_mode_changed(x):
 CASES = {
     to_numpy: "data-dependent",
     branch: "data-dependent",
-    randomness: "impure-call",
+    randomness: "forbidden",
     raises: "raises",
     shape_error: "raises",
     frame_access: "frame-access",
