@@ -242,8 +242,10 @@ def _derivative_of_digamma(b: Builder, n: int, x: Node) -> Node:
     cotangent = np.polynomial.Polynomial([0.0, 1.0])          # of pi x: its derivative is -pi (1 + cot²)
     for _ in range(n):
         cotangent = cotangent.deriv() * np.polynomial.Polynomial([-math.pi, 0.0, -math.pi])
-    angle = b.mul(b.sub(b.round(x), x), math.pi)
-    c = b.div(b.cos(angle), b.sin(angle))
+    off = b.sub(b.round(x), x)
+    size, angle = b.abs(off), b.mul(off, math.pi)
+    steep = b.copysign(b.tan(b.mul(b.sub(0.5, size), math.pi)), off)          # exact where the cotangent is 0
+    c = b.where(b.lt(size, 0.25), b.div(b.cos(angle), b.sin(angle)), steep)
     slope: Any = const(b, x, 0.0)
     for k in cotangent.coef[::-1]:
         slope = b.add(b.mul(slope, c), float(k))
