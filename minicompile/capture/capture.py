@@ -87,6 +87,7 @@ class Capture:
     check_graph   computes the tensors of the data guards, and nothing else; None if there are none
     point     where the program ends early: it hands over to what does the next operation and goes on
     broken    why: what capture refused there
+    handled   where the graph raises, the call has to be made in eager mode: the program handles errors
     """
 
     name: str
@@ -100,6 +101,7 @@ class Capture:
     check_graph: torch.fx.GraphModule | None = None
     point: resume.Point | None = None
     broken: Refusal | None = None
+    handled: bool = False
 
     def __str__(self) -> str:
         listed = "\n".join(f"#   {i.name}: {i.source}, {i.spec}" for i in self.inputs)
@@ -179,6 +181,11 @@ class _DeepStack:
 _deep_stack = _DeepStack()  # of the process, as the limit is
 
 
+# Tangents of forward-mode differentiation lie where no guard on a tensor sees them; they need a level.
+NO_TANGENTS = Guard(
+    Source.const(vars(torch.autograd.forward_ad), "forward_ad").item("_current_level"), "equals", -1)
+
+
 class _CaptureMode(FakeMode):
     """Notes whether a second run of the captured calls would not be like the first: what random numbers and
     running statistics do to a program that no input's version shows."""
@@ -205,7 +212,8 @@ class Capturer:
         code = function.__code__
         self.world.inference = torch.is_inference_mode_enabled()
         self.world.root = Where(code.co_filename, code.co_firstlineno, code.co_qualname)
-        self.recorder = Recorder(self.world.where)
+        self.recorder = Recorder(self.place)
+        self.handled = False                            # a torch call stands in the program's own `try`
         self.mode = _CaptureMode()
         reality = Reality(
             self.recorder.graph, self.recorder.reals, (torch_state, restore_torch_state))
@@ -249,6 +257,15 @@ class Capturer:
         self.input_names.append(node.name)
         self.versions.append((fake, fake._version))
 
+    def place(self) -> Where | None:
+        """The user's line of a torch call that is recorded; notes whether an error of it would be handled there."""
+        at = self.world.current
+        while at is not None and not self.handled:
+            handler = at.code.handlers[at.pc - 1]
+            self.handled = handler is not None and at.code.ops[handler.target + 1][0] != "WITH_EXCEPT_START"
+            at = at.back
+        return self.world.where()
+
     @contextlib.contextmanager
     def one_node(self, target: Callable[..., Any]) -> Iterator[Callable[..., None]]:
         """What is recorded inside gives way to one call of `target`, whose arguments and result are handed
@@ -282,6 +299,8 @@ class Capturer:
             restore_torch_state(state)
 
     def captured(self, state: dict[str, Any]) -> Capture:
+        if not NO_TANGENTS.holds(()):
+            raise Refusal("forward-mode", "tensors may have tangents (torch.autograd.forward_ad)")
         depths = _mode_depths()
         leave = contextlib.ExitStack()
         if state["inference"]:  # no version counters there; what it means for results is the runtime's matter
@@ -311,7 +330,7 @@ class Capturer:
             [*((s, n) for (s, _, _), n in zip(self.world.inputs, self.input_names)),
              *((s, n.name) for s, n in self.number_nodes.items())],
             any(n.op != "placeholder" for n in self.recorder.graph.nodes),
-            self.speculation.guards, self.mode.unrepeatable or bool(self.written()),
+            self.speculation.guards, self.lasting,
             (restore_torch_state, now) if now != state else None, values is not None)
         self.guard_aliasing()
         return self.assemble(effects, program, None if values is None else result)
@@ -341,6 +360,11 @@ class Capturer:
             slots[i] = {k: world.read(source.item(k), v) for k, v in self.slots[i].items()}
         return world.run_slots(code, f, slots)
 
+    @property
+    def lasting(self) -> bool:
+        """Whether a run of the graph leaves traces, so that a second one would not be like it."""
+        return self.mode.unrepeatable or bool(self.written())
+
     def written(self) -> list[Fake]:
         """The inputs the graph writes to."""
         return [fake for fake, version in self.versions if fake._version != version]
@@ -349,6 +373,9 @@ class Capturer:
         """A graph that writes into an input stands only for calls whose inputs share no storage."""
         if not self.written():
             return
+        if not self.world.inference and any(t.is_inference() for _, t, _ in self.world.inputs):
+            raise Refusal("inference-mode", "a tensor made in inference mode may be written to outside it",
+                          self.world.where())
         if any(id(f) in self.world.data_read for f in self.written()):
             raise Refusal("tensor-attribute", "what Tensor.data gave is written to", self.world.where())
         tensors = [t for _, t, _ in self.world.inputs]
@@ -371,7 +398,7 @@ class Capturer:
                 walked.add(source)
                 source = source.parent
         kept = (g for g in listed if g.check != "present" or g.source not in walked)
-        return (self.ambient, *kept)
+        return (self.ambient, NO_TANGENTS, *kept)
 
     def tensors(self) -> dict[Source, Any]:
         numbers = {s: self.recorder.reals[n] for s, n in self.number_nodes.items()}
@@ -398,7 +425,7 @@ class Capturer:
                   for source, node in self.number_nodes.items())
         return Capture(
             self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program,
-            recorder.places, guards, check_graph, point)
+            recorder.places, guards, check_graph, point, handled=self.handled and not self.lasting)
 
 
     def check_gradients(self, outputs: Sequence[Fake]) -> None:

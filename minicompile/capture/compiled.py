@@ -44,6 +44,8 @@ log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
 _live: weakref.WeakSet[Compiled] = weakref.WeakSet()
 PATIENCE = 2  # variants made for other values of a tensor that one line looks at
+UNBROKEN = frozenset({"history", "backward-hook"})  # refusals of what would see a compiled graph's own history
+FAILED = -1   # in place of a data guard's number: the graph itself raised
 IDLE = 8      # breaks in a row with no graph between them, after which no more are tried
 
 
@@ -225,7 +227,7 @@ class Compiled:
         sources = [s for _, s in done.program.fetches]
         entry = Entry(done, None, done.guards, {})
         rest = self.resumption(done) if done.point is not None else None
-        if not done.data_guards:
+        if not done.data_guards and not done.handled:
             return entry, done.program.compile(graph, name, rest=rest), sources, tensors
         speculative = Speculative(self, entry, graph, name, rest)
         return entry, speculative, sources + _slot_sources(self.function), tensors
@@ -242,7 +244,8 @@ class Compiled:
             self.numbers = numbers
             return done, tensors
         idle = self.before.idle if self.before is not None else 0
-        for stop in stops(refused.frames) if not self.fullgraph and idle < IDLE else ():
+        breaks = not self.fullgraph and idle < IDLE and refused.refusal.code not in UNBROKEN
+        for stop in stops(refused.frames) if breaks else ():
             try:
                 done, tensors = capture(self.function, slots, volatile, stop, self.numbers)
             except Partial as partial:
@@ -286,6 +289,8 @@ class Compiled:
             except Missed as other:
                 if type(program) is not Speculative:
                     raise
+                if other.index == FAILED:
+                    return eager(self.function)(*slots)
                 guard = program.guards[other.index]
         self.on_event("recompile", [f"{guard}: found {_short(missed.found)}"])
         with self.lock:
@@ -320,7 +325,7 @@ class Compiled:
 
 
 class Speculative:
-    """The program of an entry with data guards. It is called with what the program fetches, then the
+    """The program of an entry with data guards, or whose graph's errors the program handles. It is called with what the program fetches, then the
     function's slots, with which another entry is found or made where a data guard fails."""
 
     def __init__(self, compiled: Compiled, entry: Entry, graph: Callable[..., Sequence[Any]], name: str,
@@ -328,7 +333,7 @@ class Speculative:
         done = entry.capture
         assert done is not None
         self.compiled, self.entry, self.graph, self.guards = compiled, entry, graph, done.data_guards
-        self.check_graph, self.width = done.check_graph, len(done.program.fetches)
+        self.check_graph, self.width, self.handled = done.check_graph, len(done.program.fetches), done.handled
         self.program = done.program.compile(self.run, name, self.check, rest)
         self.__code__ = self.program.__code__
         self.fresh = True  # has not run to its end
@@ -338,7 +343,10 @@ class Speculative:
             return self.attempt(values)
         except Missed as missed:
             found = missed
-        return self.compiled.retry(self.entry, found, list(values[self.width:]))
+        slots = list(values[self.width:])
+        if found.index == FAILED:
+            return eager(self.compiled.function)(*slots)
+        return self.compiled.retry(self.entry, found, slots)
 
     def attempt(self, values: tuple) -> Any:
         """The call, or Missed."""
@@ -347,12 +355,16 @@ class Speculative:
         return result
 
     def run(self, *tensors: Any) -> Sequence[Any]:
-        """The graph. Where it raises because the values it was captured for are not these, Missed."""
+        """The graph. Where it raises because the values it was captured for are not these, or where the program
+        handles that, Missed."""
         try:
             return self.graph(*tensors)
         except Exception as error:
             raised = error
-        self.verify(tensors)
+        if self.guards:
+            self.verify(tensors)
+        if self.handled:
+            raise Missed(FAILED, raised)
         raise raised
 
     def check(self, *tensors: Any) -> Sequence[Any]:
