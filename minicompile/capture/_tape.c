@@ -23,6 +23,7 @@ typedef enum {
     REC_CLASS, /* the class and its bases are unchanged */
     REC_TYPE,  /* type(object) is other */
     REC_USED,  /* the dict's length */
+    REC_EMPTY, /* two dicts, often a module's hooks, are empty (the second may be the first) */
     REC_TENSOR,
     REC_CHECK, /* run the instruction's check on the object */
 } RecordKind;
@@ -99,6 +100,14 @@ static bool is_fixed_type(PyObject *type) { /* an instance's type can't be assig
 }
 
 static bool record_length(Tape *tape, Instr *in, PyObject *object) {
+    if (PyDict_Check(object) && in->number == 0) {
+        Record *last = tape->nrecords > 0 ? &tape->records[tape->nrecords - 1] : NULL;
+        if (last != NULL && last->kind == REC_EMPTY && last->other == last->object) {
+            last->other = object;
+            return true;
+        }
+        return add_record(tape, REC_EMPTY, object, (uint64_t)(uintptr_t)object);
+    }
     if (PyDict_Check(object)) {
         return add_record(tape, REC_USED, object, (uint64_t)in->number);
     }
@@ -180,6 +189,8 @@ static inline bool replay_record(const Record *record, Run *run) {
         return (void *)Py_TYPE((PyObject *)record->object) == record->other;
     case REC_USED:
         return (uint64_t)((PyDictObject *)record->object)->ma_used == record->number;
+    case REC_EMPTY:
+        return (((PyDictObject *)record->object)->ma_used | ((PyDictObject *)record->other)->ma_used) == 0;
     case REC_TENSOR:
         return mc_tensor_matches(record->tensor, record->object);
     case REC_CHECK:

@@ -42,6 +42,7 @@ static const Symbol symbols[] = {
     {"libc10.so", "_ZN3c1013InferenceMode10is_enabledEv", &torch_c.inference_mode},
     {"libc10.so", "_ZN3c1031get_default_dtype_as_scalartypeEv", &torch_c.default_dtype},
     {"libc10.so", "_ZN3c104impl20TorchDispatchModeTLS9stack_lenEv", &torch_c.dispatch_modes},
+    {"libc10.so", "_ZN3c104impl28tls_is_dispatch_key_includedENS_11DispatchKeyE", &torch_c.key_included},
     {"libtorch_cpu.so", "_ZN2at4impl22PythonTorchFunctionTLS9stack_lenEv", &torch_c.function_modes},
     {"libtorch_cpu.so", "_ZN2at4impl22PythonTorchFunctionTLS18get_disabled_stateEv",
      &torch_c.function_disabled},
@@ -114,6 +115,12 @@ static inline void read_fields(const char *impl, Fields *to) {
     to->keys = (uint64_t)load64(impl + layout.keys);
 }
 
+/* Whether it requires a gradient. What has no autograd metadata, which the pointer behind the storage's leads
+ * to, does not. */
+static inline bool requires_grad(char *impl) {
+    return load64(impl + layout.storage + 8) != 0 && torch_c.requires_grad(impl);
+}
+
 static bool find_layout(PyObject *probe, uint64_t keys, uint64_t storage) {
     static const int64_t sizes[] = {3, 3, 5, 7}, strides[] = {101, 13, 2};
     const char *impl = impl_of(probe);
@@ -138,6 +145,7 @@ static bool find_layout(PyObject *probe, uint64_t keys, uint64_t storage) {
 
 /* --- the probe -------------------------------------------------------------------------------- */
 
+static uint16_t functorch_key;        /* included while a transform of torch.func runs */
 static PyObject *tensor_type = NULL;  /* torch.Tensor, once torch is there */
 static PyObject *describe_fn = NULL;  /* describe(tensor) of the text below */
 static PyObject *probe_reason = NULL; /* NULL: not probed; None: native reading works; str: why not */
@@ -163,6 +171,7 @@ static const char probe_text[] =
     "    yield torch.ones(2, 2, 2, 2).to(memory_format=torch.channels_last)\n"
     "    with torch.inference_mode():\n"
     "        yield torch.ones(3)\n"
+    "functorch = int(torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode)\n"
     "def verify(read):\n"
     "    for t in tensors():\n"
     "        found = read(t)\n"
@@ -218,7 +227,7 @@ static PyObject *read_tensor(PyObject *module, PyObject *tensor) {
     return Py_BuildValue(
         "ssNNLNKK", dtype_name(fields.dtype), device_name(fields.device), extents(fields.sizes, fields.dim),
         extents(fields.strides, fields.dim), (long long)fields.storage_offset,
-        PyBool_FromLong(torch_c.requires_grad(impl_of(tensor))), (unsigned long long)fields.keys,
+        PyBool_FromLong(requires_grad(impl_of(tensor))), (unsigned long long)fields.keys,
         (unsigned long long)(uintptr_t)mc_tensor_storage(tensor));
 }
 
@@ -241,6 +250,7 @@ static PyObject *run_probe(PyObject *torch) {
         result = tensor_type ? PyUnicode_FromString(reason) : NULL;
         goto end;
     }
+    functorch_key = (uint16_t)PyLong_AsUnsignedLong(PyDict_GetItemString(scope, "functorch"));
     PyObject *probe;
     unsigned long long keys, storage;
     example = PyObject_CallNoArgs(PyDict_GetItemString(scope, "example"));
@@ -369,7 +379,7 @@ TensorSpec *mc_tensor_spec(PyObject *example, PyObject *sizes, PyObject *strides
     bool fine = true;
     if (is_native()) {
         read_fields(impl_of(example), &spec->fields);
-        spec->fields.requires_grad = torch_c.requires_grad(impl_of(example));
+        spec->fields.requires_grad = requires_grad(impl_of(example));
         fine = spec->fields.dim == dims && spec_extents(spec, sizes, spec->fields.sizes, spec->extents) &&
                spec_extents(spec, strides, spec->fields.strides, spec->extents + dims);
         spec->fields.sizes = spec->extents;
@@ -440,12 +450,13 @@ bool mc_tensor_matches(const TensorSpec *spec, PyObject *tensor) {
     }
     const Fields *expected = &spec->fields;
     Fields found;
-    read_fields(impl_of(tensor), &found);
+    char *impl = impl_of(tensor);
+    read_fields(impl, &found);
     return found.keys == expected->keys && found.dim == expected->dim && found.dtype == expected->dtype &&
            found.device == expected->device && found.device_index == expected->device_index &&
            extents_match(expected->sizes, found.sizes, found.dim) &&
            extents_match(expected->strides, found.strides, found.dim) &&
-           torch_c.requires_grad(impl_of(tensor)) == expected->requires_grad;
+           requires_grad(impl) == expected->requires_grad;
 }
 
 static PyObject *extents_text(const int64_t *values, int64_t count) {
@@ -566,7 +577,7 @@ bool mc_tensor_extent(PyObject *tensor, Py_ssize_t dim, bool stride, int64_t *va
 static const char *const ambient_names[] = {
     "grad mode",      "inference mode",       "default dtype", "torch function modes",
     "torch function", "torch dispatch modes", "deterministic", "autocast cpu",
-    "autocast cuda",  "autocast cache"};
+    "autocast cuda",  "autocast cache",       "torch.func"};
 #define AMBIENT_COUNT (sizeof(ambient_names) / sizeof(*ambient_names))
 
 static uint64_t autocast_state(int8_t device) {
@@ -594,6 +605,7 @@ bool mc_ambient(Ambient *out) {
         autocast_state(0),
         autocast_state(1),
         torch_c.autocast_cache(),
+        torch_c.key_included(functorch_key),
     }};
     return true;
 }

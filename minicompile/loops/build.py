@@ -62,7 +62,8 @@ class _Builder:
         return Loops(self.buffers, tuple(self.steps), tuple(copies),
                      tuple(f"in{i}" for i in range(len(g.inputs))), tuple(self.constants),
                      tuple(self.values.errors), self.notes, g.returned,
-                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides)
+                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides,
+                     tuple(i for i, n in g.writes if n is g.inputs[i]))
 
     # ---- buffers ----
 

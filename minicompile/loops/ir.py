@@ -73,6 +73,7 @@ class Loops:
     returned   the caller gets results[:returned]; later ones are only bases that aliases refer to
     errors[i] = (exception type name, message) for Checked index number i; {index} in a message stands for
     the value found. written    the inputs that the graph writes back to
+    kept       numbers of those it writes back unchanged: they only get a new version
     restrides  (i, spec): input i has that geometry in the end
     notes      decisions for people: buffer name -> why it is realised
     """
@@ -87,6 +88,7 @@ class Loops:
     returned: int = -1
     written: tuple[str, ...] = ()
     restrides: tuple[tuple[int, TensorSpec], ...] = ()
+    kept: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"loops({', '.join(self.inputs)}):"]

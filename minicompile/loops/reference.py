@@ -108,6 +108,7 @@ def results(loops: Loops, memory: Memory) -> list[Tensor]:
     """The tensors the caller gets."""
     shown = loops.results[: loops.returned] if loops.returned >= 0 else loops.results
     given = [_result(r, memory) for r in shown]
+    torch._C._increment_version([memory.given[loops.inputs[i]] for i in loops.kept])
     restride([memory.given[name] for name in loops.inputs], loops.restrides)
     return given
 

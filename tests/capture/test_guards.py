@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import minicompile
 from minicompile.capture.capture import capture_call
 from minicompile.capture.guards import first_failure
 
@@ -303,9 +304,9 @@ def test_aliasing_inputs_that_are_written():
 
 
 def test_limit_drops_the_least_recently_used():
-    c = compiled(lambda x, k: x * k, limit=3)
+    c = compiled(lambda x, k: x * len(k), limit=3)
     for k in range(5):
-        assert torch.equal(c(X, k), X * k)
+        assert torch.equal(c(X, "k" * k), X * k)
     assert len(c.entries) == 3
     assert sum(kind == "evicted" for kind, _ in c.events) == 2
 
@@ -347,3 +348,52 @@ def test_evicted_and_reset_variants_are_let_go():
     c.reset()
     assert {name for name in linecache.cache if name.startswith("<minicompile")} == before
     assert c.entries == []
+
+
+def test_tangents_are_not_lost():
+    """Forward-mode differentiation: a tensor's tangent is nowhere in what guards compare."""
+    forward_ad = torch.autograd.forward_ad
+
+    def f(x):
+        return x * x
+
+    x, c = torch.randn(4), compiled(f)
+    c(x)
+    for call in (c, compiled(f)):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones(4))
+            torch.testing.assert_close(forward_ad.unpack_dual(call(dual)).tangent, 2 * x)
+    torch.testing.assert_close(c(x), f(x))
+
+
+def test_transforms_of_torch_func_around_a_compiled_function():
+    c = compiled(lambda x: (x * x).sum())
+    x, rows = torch.randn(4), torch.randn(3, 4)
+    c(x)
+    torch.testing.assert_close(torch.func.grad(c)(x), 2 * x)
+    torch.testing.assert_close(torch.func.vmap(c)(rows), (rows * rows).sum(1))
+    torch.testing.assert_close(torch.func.jvp(c, (x,), (torch.ones(4),))[1], (2 * x).sum())
+
+
+def test_tensors_made_in_inference_mode_are_not_written_outside():
+    c = compiled(lambda x: x.add_(1))
+    with torch.inference_mode():
+        x = torch.zeros(3)
+        y = c(x).clone()
+    with torch.no_grad():
+        for f, t in ((c, x), (lambda x: x.add_(1), y)):
+            with pytest.raises(RuntimeError, match="inference tensor"):
+                f(t)
+    assert torch.equal(x, y)          # eager mode says so after it has written
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "reference"])
+@pytest.mark.parametrize("f", [lambda x: x.mul_(1), lambda x: x.add_(0), lambda x: x.neg_().neg_(), lambda x: x * 1])
+def test_writes_that_change_no_value_are_writes(f, backend):
+    """What saved the tensor for its backward is told, as in eager mode."""
+    c = minicompile.compile(f, backend=backend)
+    x = torch.randn(3)
+    for _ in range(2):
+        before = x._version
+        c(x)
+        assert (x._version > before) == (f(torch.randn(3))._version > 0)
