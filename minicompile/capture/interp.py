@@ -69,6 +69,10 @@ class World:
         bind = getattr(type(found), "__get__", None)
         return found if bind is None else bind(found, obj, type(obj))
 
+    def namespace(self, names: Any, written: bool) -> Any:
+        """A mapping that a text is to be evaluated in, and whether the text may set variables there."""
+        return names
+
     def load_global(self, frame: Frame, name: str) -> Any:
         for names in (frame.globals, frame.builtins):
             try:
@@ -466,6 +470,8 @@ def _text(function: Callable[..., Any]) -> Callable[..., Any]:
     mode = function.__name__
 
     def run_text(frame: Frame, source: Any, /, globals: Any = None, locals: Any = None, **more: Any) -> Any:
+        globals = frame.world.namespace(globals, locals is None)
+        locals = frame.world.namespace(locals, True)
         if globals is None:
             globals, locals = frame.globals, _locals(frame) if locals is None else locals
         locals = globals if locals is None else locals

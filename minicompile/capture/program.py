@@ -98,7 +98,7 @@ class Builder:
         known = self.constant_names.get(id(value))
         if known is None:
             if id(value) in self.world.born:
-                raise Refusal("escapes", f"the class {value.__qualname__}, made by the call, outlives it")
+                raise Refusal("escapes", f"a {type(value).__name__} made by the call outlives it")
             known = self.constant_names[id(value)] = self.name(
                 getattr(value, "__name__", type(value).__name__)
             )

@@ -272,6 +272,8 @@ class Reads(World):
         value = self.globals_read.get(key, NULL)
         if value is not NULL:
             return value
+        if id(names) in self.born:  # a dict made by the call, in which it evaluates a text
+            return super().load_global(frame, name)
         changes = self.changed.get(id(names))
         if changes is not None and name in changes:
             value = changes[name]

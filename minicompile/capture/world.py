@@ -242,7 +242,7 @@ class CaptureWorld(Attributes):
             args = [self.consumed(a) for a in args]
             if kwargs:
                 kwargs = {k: self.consumed(v) for k, v in kwargs.items()}
-        if type(f) is BuiltinFunctionType and f in policy.RECORDED:
+        if type(f) is BuiltinFunctionType and f in policy.RECORDED or type(f) is torch.jit.ScriptFunction:
             with torch._C.DisableTorchFunction():
                 out = f(*args, **kwargs or {})
             self.record_call(f, args, kwargs or {}, out)
@@ -311,7 +311,7 @@ class CaptureWorld(Attributes):
         if f is functions.APPLY:
             return functions.call_apply(self, *slots[:3])
         if code is policy.UNSEEN and f is not None:
-            return self.call(self.current, f.__wrapped__, *slots[:2])
+            return self.call_function(f, *slots[:2])
         chosen = self.policy_of(code)
         if chosen is Policy.NATIVE or f is None or namespace is not None:
             _native.set_policy(code, _native.SUSPEND if code.co_filename in policy.SUSPENDED
@@ -332,13 +332,15 @@ class CaptureWorld(Attributes):
     # Items, iteration, truth
 
     def namespace(self, names: Any, written: bool) -> Any:
-        if names is not None and id(names) not in self.born:
-            module = "__builtins__" in names
-            if id(names) in self.origin or module and written:
-                raise self.refuse("guard", "a text is evaluated in a dict that was there before the call")
-            if not module:
-                self.born.add(id(names))  # functions that the text makes must not outlive the call
-                self.keep.append(names)
+        if names is None or id(names) in self.born:
+            return names
+        module = not written and sys.modules.get(names.get("__name__"))
+        if module and vars(module) is names:  # only read, and guarded as any globals are
+            return names
+        if id(names) in self.origin or names.get("__builtins__"):
+            raise self.refuse("guard", "a text is evaluated in a dict that was there before the call")
+        self.born.add(id(names))  # functions that the text makes must not outlive the call
+        self.keep.append(names)
         return names
 
     def special_method(self, obj: Any, name: str) -> Any:

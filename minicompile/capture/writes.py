@@ -179,6 +179,12 @@ class Writes(Reads):
 
     def change_global(self, frame: Frame, name: str, value: Any) -> None:
         names = frame.globals
+        if id(names) in self.born:
+            if value is NULL:
+                super().delete_global(frame, name)
+            else:
+                super().store_global(frame, name, value)
+            return
         if id(names) not in self.origin:
             self.remember(names, self.const(names))
         self.dict_set(names, name, value)

@@ -284,6 +284,21 @@ def executed(x, s):
     exec("y = x + 1\ndef f(v): return v * 2", names)
     return names["y"], names["f"](x)
 
+@program
+def evaluated_in_state(x, s): return eval("a * 2", s.table) + x
+@program
+def evaluated_in_made_dict(x, s): return eval("lambda: x * k", {"x": x, "k": s.table["a"]})(), eval("y", {}, {"y": x})
+@program
+def executed_with_global(x, s):
+    names = {"x": x}
+    exec("def f(v):\n    global z\n    z = v + x\n    return z * 2", names)
+    return names["f"](1), names["z"], sorted(k for k in names if k[0] != "_")
+@program
+def executed_in_frame(x, s):
+    y = 1
+    exec("y = 2")
+    return x * y
+
 
 # Control flow
 

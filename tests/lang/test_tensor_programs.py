@@ -19,16 +19,14 @@ from minicompile.capture.interp import World
 
 # Programs that break or are refused today, with the codes. All of them behave as in eager mode.
 REFUSED = {
-    "total_ordering": ['descriptor'],
-    "executed": ['impure-call'],
-    "match_class": ['impure-call'],
-    "redirected_print": ['external-iterator', 'impure-call', 'module-write'],
-    "named_tuple": ['frame-access'],
-    "dataclass_in_call": ['impure-call'],
-    "typing_at_run_time": ['frame-access'],
-    "optional_type": ['frame-access'],
-    "copying_tensors": ['external-iterator', 'no-meta'],
-    "printed_tensor": ['data-dependent'],
+    "total_ordering": ["descriptor"],
+    "redirected_print": ["external-iterator", "impure-call", "module-write"],
+    "named_tuple": ["frame-access"],
+    "typing_at_run_time": ["frame-access"],
+    "optional_type": ["frame-access"],
+    "copying_tensors": ["external-iterator", "no-meta"],
+    "printed_tensor": ["data-dependent"],
+    "evaluated_in_state": ["guard"],
 }
 
 
