@@ -163,9 +163,11 @@ class Compiled:
                 self.numbers = self.numbers.seen(*entry.missed(self.function, slots))
         collects = gc.isenabled()
         gc.disable()  # compiling makes many objects that stay, and few cycles
+        hooks = torch._C._autograd._saved_tensors_hooks_set_tracing(True)     # not for fakes: checkpoint's, say
         try:
             return self.add(slots)
         finally:
+            torch._C._autograd._saved_tensors_hooks_set_tracing(hooks)
             if collects:
                 gc.enable()
 
