@@ -20,6 +20,9 @@ from ..lower.functionalise import Functionaliser
 from ..lower.graphs import AtenGraph
 from ..lower.trace import input_names, record, runner
 
+# formulas of torch that take another way for subclasses, as fakes are, with other strides of a gradient
+DENSER = frozenset((torch.ops.aten.ormqr.default, torch.ops.aten.linalg_householder_product.default))
+
 
 @dataclass(frozen=True, slots=True)
 class Joint:
@@ -86,6 +89,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     with recorder:
         if tangents:
             gradients = _gradients([results[i] for i in tangents], [given[i] for i in leaves], seeds)
+    if any(n.op in DENSER and not n.args[0].tensor.is_contiguous for n in into.nodes):
+        raise Refusal("layout", "eager mode gives a gradient strides that depend on its taking no subclass")
     flowing = [(i, g) for i, g in zip(leaves, gradients) if g is not None]
     if tangents and not flowing and not spent:
         raise Refusal("escapes", "gradients of a result are collected in tensors made inside the call")

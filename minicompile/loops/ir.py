@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..ir.spec import TensorSpec
 from .check import check_loops
 from .nest import REDUCTIONS, SCANS, Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis
 from .reference import run_loops

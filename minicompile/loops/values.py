@@ -16,7 +16,7 @@ from ..ir.prims import BAD_INDEX
 from ..ir.sym import Div, Mod, Prod, Sym, Var, bounds, free_vars, less
 from .fold import fold
 from .nest import Buffer
-from .val import Const, Index, Val, apply, checked, const, index, load
+from .val import Checked, Const, Index, Val, apply, checked, const, index, load, walk
 from .views import VIEWS, Indices, argument, kind_of, name_of, offset_of, source_index
 
 INT_DIVISIONS = ("floordiv", "truncdiv", "remainder", "fmod")
@@ -171,7 +171,13 @@ class Values:
     def _gather(self, node: Node, idx: Indices, ctx: Context) -> Val:
         src: Node = node.args[0]
         where, pairs = self.indirect(argument(node, 1, "indices"), src.tensor.shape, idx, ctx, node)
-        return self.of(src, where, Context(ctx.mask, pairs))
+        x = self.of(src, where, Context(ctx.mask, pairs))
+        tested = [v for _, v in pairs[len(ctx.indirect):] if isinstance(v, Checked)]
+        seen = set(walk(x)) if tested else ()
+        for v in tested:
+            if v not in seen:          # the place does not depend on the index, which is to be checked yet
+                x = apply("where", (apply("ge", (v, const(0, v.dtype)), torch.bool), x, x), x.dtype)
+        return x
 
     def indirect(self, indices: Sequence[Node], shape: Sequence[int], idx: Indices, ctx: Context,
                  node: Node) -> tuple[Indices, tuple[tuple[Var, Val], ...]]:

@@ -114,8 +114,8 @@ def _for_prims(n: Node) -> bool:
 
 
 # operators that look at data and may raise: at any, and at integers only
-INDEXING = frozenset("""index index_select gather embedding take index_put index_add index_copy index_fill scatter
-                     scatter_add scatter_reduce nll_loss_forward""".split())
+INDEXING = frozenset("""index index_select gather embedding take index_put index_add index_copy index_fill
+                     scatter scatter_add scatter_reduce nll_loss_forward""".split())
 DIVIDING = frozenset("div floor_divide remainder fmod".split())
 
 

@@ -250,7 +250,7 @@ class Functionaliser:
     def _check_overlap(self, op: Any, pure: Any, written: list[Fake], args: tuple, kwargs: dict) -> None:
         """Refuses what eager mode refuses, or leaves to chance: writes to elements that share memory, or that
         are read elsewhere. Elementwise operators may read just what they write."""
-        aligned = pure in ELEMENTWISE or pure is aten.copy.default or pure._schema.name.startswith("aten::_for")
+        aligned = pure in ELEMENTWISE or pure is aten.copy.default or "_foreach" in pure._schema.name
         given = [a for a in (*args, *kwargs.values()) if isinstance(a, Fake)]
         for w in written:
             mine = self.aliases[id(w)]

@@ -54,7 +54,11 @@ def _index_select(b: Builder, x: Node, dim: int, index: Node) -> Any:
     x, index = line(b, x), line(b, index)
     dim %= x.tensor.ndim
     shape = (*x.tensor.shape[:dim], index.tensor.numel, *x.tensor.shape[dim + 1:])
-    y = b.gather(x, _along(b, shape, dim, _lead(b, index, dim, shape)), True, EMBEDDING_ERROR)
+    error = EMBEDDING_ERROR
+    if dim == 1:          # eager mode has a kernel of its own
+        size = x.tensor.shape[1]
+        error = "RuntimeError", f"INDICES element is out of DATA bounds, id={{index}} axis_dim={size}"
+    y = b.gather(x, _along(b, shape, dim, _lead(b, index, dim, shape)), True, error)
     return b.reshape(y, b.out.shape)
 
 
@@ -277,14 +281,14 @@ def _scatter_with(b: Builder, x: Node, dim: int, index: Node, source: Any, *, re
     return _scatter_along(b, x, dim, index, source, MODES[reduce])
 
 
-def _index_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: str) -> Any:
+def _index_along(b: Builder, x: Node, dim: int, index: Node, source: Any, mode: str,
+                 error: tuple[str, str] = EMBEDDING_ERROR) -> Any:
     """index_add and its like: row i of source goes to row index[i] of x."""
     if not x.tensor.ndim or not index.tensor.ndim:
-        done = _index_along(b, line(b, x), dim, line(b, index), line(b, source), mode)
+        done = _index_along(b, line(b, x), dim, line(b, index), line(b, source), mode, error)
         return done if done is NotImplemented else b.reshape(done, x.tensor.shape)
     dim %= x.tensor.ndim
     shape = tuple(index.tensor.shape[0] if d == dim else n for d, n in enumerate(x.tensor.shape))
-    error = ("IndexError", "index out of range in self")
     return scatter(b, x, _along(b, shape, dim, _lead(b, index, dim, shape)),
                    b.to(source, x.tensor.dtype, shape), mode, error)
 
@@ -295,18 +299,24 @@ def _index_add(b: Builder, x: Node, dim: int, index: Node, source: Node, *, alph
         source = (b.mul(source, as_dtype(alpha, source.tensor.dtype)) if source.tensor.dtype.itemsize >
                   2 else None)
     fits = source is not None and max(source.tensor.ndim, 1) == max(x.tensor.ndim, 1)
-    return NotImplemented if not fits else _index_along(b, x, dim, index, source, "add")
+    n = x.tensor.ndim
+    as_scatter = n > 1 and alpha == 1 and dim % n in (0, n - 1)          # as eager mode does it
+    error = bounds_error("RuntimeError", dim % n, x.tensor.shape[dim]) if as_scatter else EMBEDDING_ERROR
+    return NotImplemented if not fits else _index_along(b, x, dim, index, source, "add", error)
 
 
 @rule(aten.index_copy.default)
 def _index_copy(b: Builder, x: Node, dim: int, index: Node, source: Node) -> Any:
-    return _index_along(b, x, dim, index, source, "set")
+    size = x.tensor.shape[dim] if x.tensor.ndim else 1
+    kind, text = bounds_error("IndexError", dim % max(x.tensor.ndim, 1), size)
+    return _index_along(b, x, dim, index, source, "set", (kind, f"index_copy_(): {text}"))
 
 
 @rule(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
 def _index_fill(b: Builder, x: Node, dim: int, index: Node, value: Any) -> Any:
     size = x.tensor.shape[dim % x.tensor.ndim] if x.tensor.ndim else 1
-    return _index_along(b, x, dim, _wrapped(b, index, size), value, "set")
+    error = bounds_error("IndexError", dim % max(x.tensor.ndim, 1), size)
+    return _index_along(b, x, dim, _wrapped(b, index, size), value, "set", error)
 
 
 @rule(aten.index_put.default, aten._unsafe_index_put.default)

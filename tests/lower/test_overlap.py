@@ -78,3 +78,20 @@ def test_an_error_in_an_unused_result_is_raised(fn: Callable, x: torch.Tensor, e
         if f is fn:
             message = str(caught.value)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("fn", [
+    lambda x, i: x.unsqueeze(0)[i], lambda x, i: x.expand(3, 4)[i], lambda x, i: x.sum(0, keepdim=True)[i],
+    lambda x, i: torch.zeros(3)[i], lambda x, i: x[:1].view(()).index_select(0, i),
+    lambda x, i: x.unsqueeze(0).index_put((i,), x), lambda x, i: x.index_fill(0, i, 2.0),
+    lambda x, i: x.index_copy(0, i, x[:1]), lambda x, i: x.index_add(0, i, x[:1]),
+    lambda x, i: x.view(2, 2).index_add(1, i, x.view(2, 2)[:, :1]), lambda x, i: x.view(2, 2).index_select(1, i),
+])
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_a_bad_index_is_seen_also_where_the_place_does_not_depend_on_it(fn: Callable, backend: str) -> None:
+    x, i, words = torch.randn(4), torch.tensor([5]), []
+    for f in (fn, minicompile.compile(fn, fullgraph=True, backend=backend)):
+        with pytest.raises((IndexError, RuntimeError)) as caught:
+            f(x, i)
+        words.append((type(caught.value), str(caught.value)))
+    assert words[0] == words[1]
