@@ -303,7 +303,9 @@ class KernelText:
 
     def masked(self, text: str, v: Val, neutral: str) -> str:
         """The value as a full tile, with `neutral` where the row has ended."""
-        if self.dims(v) != self.full:
+        if isinstance(v, Const):
+            text = f"tl.full({self.shape(self.full)}, {bare(v.value, v.dtype)}, {element(v.dtype)})"
+        elif self.dims(v) != self.full:
             text = f"tl.broadcast_to({self.named_value(v)}, {self.shape(self.full)})"
         mask = self.masks.get("r")
         return f"tl.where({mask}, {text}, {neutral})" if mask else text

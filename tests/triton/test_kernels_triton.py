@@ -56,6 +56,7 @@ CASES = {
     "columns": (lambda x: (x.sum(0), x.amax(0)), X),
     "long columns": (lambda x: x.mean(0), torch.randn(700, 33)),
     "everything": (lambda x: (x.sum(), x.amin(), x.prod()), torch.rand(50)),
+    "sums of ones": (lambda x: (torch.ones_like(x).sum(1) + x[:, 0], torch.ones_like(x).cumsum(1) * x), X),
     "variance": (lambda x: x.var(1), X),
     "argmax": (lambda x: (x.argmax(1), x.argmin(0), x.argmax()), torch.randint(0, 9, (20, 30)).float()),
     "argmax meets NaN": (lambda x: x.argmax(1), torch.tensor([[1.0, torch.nan, 5.0, torch.nan]] * 3)),
