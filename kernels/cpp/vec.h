@@ -224,7 +224,28 @@ template <int N, class T, class F, class C, class M> MC_INLINE auto gather_if(C 
   for (int l = 0; l < n; ++l) if (c[l]) r[l] = *(const raw<T>*)at(l);
   return from_raw<T>(r);
 }
+#ifdef __AVX2__
+MC_INLINE auto masked_load(vec<i32, 8> c, const void* p) { return __builtin_ia32_maskloadd256((const vec<i32, 8>*)p, c); }
+MC_INLINE auto masked_load(vec<i32, 4> c, const void* p) { return __builtin_ia32_maskloadd((const vec<i32, 4>*)p, c); }
+typedef vec<long long, 4> i64x4_; typedef vec<long long, 2> i64x2_;
+MC_INLINE auto masked_load(vec<i64, 4> c, const void* p) {
+  return __builtin_ia32_maskloadq256((const i64x4_*)p, bits_as<i64x4_>(c));
+}
+MC_INLINE auto masked_load(vec<i64, 2> c, const void* p) {
+  return __builtin_ia32_maskloadq((const i64x2_*)p, bits_as<i64x2_>(c));
+}
+template <class T, int N> constexpr bool masked_loads = (sizeof(T) == 4 || sizeof(T) == 8) &&
+                                                        (sizeof(T) * N == 16 || sizeof(T) * N == 32);
+#else
+template <class T, int N> constexpr bool masked_loads = false;
+#endif
 template <int N, class T, class C, class M> MC_INLINE auto load_if(C c, const T* p, M m) {
+  if constexpr (masked_loads<T, N>) {
+    typedef vec<int_of<T>, N> I;
+    I mask = mask_as<I>(c);
+    if constexpr (!M::full) mask &= ramp<int_of<T>, N>(0) < int_of<T>(m.n);
+    return from_raw<T>(bits_as<vec<raw<T>, N>>(masked_load(mask, p)));
+  }
   if (M::full && !any(~c)) return load<N>(p, m);                            // most often: away from the edges
   return gather_if<N, T>(c, [&](int l) { return p + l; }, m);
 }

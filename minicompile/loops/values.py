@@ -228,10 +228,12 @@ def inside(where: Indices, shape: Sequence[int], ctx: Context) -> Val | None:
         lo, hi = bounds(i)
         if hi < 0 or lo >= n:
             return const(False, torch.bool)
+        read = any(v in dict(ctx.indirect) for v in free_vars(i))
+        kind = torch.int64 if read or max(-lo, hi) >= 2**31 else torch.int32    # narrow: more lanes
         if lo < 0:
-            mask = both(mask, apply("ge", (sym_value(i, ctx), const(0, torch.int64)), torch.bool))
+            mask = both(mask, apply("ge", (sym_value(i, ctx, kind), const(0, kind)), torch.bool))
         if hi >= n:
-            mask = both(mask, apply("lt", (sym_value(i, ctx), const(n, torch.int64)), torch.bool))
+            mask = both(mask, apply("lt", (sym_value(i, ctx, kind), const(n, kind)), torch.bool))
     return mask
 
 
