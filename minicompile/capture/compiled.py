@@ -163,7 +163,7 @@ class Compiled:
                 self.numbers = self.numbers.seen(*entry.missed(self.function, slots))
         collects = gc.isenabled()
         gc.disable()  # compiling makes many objects that stay, and few cycles
-        hooks = torch._C._autograd._saved_tensors_hooks_set_tracing(True)     # not for fakes: checkpoint's, say
+        hooks = torch._C._autograd._saved_tensors_hooks_set_tracing(True)     # they are not for fakes
         try:
             return self.add(slots)
         finally:
@@ -397,15 +397,13 @@ class Resumption:
     """A break at work. Called with what a program hands over: does the operation that capture refused, then
     all that comes after, compiled.
 
-    idle             how many breaks, this one included, had no graph before them since the last that had
-    calls, seconds   how often the operation was done, and what it took in all
+    idle   how many breaks, this one included, had no graph before them since the last that had
     """
 
     def __init__(self, compiled: Compiled, point: Point, refusal: Refusal, idle: int):
         self.compiled, self.point, self.refusal, self.idle = compiled, point, refusal, idle
         self.operation = point.operation()
         self.after: dict[bool, Compiled] = {}           # by whether the operation jumped
-        self.calls, self.seconds = 0, 0.0
         at = point.frames[-1]
         self.line = at.code.line(at.code.offsets.index(at.op))
 
@@ -425,8 +423,8 @@ class Resumption:
             left = self.operation(*state[self.point.slots], *values[self.point.width:])
         except BaseException as error:
             raised = error.with_traceback(error.__traceback__.tb_next.tb_next)  # type: ignore[union-attr]
-        self.calls += 1
-        self.seconds += time.perf_counter() - start
+        self.refusal.calls += 1
+        self.refusal.seconds += time.perf_counter() - start
         if raised is None:
             return self.rest(type(left) is list)(*state, *left)
         try:

@@ -31,7 +31,7 @@ class Stopped(Refusal):
     first."""
 
     def __init__(self, frames: list[Frame]):
-        super().__init__("stopped", "capture ends here")
+        super().__init__("break", "capture ends here")
         self.frames = frames
 
 

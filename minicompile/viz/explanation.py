@@ -5,7 +5,6 @@ Takes what `api` kept of a compilation (every stage's object per graph, and the 
 """
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +18,6 @@ from ..loops.ir import Extern
 from ..pipeline import Compilation
 from ..schedule.plan import Kernel, Refused
 from .report import to_html
-
-
-@dataclass(frozen=True, slots=True)
-class Break:
-    """Where the graph ended or the function was left to eager, and why."""
-
-    code: str
-    reason: str
-    where: Where | None = None
-
-    def __str__(self) -> str:
-        lines = [f"[{self.code}] {self.reason}"]
-        if self.where:
-            lines += [f"  at {self.where}", *excerpt(self.where)]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +65,7 @@ class Explanation:
 
     graph_count: int
     graph_break_count: int
-    break_reasons: tuple[Break, ...]
+    break_reasons: tuple[Refusal, ...]
     graphs: tuple[Any, ...]
     guards: tuple[tuple[Any, ...], ...]
     kernels: tuple[KernelInfo, ...]
@@ -104,7 +88,7 @@ class Explanation:
         return cls(
             graph_count=len(graphs),
             graph_break_count=len(refusals),
-            break_reasons=tuple(Break(r.code, r.reason, r.where) for r in refusals),
+            break_reasons=tuple(refusals),
             graphs=graphs,
             guards=tuple((*s["capture"].guards, *getattr(s["capture"], "data_guards", ()))
                          for s in stages if "capture" in s),
@@ -122,7 +106,7 @@ class Explanation:
         programs = [(f"program around graph {i}", [s["capture"].program.text.strip()])
                     for i, s in enumerate(self.stages) if hasattr(s.get("capture"), "program")]
         parts = [("summary", self.summary()),
-                 ("refused", [str(b) for b in self.break_reasons]),
+                 ("refused", [r.describe() for r in self.break_reasons]),
                  *guards,
                  *graphs,
                  *programs,
@@ -205,16 +189,3 @@ def some(guards: Sequence[Any], most: int = 40) -> list[str]:
 def section(title: str, lines: Iterable[str]) -> str:
     body = "\n".join(lines).replace("\n", "\n    ")
     return f"{title}\n    {body}"
-
-
-def excerpt(where: Where) -> list[str]:
-    """The user's line with a caret line under the part that is meant; nothing if the source is not at
-    hand."""
-    line = linecache.getline(where.file, where.line).rstrip("\n")
-    if not line.strip():
-        return []
-    start, end = where.columns or (len(line) - len(line.lstrip()), len(line))
-    if not start < end <= len(line):                    # an expression over several lines: to this one's end
-        end = len(line)
-    cut = len(line) - len(line.lstrip())
-    return ["    " + line[cut:], "    " + " " * (start - cut) + "^" * (end - start)]

@@ -102,7 +102,7 @@ def page_data(explanation: Explanation, title: str) -> dict[str, Any]:
     return {"title": title,
             "summary": explanation.summary(),
             "seconds": {k: round(v, 4) for k, v in explanation.seconds.items()},
-            "breaks": [str(b) for b in explanation.break_reasons],
+            "breaks": [b.describe() for b in explanation.break_reasons],
             "kernels": [[k.name, k.kind, k.does, "x".join(map(str, k.space)) or "1", k.passes,
                          "vector" if k.vector else "", "threads" if k.parallel else "",
                          round(k.nanoseconds / 1000, 1), keys.of([k.where])] for k in explanation.kernels],

@@ -640,7 +640,7 @@ def test_breaks_know_what_they_cost():
     c = compiled(unused_result)
     c(X, [])
     c(X, [])
-    assert [(r.calls, r.seconds > 0) for r in c.breaks.values()] == [(2, True)] * 2
+    assert [(r.refusal.calls, r.refusal.seconds > 0) for r in c.breaks.values()] == [(2, True)] * 2
     lines = [r.refusal.where.line for r in c.breaks.values()]
     assert set(lines) == {unused_result.__code__.co_firstlineno + 1}
 
