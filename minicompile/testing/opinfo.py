@@ -605,6 +605,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return p.parse_args(arguments)
 
 
+SAVED = 50          # rows after which results are written, for who can't wait
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 if something is wrong or crashes."""
     given = parse(arguments)
@@ -618,7 +621,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in shared_out(todo, how, not given.quiet, given.jobs):
         rows.append(row)
         total.update(row.counts)
-    kept = opinfo_report.merge(given.results, [asdict(r) for r in rows])
+        if len(rows) % SAVED == 0:
+            opinfo_report.merge(given.results, map(asdict, rows))
+    kept = opinfo_report.merge(given.results, map(asdict, rows))
     if given.report:
         given.report.write_text(opinfo_report.markdown(kept))
     print(f"{len(rows)} rows: " + ", ".join(f"{total[k]} {k}" for k in KINDS))
