@@ -297,6 +297,27 @@ for name, (taps, aligns) in RESAMPLING.items():
     both(getattr(aten, name).default, getattr(aten, name + "_backward").default, _resampled(k, taps, aligns))
 
 
+# ---- derivatives of padding -----------------------------------------------------------------------
+
+def _padded(n: int, low: int, high: int, mirror: bool) -> Taps:
+    """Which element each one of the padded dimension shows."""
+    i = torch.arange(-low, n + high)
+    return Taps((n - 1 - (n - 1 - i.abs()).abs() if mirror else i.clamp(0, n - 1))[:, None])
+
+
+def _register_padding(k: int, mirror: bool) -> None:
+    @rule(getattr(aten, f"{'reflection' if mirror else 'replication'}_pad{k}d_backward").default)
+    def backward(b: Builder, g: Node, x: Node, pad: Sizes) -> Node:
+        ends = [pad[2 * i:2 * i + 2] for i in reversed(range(k))]
+        taps = [_padded(n, *e, mirror).transposed(n) for n, e in zip(b.out.shape[-k:], ends)]
+        return b.cast(weighted(b, b.widen(g), taps), b.out.dtype)
+
+
+for k in (1, 2, 3):
+    for mirror in (True, False):
+        _register_padding(k, mirror)
+
+
 # ---- unfolding ------------------------------------------------------------------------------------
 
 @rule(aten.unfold.default)
