@@ -83,7 +83,7 @@ FATES = {
     "product": "a matrix product, a convolution or attention: a library call on purpose",
     "random": "draws random numbers: the library's draw, so that eager's numbers come out",
     "library": "a library call",
-    "refused": "its result's geometry depends on data, or is no tensor: the graph ends there, or it is answered",
+    "refused": "its result's geometry depends on data, or is no tensor: no part of a graph",
     "other layouts": "for sparse, quantised, nested or opaque tensors, which are refused as inputs",
 }
 OTHER = tuple("""sparse quantize quantized nested mkldnn coalesce csr csc bsr bsc coo fbgemm xnnpack vulkan
