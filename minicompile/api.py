@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture.compiled import Compiled, force_eager, graph_break
+from .capture.compiled import Compiled, force_eager
+from .capture.compiled import graph_break as graph_break
 from .capture.compiled import set_stance as change_stance
-from .config import config
+from .config import MODES, config
 from .debug import log
 from .errors import MinicompileError, Refusal
 from .pipeline import BACKENDS, Compilation, compile_graph
@@ -42,8 +43,8 @@ class Settings:
         if not callable(self.backend) and self.backend != "auto" and self.backend not in BACKENDS:
             raise MinicompileError(f"backend {self.backend!r} is not available; there are 'auto', "
                                    f"{', '.join(map(repr, BACKENDS))} and any callable(gm, example_inputs)")
-        if self.mode != "default":
-            raise MinicompileError(f"mode {self.mode!r} is not available; there is 'default'")
+        if self.mode not in MODES:
+            raise MinicompileError(f"mode {self.mode!r} is not available; there are {', '.join(MODES)}")
         if self.dynamic:
             raise MinicompileError("dynamic=True is not available yet: each new shape compiles a variant")
         config.validate(self.options or {})
@@ -69,7 +70,8 @@ class Handle:
         _live.add(self)
 
     def _compile(self, capture: Any, examples: Sequence[Any]) -> Callable:
-        with config.patch(**(self.settings.options or {})):
+        mode = {"mode": self.settings.mode} if self.settings.mode != "default" else {}
+        with config.patch(**mode, **(self.settings.options or {})):
             name = f"{self.name}_{next(self.numbers)}"
             done = compile_graph(name, capture, examples, self.settings.backend, capture.where,
                                  self.keep_inputs)
@@ -106,6 +108,7 @@ def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None 
     fullgraph   raise Refusal where a part cannot be compiled, instead of running it as in eager mode
     backend     "auto" (compiled C++), "reference" (the loop IR's slow executor), "aot_eager", "eager", or any
                 callable(gm: torch.fx.GraphModule, example_inputs) -> callable
+    mode        on a GPU: "reduce-overhead" replays CUDA graphs, "max-autotune" times block shapes
     options     fields of `minicompile.config` that hold while this function is compiled
 
     A compiled module shares its state with the original: same parameters, `state_dict` keys, hooks and
@@ -223,7 +226,7 @@ def disable(fn: Callable) -> Callable:
     return force_eager(fn)
 
 
-class set_stance:                                       # noqa: N801 - reads as a function
+class set_stance:                                       # reads as a function
     """How all compiled functions behave from now on; as a context manager or decorator: inside.
 
     "default"             what is not compiled yet is compiled
@@ -255,8 +258,8 @@ class set_stance:                                       # noqa: N801 - reads as 
 
 
 def recompiles(fn: Any) -> list[str]:
-    """Why a compiled function or module was compiled again: for each time the guard that failed, with its place in
-    the program, what it expects and what was found."""
+    """Why a compiled function or module was compiled again: for each time the guard that failed, with its
+    place in the program, what it expects and what was found."""
     handle = handle_of(fn)
     if handle is None:
         raise MinicompileError(f"{fn!r} is not compiled")

@@ -18,6 +18,7 @@ from .errors import MinicompileError
 STAGES = ("capture", "aten", "prims", "loops", "plan", "source")      # the border objects, in pipeline order
 BACKENDS = ("auto", "cpp", "triton", "reference", "eager", "aot_eager", "inductor")
 STANCES = ("default", "force_eager", "eager_on_recompile", "fail_on_recompile")
+MODES = ("default", "reduce-overhead", "max-autotune")
 LOG_TOPICS = ("graphs", "breaks", "guards", "prims", "schedule", "code", "time", "cache")
 
 
@@ -103,6 +104,8 @@ class Config:
     check: bool = _field(False, flag, "verify every border object while compiling")
     isa: str = _field("auto", one_of("auto", "avx512", "avx2", "scalar"),
                       "instruction set of emitted C++; 'auto': the best this machine has")
+    mode: str = _field("default", one_of(*MODES),
+                       "on a GPU: 'reduce-overhead' replays CUDA graphs, 'max-autotune' times blocks")
     numerics: str = _field("eager", one_of("eager", "fast"),
                            "'eager': eager's result up to reassociation; 'fast': also approximations")
     activation_memory_budget: float = _field(

@@ -6,10 +6,12 @@ optional dependency, imported when the first source is loaded.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import linecache
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -18,12 +20,16 @@ from typing import Any
 
 import torch
 
+from ..config import config
 from ..errors import ToolchainError
 from ..loops.ir import Extern
 from .driver import Executable, headers_folder, raise_error, written
 from .source import Source
+from .triton import TritonLaunch, emit
 from .triton_calls import graph_text
+from .triton_modes import Recorded, tuned, why_not_recorded
 
+log = logging.getLogger("minicompile.code")
 HELP = "install it with `pip install minicompile[triton]`"
 
 
@@ -34,7 +40,13 @@ def load(source: Source) -> Executable:
     begin = time.perf_counter()
     devices = [str(b.spec.device) for b in source.plan.buffers.values() if b.kind != "temp"]
     gpu = next((d for d in devices if d.startswith("cuda")), None)
+    if gpu and config.mode == "max-autotune":
+        source = emit(source.plan, tuned(source.plan, functools.partial(_time, gpu)))
     graph = _graph(source, _scope(source, gpu is None), gpu or "cpu")
+    if gpu and config.mode == "reduce-overhead":
+        why = why_not_recorded(source.plan, written(source.plan))
+        log.info("a graph is no CUDA graph: %s", why) if why else None
+        graph = graph if why else Recorded(graph)
     how = {s.name: "python: Triton's driver is Python" for s in source.plan.steps if isinstance(s, Extern)}
     return Executable(source, graph, False, {"compile": 0.0, "load": time.perf_counter() - begin}, how)
 
@@ -69,6 +81,16 @@ def _scope(source: Source, interpreted: bool) -> dict[str, Any]:
         scope.update(ops=own.ops, libdevice=own.libdevice)
         scope.update({k: wrap(getattr(scope[k], "fn", scope[k])) for k in source.kernels})
     return scope
+
+
+def _time(device: str, source: Source, call: TritonLaunch) -> float:
+    """Milliseconds of one launch, on zeros."""
+    sizes = [source.plan.buffers[b].spec.storage_numel for b in call.buffers] + [n for _, n in call.rows]
+    sizes += [2 * len(source.plan.loops.errors)] * call.checks
+    given = [torch.zeros(n, dtype=d, device=device) for n, d in zip(sizes, call.dtypes)]
+    kernel, options = _scope(source, False)[call.function], {**dict(call.constants), "num_warps": call.warps}
+    bench = importlib.import_module("triton.testing").do_bench
+    return float(bench(lambda: kernel[(call.programs,)](*given, enable_fp_fusion=False, **options)))
 
 
 def functions(source: Source) -> dict[str, Any]:
