@@ -57,7 +57,8 @@ _STDLIB_INTERPRETED = _files(_STDLIB, """
     contextlib.py functools.py collections/__init__.py _collections_abc.py dataclasses.py copy.py types.py
     operator.py heapq.py bisect.py logging/__init__.py weakref.py _weakrefset.py""")
 # Parts of torch that only pass a call on to the recorder: nothing below them is the program's own.
-SUSPENDED = _files(_TORCH, "overrides.py _ops.py _jit_internal.py utils/_device.py")
+SUSPENDED = _files(_TORCH, "overrides.py _ops.py _jit_internal.py utils/_device.py") | {
+    "<frozen importlib._bootstrap>"}
 # Standard library modules that only look at their arguments. Those in neither table are refused.
 _STDLIB_PURE = _files(_STDLIB, """
     abc.py enum.py typing.py inspect.py re sre_compile.py sre_parse.py keyword.py numbers.py fractions.py
@@ -214,7 +215,8 @@ def state_of(kind: type) -> str:
     if base in _OPEN:
         return "open"
     scalar = base.__module__ == "numpy" and base.__name__ != "ndarray"
-    return "fixed" if base in _FIXED or scalar else "hidden"
+    enumeration = type(kind).__name__ == "pybind11_type" and hasattr(kind, "__members__")
+    return "fixed" if base in _FIXED or scalar or enumeration else "hidden"
 
 
 @functools.lru_cache(maxsize=None)

@@ -97,6 +97,9 @@ class Recorder(TorchFunctionMode):
                 return self.speculate(func, args, kwargs, refusal)
             raise refusal from error
         except Exception as error:
+            if "its data is not allocated" in str(error):       # C++ reads it
+                refusal = Refusal("data-dependent", f"{func.__name__}() reads a tensor's memory", self.where())
+                return self.speculate(func, args, kwargs, refusal)
             raise self.confirm(func, args, kwargs, error, self.where()) from None
         if out is None and (args or kwargs) or holds_tensor(out):
             self.append(func, args, kwargs, out)
@@ -144,6 +147,8 @@ class Recorder(TorchFunctionMode):
             return {k: self.arg(v) for k, v in x.items()}
         if kind is slice:
             return slice(self.arg(x.start), self.arg(x.stop), self.arg(x.step))
+        if kind is torch.Generator:
+            raise Refusal("impure-call", "a generator of the program's own draws", self.where())
         if kind.__module__ == "numpy" and hasattr(x, "item"):
             if getattr(x, "ndim", 0):
                 raise Refusal("numpy", "a numpy array meets a tensor", self.where())

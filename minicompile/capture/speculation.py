@@ -307,11 +307,13 @@ def one_hot(x: torch.Tensor, num_classes: int = -1) -> Any:
     return (x.unsqueeze(-1) == torch.arange(n, device=x.device)).to(torch.int64)
 
 
-def ctc_loss(log_probs: torch.Tensor, targets: torch.Tensor, *lengths: Any, **options: Any) -> Any:
-    if len(lengths) < 2 or not any(issubclass(type(n), torch.Tensor) for n in lengths[:2]):
-        return NotImplemented
-    numbers = [n.tolist() if issubclass(type(n), torch.Tensor) else n for n in lengths[:2]]
-    return torch.nn.functional.ctc_loss(log_probs, targets, *numbers, *lengths[2:], **options)
+def ctc_loss(log_probs: torch.Tensor, targets: torch.Tensor, lengths: Any, target_lengths: Any,
+             blank: int = 0, reduction: str = "mean", zero_infinity: bool = False) -> Any:
+    lengths, counts = (n.tolist() if issubclass(type(n), torch.Tensor) else n for n in (lengths, target_lengths))
+    loss = torch.nn.functional.ctc_loss(log_probs, targets, lengths, counts, blank, "none", zero_infinity)
+    if reduction == "mean":
+        return (loss / torch.tensor(counts, dtype=loss.dtype, device=loss.device).clamp_min(1)).mean()
+    return loss.sum() if reduction == "sum" else loss
 
 
 def tensor(data: list, *, dtype: Any = None, device: Any = None) -> torch.Tensor:
@@ -334,4 +336,5 @@ STATIC: dict[Any, Callable[..., Any]] = {
     torch.repeat_interleave: repeat_interleave, T.repeat_interleave: repeat_interleave,
     torch.unique: unique, T.unique: unique,
     torch.unique_consecutive: unique_consecutive, T.unique_consecutive: unique_consecutive,
-    torch.nn.functional.one_hot: one_hot, torch.nn.functional.ctc_loss: ctc_loss, torch.tensor: tensor, torch.as_tensor: tensor}
+    torch.nn.functional.one_hot: one_hot, torch.nn.functional.ctc_loss: ctc_loss,
+    torch.tensor: tensor, torch.as_tensor: tensor}
