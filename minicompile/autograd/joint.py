@@ -7,7 +7,7 @@ recorder, so custom functions, checkpointing and hooks come out as the ATen call
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import fx
 
 from ..errors import Refusal, Where
 from ..ir.fake import Fake, engine_gradients, storage_key
+from ..ir.graph import Output
 from ..ir.spec import TensorSpec
 from ..lower.functionalise import Functionaliser
 from ..lower.graphs import AtenGraph
@@ -95,6 +96,9 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     if tangents and not flowing and not spent:
         raise Refusal("escapes", "gradients of a result are collected in tensors made inside the call")
     graph = into.finish(results + [recorder.fake(g) for _, g in flowing])
+    fresh = tuple(Output(o.node, dense(o.spec)) for o in graph.outputs[len(results):graph.returned])
+    outputs = (*graph.outputs[:len(results)], *fresh, *graph.outputs[graph.returned:])
+    graph = replace(graph, outputs=outputs)
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
     return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached,
                  views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})))

@@ -106,3 +106,14 @@ def test_a_conjugated_gradient_comes_into_compiled_code_as_its_value() -> None:
             (f(x).conj() * (1 + 2j)).sum().abs().backward()
             grads.append(x.grad)
         torch.testing.assert_close(*grads)
+
+
+def test_gradients_that_are_parts_of_a_complex_one() -> None:
+    def fn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.complex(a, b) * (2 + 1j)
+    grads = []
+    for f in (fn, minicompile.compile(fn, fullgraph=True)):
+        a, b = REAL.clone().requires_grad_(), (REAL + 1).requires_grad_()
+        (f(a, b) * (1 + 3j)).real.sum().backward()
+        grads.append((a.grad, b.grad))
+    torch.testing.assert_close(*grads)
