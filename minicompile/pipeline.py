@@ -5,6 +5,7 @@ from its inputs. `api` puts it behind the captured frame; `viz` and `testing` re
 """
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from .runtime.toolchain import detect_isa
 from .schedule.fuse import schedule
 
 Call = Callable[..., Sequence[torch.Tensor]]
+ELEMENTS: dict[torch.dtype, Any] = {torch.float64: ctypes.c_double, torch.int64: ctypes.c_int64}
 
 # border object → the stage that makes the next one; each a pure function
 STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -147,7 +149,7 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
         joint = done.put("joint", lambda: trace_joint(capture.gm, examples, where))
         if joint.tangents:
             _finish_training(done, joint, "prims" if target == "aten" else target)
-            done.call = taking_numbers(done.run, examples)
+            done.call = taking_numbers(done.run, examples, keeps=True)
             return done
         done.aten = joint.aten
         outputs = joint.aten.graph.outputs[:joint.outputs]
@@ -188,19 +190,34 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint, done.capture.gm)
 
 
-def taking_numbers(call: Call, examples: Sequence[Any]) -> Call:
-    """`call`, given tensors without dimensions in place of Python numbers."""
+def taking_numbers(call: Call, examples: Sequence[Any], keeps: bool = False) -> Call:
+    """`call`, given tensors without dimensions in place of Python numbers.
+
+    keeps   whether what it is given may live on after the call (in a backward)
+    """
     at = [i for i, x in enumerate(examples) if type(x) in DTYPES]
-    if not at:
-        return call
+    kinds = [DTYPES[type(examples[i])] for i in at]
+    spare: list[list[tuple[torch.Tensor, Any]]] = []      # tensors and their elements; one list per call
+
+    def made() -> list[tuple[torch.Tensor, Any]]:
+        tensors = [torch.empty((), dtype=d) for d in kinds]
+        return [(t, ELEMENTS[d].from_address(t.data_ptr())) for t, d in zip(tensors, kinds)]
 
     def run(*inputs: Any) -> Sequence[torch.Tensor]:
         given = list(inputs)
-        for i in at:
-            given[i] = torch.scalar_tensor(given[i], dtype=DTYPES[type(given[i])])
-        return call(*given)
+        try:
+            held = spare.pop()
+        except IndexError:
+            held = made()
+        for i, (tensor, element) in zip(at, held):
+            element.value = given[i]
+            given[i] = tensor
+        results = call(*given)
+        if not keeps:
+            spare.append(held)
+        return results
 
-    return run
+    return run if at else call
 
 
 def _resolve(backend: str, examples: Sequence[Any]) -> str:

@@ -40,12 +40,16 @@ def outcome(f, *args):
 
 def same_as_eager(f, calls, backend="eager", variants=None, **options):
     compiled = minicompile.compile(f, backend=backend, **options)
+    results = []
     for args in calls:
         args = args if isinstance(args, tuple) else (args,)
         again = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
-        agree(outcome(compiled, *args), outcome(f, *again))
+        results.append((outcome(compiled, *args), outcome(f, *again)))
+        agree(*results[-1])
         for a, b in zip(args, again):
             agree(a, b)
+    for got, expected in results:          # later calls have left earlier results alone
+        agree(got, expected)
     if variants is not None:
         assert len(entries(compiled)) <= variants, [str(g) for e in entries(compiled) for g in e.guards]
     return compiled
@@ -85,6 +89,8 @@ OPEN = {
     "derived": lambda x, s: x * math.exp(s) + math.sqrt(abs(s)) + s ** 2 + max(s, 0.5) + min(s, 0.5),
     "returned": lambda x, s: (x + 1, s, s * 2, [s, {"a": s + 1}], -s),
     "no tensor": lambda x, s: (s + 1) * 3,
+    "tensor of it": lambda x, s: (torch.scalar_tensor(s, dtype=torch.float64),
+                                  torch.full((), s, dtype=torch.float64)),
     "reduction": lambda x, s: (x * s).softmax(-1).sum(),
     "isinstance": lambda x, s: x * s if isinstance(s, (int, float)) and type(s) is not str else x,
     "sum": lambda x, s: x + sum([s, s, 1]),
@@ -196,6 +202,11 @@ def test_native():
 
     calls = [(X, X.cos(), s, n) for s, n in zip(FLOATS, range(3, 99))]
     same_as_eager(f, calls, "cpp", variants=3)
+
+
+@pytest.mark.parametrize("name", ["tensor of it", "foreach list", "bfloat16", "clamp", "where"])
+def test_open_native(name):
+    same_as_eager(OPEN[name], [(X, s) for s in FLOATS], "cpp", variants=2)
 
 
 @pytest.mark.parametrize("seed", range(20))
