@@ -468,8 +468,8 @@ def _fractional(b: Builder, x: Node, kernel: Sizes, out: Sizes, samples: Node) -
     index = [b.index(shape, d) for d in range(n - k)]
     for i, (size, width, m) in enumerate(zip(sizes, kernel, out)):
         o = b.index(shape, n - k + i)
-        # eager's samples run from the last dimension to the first
-        u = b.slice(planes, n - k, k - 1 - i, k - i, 1)
+        j = i if k == 3 else k - 1 - i          # of an image eager has the last dimension's number first
+        u = b.slice(planes, n - k, j, j + 1, 1)
         u = b.expand(b.reshape(u, (*u.tensor.shape[:n - k], *(1,) * (2 * k))), shape)
         alpha = as_dtype((size - width) / (m - 1) if m > 1 else 0.0, dtype)
         first = b.sub(b.cast(b.mul(b.add(b.cast(o, dtype), u), alpha), torch.int64),
