@@ -326,6 +326,8 @@ class FakeMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten._conj.default and isinstance(args[0], complex):
+            args = (torch.tensor(args[0]),)          # a number in a tensor's place, which this does not take
         if facts_of(func).composite:          # reaches us only where autograd keys are off (inference mode)
             with self:
                 return func.decompose(*args, **kwargs)
