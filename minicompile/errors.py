@@ -23,7 +23,7 @@ class Where:
         return f"{self.file}:{self.line}" + (f" in {self.function}" if self.function else "")
 
     def excerpt(self) -> list[str]:
-        """The user's line with a caret line under the part that is meant; nothing if the source is not at hand."""
+        """The user's line with a caret line under the part that is meant; nothing without the source."""
         line = linecache.getline(self.file, self.line).rstrip("\n")
         if not line.strip():
             return []
@@ -63,13 +63,13 @@ class Refusal(MinicompileError):
             lines += [f"  at {self.where}", *self.where.excerpt()]
         lines += [f"  hint: {hint}"] if (hint := CLASSES.get(self.code)) else []
         if self.calls:
-            lines.append(f"  in eager mode: ~{self.seconds / self.calls * 1e6:.1f} us per call, {self.calls} calls")
+            each = self.seconds / self.calls * 1e6
+            lines.append(f"  in eager mode: ~{each:.1f} us per call, {self.calls} calls")
         return "\n".join(lines)
 
 
 # Reason classes in the order of their numbers (new ones go to the end), with what the user can do.
 CLASSES: dict[str, str] = dict(line.partition(": ")[::2] for line in """\
-alias-dtype
 alias-grad
 aliased-inputs
 aliasing

@@ -258,7 +258,8 @@ class Capturer:
         self.versions.append((fake, fake._version))
 
     def place(self) -> Where | None:
-        """The user's line of a torch call that is recorded; notes whether an error of it would be handled there."""
+        """The user's line of a torch call that is recorded; notes whether an error of it would be handled
+        there."""
         at = self.world.current
         while at is not None and not self.handled:
             handler = at.code.handlers[at.pc - 1]
@@ -429,10 +430,12 @@ class Capturer:
 
 
     def check_gradients(self, outputs: Sequence[Fake]) -> None:
-        """Refuses results whose gradients would not go where they go in eager mode: into tensors made inside."""
+        """Refuses results whose gradients would not go where they go in eager mode: into tensors made
+        inside."""
         free = [f for f in outputs if f.requires_grad and id(f) not in self.world.input_of]
         attached = [f for f in free if not is_leaf(f)]
-        if attached and (len(attached) < len(free) or not any(t.requires_grad for _, t, _ in self.world.inputs)):
+        needed = any(t.requires_grad for _, t, _ in self.world.inputs)
+        if attached and (len(attached) < len(free) or not needed):
             raise Refusal("escapes", "gradients of a result are collected in a tensor made inside the call")
 
 

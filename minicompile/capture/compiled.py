@@ -44,7 +44,7 @@ log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
 _live: weakref.WeakSet[Compiled] = weakref.WeakSet()
 PATIENCE = 2  # variants made for other values of a tensor that one line looks at
-UNBROKEN = frozenset({"history", "backward-hook"})  # refusals of what would see a compiled graph's own history
+UNBROKEN = frozenset({"history", "backward-hook"})  # of what would see a compiled graph's own history
 FAILED = -1   # in place of a data guard's number: the graph itself raised
 IDLE = 8      # breaks in a row with no graph between them, after which no more are tried
 
@@ -187,8 +187,8 @@ class Compiled:
             if config.strict:
                 raise
             log.warning(
-                "%s runs as in eager mode after an internal error, which is a bug of minicompile. To report it:\n"
-                "%s\n%s", self.function.__qualname__, reproducer(self.function, slots), traceback.format_exc())
+                "%s runs as in eager mode after an internal error, a bug of minicompile; to report:\n%s\n%s",
+                self.function.__qualname__, reproducer(self.function, slots), traceback.format_exc())
             built = self.refused(Refusal("internal", f"{type(error).__name__}: {error}"), (), {})
             self.enter(*built)
         entry, program, sources, _ = built
@@ -199,7 +199,8 @@ class Compiled:
     def not_added(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
         """What a call runs that the stance forbids to compile."""
         if config.stance == "fail_on_recompile":
-            reasons = [e.why_missed(self.function, slots) for e in self.entries] or ["nothing is compiled yet"]
+            reasons = [e.why_missed(self.function, slots) for e in self.entries]
+            reasons = reasons or ["nothing is compiled yet"]
             raise MinicompileError(f"{self.function.__qualname__} would be compiled anew, and the stance is "
                                    "'fail_on_recompile':\n" + "\n".join(reasons))
         return eager(self.function), tuple(slots)
@@ -327,8 +328,9 @@ class Compiled:
 
 
 class Speculative:
-    """The program of an entry with data guards, or whose graph's errors the program handles. It is called with what the program fetches, then the
-    function's slots, with which another entry is found or made where a data guard fails."""
+    """The program of an entry with data guards, or whose graph's errors the program handles. It is called
+    with what the program fetches, then the function's slots, with which another entry is found or made where
+    a data guard fails."""
 
     def __init__(self, compiled: Compiled, entry: Entry, graph: Callable[..., Sequence[Any]], name: str,
                  rest: Callable[..., Any] | None):
@@ -357,8 +359,8 @@ class Speculative:
         return result
 
     def run(self, *tensors: Any) -> Sequence[Any]:
-        """The graph. Where it raises because the values it was captured for are not these, or where the program
-        handles that, Missed."""
+        """The graph. Where it raises because the values it was captured for are not these, or where the
+        program handles that, Missed."""
         try:
             return self.graph(*tensors)
         except Exception as error:
@@ -387,7 +389,8 @@ class Speculative:
 
 
 class Handover(NamedTuple):
-    """What is left to do: returned by programs that go on after a break, so that breaks in a loop don't nest."""
+    """What is left to do: returned by programs that go on after a break, so that breaks in a loop don't
+    nest."""
 
     to: Resumption
     values: Any
@@ -478,7 +481,7 @@ def reproducer(function: FunctionType, slots: Sequence[Any]) -> str:
     try:
         source = textwrap.dedent(inspect.getsource(code))
     except OSError:
-        source = f"# {code.co_qualname} of {code.co_filename}:{code.co_firstlineno}, whose source is not at hand\n"
+        source = f"# {code.co_qualname} of {code.co_filename}:{code.co_firstlineno}, without its source\n"
     return source + "".join(f"# {n} = {_described(v)}\n" for n, v in zip(code.co_varnames, slots))
 
 
@@ -486,7 +489,8 @@ def _described(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return (f"torch.empty_strided({tuple(value.shape)}, {value.stride()}, dtype={value.dtype}, "
                 f"device={str(value.device)!r}, requires_grad={value.requires_grad})")
-    return reprlib.repr(value) if type(value) in (list, tuple, dict, set) else _short(value) or f"a {type(value)}"
+    shown = reprlib.repr(value) if type(value) in (list, tuple, dict, set) else _short(value)
+    return shown or f"a {type(value).__qualname__}"
 
 
 def set_stance(stance: str) -> None:

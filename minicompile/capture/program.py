@@ -363,9 +363,10 @@ def maker_of(kind: type) -> type:
 
 _NO_NEW = staticmethod(object)
 _COPIED = frozenset(
-    map(type, (iter([]), iter(()), iter({}), iter({}.values()), iter({}.items()), iter(range(0)), iter(set()), iter(""),
-               reversed([]), iter(int, 0)))
-) | {enumerate, zip, map, filter, functools.partial, *(t for t in vars(itertools).values() if type(t) is type)}
+    map(type, (iter([]), iter(()), iter({}), iter({}.values()), iter({}.items()), iter(range(0)), iter(set()),
+               iter(""), reversed([]), iter(int, 0)))
+) | {enumerate, zip, map, filter, functools.partial} | {
+    t for t in vars(itertools).values() if type(t) is type}
 _CONVERSIONS = {"__bool__": "bool", "__int__": "int", "__float__": "float", "__complex__": "complex"}
 _MAKERS = (object, dict, OrderedDict, list, set, deque, defaultdict)
 _FILLERS = {list: "extend", dict: "update"}

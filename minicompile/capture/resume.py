@@ -69,7 +69,8 @@ class Stop:
 _POPS: dict[str, Callable[[int], int]] = {
     **dict.fromkeys(
         ("LOAD_ATTR", "LOAD_METHOD", "DELETE_ATTR", "UNARY_NEGATIVE", "UNARY_NOT", "UNARY_INVERT",
-         "UNARY_POSITIVE", "GET_ITER", "FOR_ITER", "UNPACK_SEQUENCE", "UNPACK_EX", "IMPORT_FROM", "BEFORE_WITH",
+         "UNARY_POSITIVE", "GET_ITER", "FOR_ITER", "UNPACK_SEQUENCE", "UNPACK_EX", "IMPORT_FROM",
+         "BEFORE_WITH",
          "JUMP_IF_TRUE_OR_POP", "JUMP_IF_FALSE_OR_POP",
          "STORE_GLOBAL", "CONVERT_VALUE", "FORMAT_SIMPLE", "GET_LEN", "STORE_DEREF"), lambda a: 1),
     **dict.fromkeys(
@@ -364,11 +365,14 @@ def _function(at: At, pushed: tuple[bool, ...], extra: int, middle: list[Ins], t
     free = len(code.locals) - code.free
     own = [code.locals[i] for i in at.live if i < free]
     count = len(at.live) + sum(pushed) + extra
-    names = (*own, *(f".{i}" for i in range(len(own), count)), *(n for n in raw.co_varnames if n not in own))
+    added = [f".on_stack{i}" for i in range(len(own), count)]
+    names = (*own, *added, *(n for n in raw.co_varnames if n not in own))
     order = (*names, *(n for n in raw.co_cellvars if n not in names), *raw.co_freevars)
     slot = [order.index(n) for n in code.locals]
     given = iter(range(len(own), count))
-    body = [Ins("RESUME")]
+    cells = [Ins("MAKE_CELL", slot[i]) for i, n in enumerate(code.locals) if n in raw.co_cellvars]
+    body = [Ins("COPY_FREE_VARS", code.free)] if code.free else []
+    body += [Ins("RESUME"), Ins("JUMP_FORWARD", to="made"), *cells, Ins("NOP", label="made")]  # for f_locals
     for i, n in zip(at.live[len(own):], given):
         body += [Ins("LOAD_FAST", n), Ins("DELETE_FAST", n), Ins("STORE_FAST", slot[i])]
     for n in [next(given) if present else None for present in pushed]:
@@ -392,7 +396,7 @@ def _function(at: At, pushed: tuple[bool, ...], extra: int, middle: list[Ins], t
     for i in body:
         offsets[2 * here] = i.at
         here += i.size + _caches(i.op)
-        own_bytes = 2 * here if i.op == "JUMP_FORWARD" and i.at is None else own_bytes
+        own_bytes = 2 * here if i.op == "JUMP_FORWARD" and i.to is to else own_bytes
     _HOMES[id(made)] = Home(made, code, offsets, tuple(slot), own_bytes)
     return FunctionType(made, at.globals, raw.co_name, None, tuple(CellType() for _ in raw.co_freevars))
 
@@ -473,7 +477,8 @@ passing(*(handlers.HANDLERS[name] for name in _CALLS), handlers._call, World.cal
 def stops(frames: Sequence[Frame]) -> Iterator[Stop]:
     """Where to stop so that the operation that went wrong in the last of `frames` is done for real: in front
     of it, else of the call that led there, and so on."""
-    for frame in reversed(frames[:next((i + 1 for i, f in enumerate(frames) if why_not(f, True)), len(frames))]):
+    reach = next((i + 1 for i, f in enumerate(frames) if why_not(f, True)), len(frames))
+    for frame in reversed(frames[:reach]):
         first, (_, _, name, _) = group(frame.code, frame.pc - 1)
         if name in _POPS and not why_not(frame, False):
             yield Stop(frame.serial, _index(frame.code, first), frame.laps)

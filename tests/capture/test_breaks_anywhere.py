@@ -1,5 +1,5 @@
-"""A graph break may stand at any statement of any program: the programs of tests/lang, with `graph_break()` put in at
-random places, do what CPython does. They are also stopped at random operations and resumed natively, without torch."""
+"""A graph break may stand at any statement of any program: the programs of tests/lang, with `graph_break()` put
+in at random places, do what CPython does."""
 
 import ast
 import inspect
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from minicompile.capture.compiled import Compiled, graph_break
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "lang"))
-import programs  # noqa: E402
-from runner import outcome  # noqa: E402
+import programs
+from runner import outcome
 
 # What a program shows of its own frames and source differs where statements are put in.
 UNFIT = {"locals_builtin", "exc_info_builtin", "class_body"}
