@@ -10,8 +10,8 @@ from minicompile.testing.opinfo import Case, How, Row, judge
 pytest.importorskip("expecttest")
 BY_NAME = {opinfo.name_of(i): i for i in opinfo.database()}
 QUICK = How(samples=3)
-FEW = """add mul.  where sum cumsum cat index_put scatter_add nn.functional.conv2d nn.functional.layer_norm masked_fill
-transpose linalg.svd fft.rfft randn nn.functional.dropout unique""".replace("mul.", "mul").split()
+FEW = """add mul where sum cumsum cat index_put scatter_add nn.functional.conv2d nn.functional.layer_norm masked_fill
+transpose linalg.svd fft.rfft randn nn.functional.dropout unique""".split()
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -20,7 +20,7 @@ def test_operators_are_equal_to_eager(name: str, dtype: torch.dtype) -> None:
     if not opinfo.supports(BY_NAME[name], dtype, False):
         pytest.skip("not supported by the operator")
     row = opinfo.examine(BY_NAME[name], dtype, QUICK)
-    assert row.status in ("ok", "refused"), row.why
+    assert row.status == "ok", row.why
 
 
 @pytest.mark.parametrize("name", ["add", "mul", "sum", "nn.functional.layer_norm", "where", "matmul"])
@@ -59,7 +59,9 @@ def test_each_kind_of_difference_is_seen() -> None:
 
 
 def test_refusals_and_errors() -> None:
-    assert verdict(lambda x: x.nonzero(), torch.ones(3)) == ("refused", verdict(lambda x: x.nonzero(), torch.ones(3))[1])
+    assert verdict(lambda x: x.nonzero(), torch.ones(3))[0] == "ok"          # with capture, which guards the count
+    assert verdict(lambda x: x.bincount(), torch.ones(3, dtype=torch.int64))[0] == "break"
+    assert verdict(lambda x: x * 2, torch.ones(3).to_sparse())[0] == "refused"
     assert verdict(lambda x: x @ x, torch.ones(2, 3))[0] == "ok"          # eager raises, and so do we
     assert verdict(lambda x: x[torch.tensor([7])], torch.ones(3))[0] == "ok"
 
@@ -85,4 +87,5 @@ def test_the_report_counts(tmp_path: object) -> None:
     kept = opinfo_report.merge(tmp_path / "r.json", [row.__dict__])
     assert opinfo_report.merge(tmp_path / "r.json", []) == kept
     text = opinfo_report.markdown(kept)
-    assert "| float32 | 1 | 0 | 1 | 0 | 1 | 0 | 50.0% |" in text and "`add` float32 (1): wrong: output 0: off" in text
+    assert "| float32 | 1 | 0 | 1 | 0 | 0 | 1 | 0 | 50.0% |" in text
+    assert "`add` float32 (1): wrong: output 0: off" in text
