@@ -24,7 +24,7 @@ from .config import config
 from .errors import MinicompileError, ToolchainError
 from .runtime import cache, toolchain
 from .testing import fuzz
-from .viz import cross, demo
+from .viz import cross, demo, demo_training
 from .viz.explanation import explain
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -43,11 +43,13 @@ def demo_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--compare", action="store_true", help="add torch.compile's column")
     p.add_argument("--rounds", type=int, default=20, help="turns to time (the median counts)")
     p.add_argument("--out", default="minicompile-demo", help="folder for every stage's artefacts")
+    p.add_argument("--epochs", type=int, default=6, help="of the training half; 0 leaves it out")
 
 
 @command("demo", "embed sentences with a trained model, eager and compiled", demo_options)
 def run_demo(args: argparse.Namespace) -> int:
-    return demo.run(args.compare, args.out, args.rounds)
+    status = demo.run(args.compare, args.out, args.rounds)
+    return max(status, demo_training.run(args.epochs)) if args.epochs else status
 
 
 def explain_options(p: argparse.ArgumentParser) -> None:

@@ -165,11 +165,13 @@ def test_cache_counts_and_clears(run: Run, user_file: Path, tmp_path: Path) -> N
 
 
 def test_demo(tmp_path: Path) -> None:
-    done = process("demo", "--rounds", "2", "--out", str(tmp_path / "out"), cwd=tmp_path)
+    done = process("demo", "--rounds", "2", "--epochs", "2", "--out", str(tmp_path / "out"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"graphs\s*│\s*│\s*1 │", done.stdout) and re.search(r"graph breaks\s*│\s*│\s*0 │", done.stdout)
     assert "the same from all" in done.stdout
     difference = float(re.search(r"largest difference\s*│\s*\S+ │\s*(\S+) │", done.stdout)[1])
     assert difference < 1e-5
+    apart = float(re.search(r"largest difference, first 50 losses\s*│\s*│\s*(\S+) │", done.stdout)[1])
+    assert apart < 1e-4 and "LOSSES DIFFER" not in done.stdout
     assert (tmp_path / "out" / "graph0" / "5_source.cpp").stat().st_size > 1000
     assert (tmp_path / "out" / "explanation.txt").exists()
