@@ -61,6 +61,11 @@ def dot(self, a, b, d, *rest):
     return _dot(self, a, b, d, *rest)
 
 
+def bf16(self, value):
+    return TensorHandle(torch.tensor([value], dtype=torch.bfloat16).view(torch.uint16).numpy(), tl.bfloat16)
+
+
+InterpreterBuilder.get_bf16 = bf16
 InterpreterBuilder.cast_impl = cast
 InterpreterBuilder.create_dot = dot
 InterpreterBuilder.get_all_ones_value = all_ones

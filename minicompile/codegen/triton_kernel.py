@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import Refusal
-from ..ir.sym import Sym, Var, bounds
+from ..ir.sym import Sym, Var, bounds, children
 from ..loops.ir import Apply, Axis, Buffer, Checked, Const, Index, Load, Loop, Store, Val, load, walk
 from ..schedule.plan import Kernel, Stage
 from ..schedule.space import total
@@ -246,7 +246,7 @@ class KernelText:
             if n:
                 with self.block(Scope(self.kept[stage.inner].names, 0),
                                 f"for start in range(0, {n}, {size}):"):
-                    at = "start" if block == 1 else f"start + tl.arange(0, {size})"
+                    at = "start + " + (f"tl.arange(0, {size})" if block > 1 else "tl.program_id(0)")
                     self.printed.discard(stage.inner)
                     self.inner_axes(stage, number, at, n, block)
                     self.body(stage, totals, False)
@@ -478,10 +478,11 @@ class KernelText:
         return base if at == "0" else f"{base} + {at}"
 
     def load(self, v: Load) -> str:
-        dims = self.dims(v)
-        own = None
-        if v.mask is not None:
-            own = self.text(v.mask)
+        if not self.buffers[v.buffer].spec.storage_numel:       # nothing to load: a check of the index fails
+            for _, x in v.indirect:
+                self.named_value(x)
+            return f"tl.full([], 0, {element(v.dtype)})"
+        dims, own = self.dims(v), self.text(v.mask) if v.mask is not None else None
         place = self.place(v.buffer, v.index, v.indirect, dims)
         mask = self.mask(dims, own)
         return f"tl.load({place}" + (f", {mask}" if mask else "") + (", other=0)" if own else ")")
@@ -557,8 +558,10 @@ class KernelText:
 
 
 def _parts(s: Sym | int) -> list[Sym | int]:
-    """A sum and each of its terms: none may leave the index type."""
-    return [s] if isinstance(s, int) else [s, *(a * c for a, c in s.terms)]
+    """A sum, its terms, and what is divided in them: none may leave the index type."""
+    if isinstance(s, int):
+        return [s]
+    return [s, *(a * c for a, c in s.terms), *(p for a, _ in s.terms for c in children(a) for p in _parts(c))]
 
 
 def _bared(text: str) -> str:

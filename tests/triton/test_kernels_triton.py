@@ -76,6 +76,8 @@ CASES = {
     "group norm": (lambda x: F.group_norm(x, 2), torch.randn(3, 4, 5, 6)),
     "attention by hand": (lambda q: (q @ q.transpose(-1, -2) / 4).softmax(-1) @ q, torch.randn(2, 3, 10, 16)),
     "half types": (lambda x: (x * 1.5 + x.sum(-1, keepdim=True)).to(torch.float16), X.bfloat16()),
+    "constants": (lambda x: (x.new_full((5,), 1.5), x * 0.3, torch.where(x > 0, x, 2.5)), X.bfloat16()),
+    "constants of float16": (lambda x: (x.new_full((5,), 1.5), x * 0.3, torch.where(x > 0, x, 2.5)), X.half()),
     "integers": (lambda x: (x // 3, x % -7, x << 2, ~x, x.sum(1)), torch.randint(-50, 50, (20, 30))),
     "small integers wrap": (lambda x: x * x + 100, torch.randint(-128, 127, (50,), dtype=torch.int8)),
     "bools": (lambda x: ((x > 0) & ~(x > 1), (x > 0) < (x > 1), (x > 0) ^ True), X),
@@ -118,6 +120,8 @@ def test_an_index_out_of_range_raises_as_eager_mode_does():
     assert torch.equal(compiled(X, torch.tensor([0, -1])), X[[0, -1]])
     with pytest.raises(IndexError, match="99"):
         compiled(X, torch.tensor([0, 99]))
+    with pytest.raises(IndexError, match="out of"):
+        compiled(torch.zeros(0, 3), torch.tensor([0]))
 
 
 def test_masks_only_where_the_size_does_not_show_the_end():
