@@ -210,7 +210,9 @@ def nonzero(x: torch.Tensor, *, as_tuple: bool = False) -> Any:
     if not x.dim():
         return NotImplemented if as_tuple else found
     columns = torch.stack(found.unbind(1))      # one dimension after the other in memory, as in eager mode
-    return columns.unbind(0) if as_tuple else columns.t()
+    if as_tuple:                                # columns without elements all begin where the memory does
+        return columns.unbind(0) if columns.numel() else tuple(columns.select(0, 0) for _ in columns)
+    return columns.t()
 
 
 def where(condition: torch.Tensor, *rest: Any) -> Any:
