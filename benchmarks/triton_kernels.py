@@ -6,13 +6,14 @@
 FOLDER has a `zoo.py` with `models(pattern, split)`, whose entries have `name`, `family` and `make() -> (module,
 args, kwargs)`. Every model runs in a forked child; a kernel that another model had is not compiled again.
 --inductor counts kernels and bytes of the same model under torch.compile: `torch._inductor.metrics` on its CPU
-backend, `generated_kernel_count` and `num_bytes_accessed` (its scheduler's own estimate), without building C++.
+backend, `generated_kernel_count` and `num_bytes_accessed` (its scheduler's own estimate, library calls included), without building C++.
 """
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -58,11 +59,14 @@ def measure(entry: Any, given: argparse.Namespace, known: dict[str, Any]) -> dic
     row: dict[str, Any] = {"name": entry.name, "train": given.train}
     start = time.perf_counter()
     sources = sources_of(module, run)
-    row.update(graphs=len(sources), launches=0, bytes=0, seconds=time.perf_counter() - start, kernels={}, failed={})
+    row.update(graphs=len(sources), launches=0, bytes=0, library_bytes=0, seconds=time.perf_counter() - start, kernels={}, failed={})
     row["libraries"] = sum(isinstance(s, Extern) for source in sources for s in source.plan.steps)
     for source in sources:
         kernels = functions(source)
         for step, call in zip(source.plan.steps, source.calls):
+            if isinstance(step, Extern):
+                views = [*step.views(), *(v for v in step.outs if v is not None)]
+                row["library_bytes"] += sum(v.spec.numel * v.spec.dtype.itemsize for v in views)
             if not isinstance(call, TritonLaunch) or not call.programs:
                 continue
             row["launches"] += 1
@@ -86,9 +90,11 @@ def measure(entry: Any, given: argparse.Namespace, known: dict[str, Any]) -> dic
 
 def inductor(entry: Any, train: bool) -> dict[str, int]:
     """Kernels, library calls and bytes of the same model under torch.compile."""
-    from torch._inductor import config, metrics
+    from torch._inductor import compile_fx, config, metrics
     from torch._inductor.async_compile import AsyncCompile
 
+    compile_fx.inductor_metrics_log.setLevel(logging.INFO)      # bytes are counted only when logged
+    compile_fx.inductor_metrics_log.propagate = False
     AsyncCompile.cpp_pybinding = lambda *_: lambda *_: None     # counted, not built: results are not looked at
     module, run = call_of(entry, train)
     config.fx_graph_cache = False
@@ -150,7 +156,7 @@ def main() -> int:
         rows.append(row)
         with given.out.open("a") as out:
             print(json.dumps(row), file=out)
-        print(entry.name, row.get("launches"), row.get("bytes"), len(row.get("kernels", ())), row.get("inductor", ""),
+        print(entry.name, row.get("launches"), row.get("bytes"), row.get("library_bytes"), len(row.get("kernels", ())), row.get("inductor", ""),
               row.get("failed") or row.get("error", "")[-300:], flush=True)
     spilled = {k: v for k, v in known.items() if v and v["spills"]}
     print(f"{len(rows)} models, {sum(r.get('launches', 0) for r in rows)} launches, {len(known)} distinct kernels, "
