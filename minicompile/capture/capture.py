@@ -445,7 +445,7 @@ def _spec(t: torch.Tensor) -> TensorSpec:
 
 def capture(
     function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
-    stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS,
+    stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS, survey: list[Refusal] | None = None,
 ) -> tuple[Capture, dict[Source, Any]]:
     """Captures one call of `function`.
 
@@ -454,10 +454,12 @@ def capture(
     volatile   lines whose use of tensors' values is refused, since the values change too often
     stop       where the capture ends, with a program that hands over
     numbers    which ones vary
+    survey     gets what is refused in calls whose results are not used; the capture leaves those out
     Gives the Capture and the real tensors and numbers by source. Raises Partial (a Refusal with the guards so
     far).
     """
     capturer = Capturer(function, slots, volatile, stop, numbers)
+    capturer.world.survey = survey
     done = capturer.run()
     return done, capturer.tensors()
 

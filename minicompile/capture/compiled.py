@@ -179,7 +179,7 @@ class Compiled:
             built = self.build(slots)
             self.enter(*built)
         except Partial as partial:
-            built = self.refused(partial.refusal, partial.guards, partial.tensors)
+            built = self.refused(partial.refusal, partial.guards, partial.tensors, slots)
             self.enter(*built)
         except MinicompileError:
             raise
@@ -269,13 +269,28 @@ class Compiled:
         return known if self.before is None else lambda *values: Handover(known, values)
 
     def refused(
-        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any]
+        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any],
+        slots: list[Any] | None = None,
     ) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
         """An entry that runs the function as it is, for calls like this one."""
         if self.fullgraph:
-            raise refusal
+            raise refusal if slots is None else self.all_refusals(refusal, slots)
         self.on_event("refusal", refusal)
         return Entry(None, refusal, guards, {}), eager(self.function), _slot_sources(self.function), tensors
+
+    def all_refusals(self, refusal: Refusal, slots: list[Any]) -> Refusal:
+        """`refusal`, telling also what else the call would break at, as far as can be seen when nothing is done
+        for real: what is behind calls whose results are not used."""
+        found: list[Refusal] = []
+        try:
+            capture(self.function, slots, survey=found)
+        except Partial as partial:
+            found.append(partial.refusal)
+        if len(found) < 2:
+            return refusal
+        rest = "\n".join(f"{i}. {r.describe()}" for i, r in enumerate(found, 1))
+        return Refusal(refusal.code, f"{refusal.reason}; the call breaks at {len(found)} places:\n{rest}\n",
+                       refusal.where)
 
     def retry(self, entry: Entry, missed: Missed, slots: list[Any]) -> Any:
         """A call whose data guards fail in an entry that its other guards allow: the other entries are

@@ -109,6 +109,10 @@ class World:
             raise ImportError("__import__ not found") from None
         return load(name, frame.globals, None, names, level)
 
+    def passes_over(self, frame: Frame, refusal: Refusal) -> bool:
+        """Whether the frame goes on behind an operation that was refused."""
+        return False
+
     def made_function(self, function: FunctionType) -> None:
         """Told of every function object that a frame makes."""
 
@@ -267,8 +271,9 @@ def run(frame: Frame) -> Any:
                 if result is not None:
                     frame.yielded = result[1]
                     return result[0]
-        except Refusal:
-            raise
+        except Refusal as refusal:
+            if not frame.world.passes_over(frame, refusal):
+                raise
         except BaseException as e:
             catch(frame, e)
 

@@ -56,12 +56,22 @@ class CaptureWorld(Attributes):
         self.record_call: Callable[..., None] = lambda f, args, kwargs, out: None
         self.one_node: Callable[..., Any] = contextlib.nullcontext
         self.inference = False  # the mode around the capture
+        self.survey: list[Refusal] | None = None  # what was refused and passed over
         self.names_read: set[FunctionType] = set()
         self.draws: tuple = ()  # what was drawn from Python's random numbers
         self.policies: dict[int, Policy] = {}  # by id of the code object
         self.special |= {id(f): h for table in (
             SPECIAL, outside.SPECIAL, optimizers.SPECIAL, functions.SPECIAL, backward.SPECIAL)
                          for f, h in table.items()}
+
+    def passes_over(self, frame: Frame, refusal: Refusal) -> bool:
+        """In a survey of all that is refused: a call whose result is not used counts, and is left out."""
+        ops = frame.code.ops
+        if self.survey is None or not ops[frame.pc - 1][0].startswith("CALL") or ops[frame.pc][0] != "POP_TOP":
+            return False
+        self.survey.append(refusal)
+        frame.stack.append(None)
+        return True
 
     # Calls
 
@@ -544,7 +554,7 @@ def _globals(frame: Frame) -> dict[str, Any]:
 
 
 def _is_compiling(frame: Frame) -> bool:
-    return True
+    return frame.code.code.co_qualname != _NESTS
 
 
 def _get(world: CaptureWorld, d: dict, key: Any, default: Any = None) -> Any:
@@ -562,6 +572,8 @@ def _copy_parameter(frame: Frame, p: Fake, memo: dict) -> Fake:
     return memo[id(p)]
 
 
+# With padding it gives other values where it believes to be compiled.
+_NESTS = torch.nn.TransformerEncoder.forward.__qualname__
 _LOCKING = {"acquire": True, "__enter__": True, "release": None, "__exit__": None}
 _KEYED: dict[str, Callable[..., Any]] = {
     "get": _get, "__getitem__": lambda w, d, k: w.item_of_dict(d, k),
@@ -590,6 +602,8 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     ),
     # only names for a profiler
     torch.autograd.profiler.record_function: lambda frame, *a: contextlib.nullcontext(),
+    torch.overrides.has_torch_function: lambda frame, args: (
+        _is_compiling(frame) and torch.overrides.has_torch_function(args)),
     torch.nn.Parameter.__deepcopy__: _copy_parameter,
     torch.set_default_dtype: lambda frame, d: frame.world.call_native(torch._C._set_default_dtype, (d,), None),
     _VMAP_RULES: lambda frame: frame.world.unseen(_VMAP_RULES),

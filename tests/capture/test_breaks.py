@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from minicompile.capture.compiled import Compiled, force_eager
+from minicompile.errors import Refusal
 
 from .common import checked, compiled, refusals
 
@@ -650,6 +651,25 @@ def test_the_rest_of_all_frames_is_one_graph():
     c(X, [])
     graphs = [p for kind, p in c.events if kind == "capture" and p.has_graph]
     assert len(graphs) == 3 and len(c.breaks) == 2
+
+
+def test_fullgraph_raises_with_all_reasons_and_does_nothing():
+    log = []
+
+    def f(x):
+        log.append(1)
+        y = x + 1
+        note(log, y)
+        for _ in range(2):
+            y = y * 2
+            fail(log)
+        return y.numpy()
+
+    with pytest.raises(Refusal) as raised:
+        compiled(f, fullgraph=True)(X)
+    text = str(raised.value)
+    assert text.startswith("[disabled]") and "breaks at 4 places" in text and log == []
+    assert text.count("[disabled]") == 4 and "4. R" in text and "y.numpy()\n" in text and "^^^" in text and "hint" in text
 
 
 def test_nothing_happens_twice_when_values_change():
