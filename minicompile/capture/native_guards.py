@@ -57,9 +57,7 @@ class Lowering:
         parent = s.parent
         if s.kind == "dict_attr":
             self.add("NOT_PRESENT", self.instance_dict(parent), s.key)
-        elif s.kind == "item":
-            self.add("NOT_PRESENT", self.source(parent), s.key)
-        elif s.kind == "attr" and isinstance(parent.value, type):
+        elif s.kind == "item" or s.kind == "attr" and isinstance(parent.value, type):
             self.add("NOT_PRESENT", self.source(parent), s.key)
         elif s.kind == "attr" and not isinstance(parent.value, CellType):
             self.add("NO_ATTR", self.source(parent), s.key)
@@ -108,9 +106,8 @@ _CHECKS: dict[str, Callable[[Lowering, Any], Any]] = {
     "ambient": lambda low, g: low.add("AMBIENT"), "tensor": Lowering.tensor, "absent": Lowering.absent}
 
 
-def lower_guards(
-    guards: Sequence[Guard], fetch: Sequence[Source], tensors: dict[Source, Any]
-) -> tuple[Any, dict[int, Guard]]:
+def lower_guards(guards: Sequence[Guard], fetch: Sequence[Source], tensors: dict[Source, Any]) -> tuple[Any,
+        dict[int, Guard]]:
     """(GuardProgram, instruction number -> Guard). `tensors` has an example for each tensor source. Build
     it in the state to be guarded."""
     low = Lowering(tensors)

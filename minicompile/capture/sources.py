@@ -59,28 +59,20 @@ class Source:
         return self._child("type_attr", name, f"{self.text}.{name}")
 
     def item(self, key: Any) -> Source:
-        if (
-            self.kind == "dict_attr"
-            and self.key in _REGISTRIES
-            and isinstance(key, str)
-            and self.parent is not None
-        ):
+        if (self.kind == "dict_attr" and self.key in _REGISTRIES and isinstance(key, str)
+            and self.parent is not None):
             own = self.parent.text
             return self._child("item", key, f"{own}[{key}]" if key.isdigit() else f"{own}.{key}")
-        text = (
-            key
-            if self.kind == "const" and isinstance(key, str) and isinstance(self.value, dict)
-            else f"{self.text}[{_show(key)}]"
-        )
+        text = (key if self.kind == "const" and isinstance(key, str) and isinstance(self.value, dict)
+                else f"{self.text}[{_show(key)}]")
         return self._child("item", key, text)
 
     def index(self, i: int) -> Source:
         return self._child("index", i, f"{self.text}[{i}]")
 
     def call(self, function: Callable[[Any], Any]) -> Source:
-        return self._child(
-            "call", function, f"{getattr(function, '__name__', function)}({self.text})", function
-        )
+        return self._child("call", function, f"{getattr(function, '__name__', function)}({self.text})",
+                           function)
 
     def derived(self, function: Callable[..., Any], operands: tuple) -> Source:
         """What a function of numbers gives; `operands` are sources and constants."""
@@ -107,11 +99,8 @@ class Source:
 
 
 def _show(key: Any) -> str:
-    return (
-        repr(key)
-        if isinstance(key, (str, int, float, bytes, bool, type(None)))
-        else getattr(key, "__name__", type(key).__name__)
-    )
+    return (repr(key) if isinstance(key, (str, int, float, bytes, bool, type(None)))
+            else getattr(key, "__name__", type(key).__name__))
 
 
 def _dict_attr(obj: Any, name: str) -> Any:

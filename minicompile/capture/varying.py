@@ -168,8 +168,8 @@ def _define(base: type, kind: type) -> None:
     for name in "lt le gt ge eq ne neg pos abs".split():
         setattr(kind, f"__{name}__", _operation(getattr(operator, name)))
     kind.__bool__ = _operation(operator.truth)  # type: ignore[attr-defined]
-    for name in ("hash int float complex index format repr str round trunc floor ceil divmod rdivmod and or xor "
-                 "rand ror rxor lshift rshift rlshift rrshift invert reduce reduce_ex").split():
+    for name in ("hash int float complex index format repr str round trunc floor ceil divmod rdivmod and or "
+                 "xor rand ror rxor lshift rshift rlshift rrshift invert reduce reduce_ex").split():
         if hasattr(base, f"__{name}__"):
             setattr(kind, f"__{name}__", _asking(f"__{name}__"))
 

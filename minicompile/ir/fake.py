@@ -50,22 +50,11 @@ class Fake(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(
-        cls,
-        meta: torch.Tensor,
-        device: torch.device = CPU,
-        requires_grad: bool = False,
-        known: Known | None = None,
-    ) -> Fake:
-        fake = torch.Tensor._make_wrapper_subclass(
-            cls,
-            meta.shape,
-            strides=meta.stride(),
-            storage_offset=meta.storage_offset(),
-            dtype=meta.dtype,
-            device=device,
-            requires_grad=requires_grad,
-        )
+    def __new__(cls, meta: torch.Tensor, device: torch.device = CPU, requires_grad: bool = False,
+                known: Known | None = None) -> Fake:
+        fake = torch.Tensor._make_wrapper_subclass(cls, meta.shape, strides=meta.stride(),
+                                                   storage_offset=meta.storage_offset(), dtype=meta.dtype,
+                                                   device=device, requires_grad=requires_grad)
         fake.meta = meta
         fake.known = known
         if meta.is_conj():                  # what handles these bits in eager mode does so here, too
@@ -90,9 +79,8 @@ class Fake(torch.Tensor):
     @property
     def spec(self) -> TensorSpec:
         meta = self.meta
-        return TensorSpec(
-            meta.dtype, tuple(meta.shape), meta.stride(), str(self.device), meta.storage_offset()
-        )
+        return TensorSpec(meta.dtype, tuple(meta.shape), meta.stride(), str(self.device),
+                          meta.storage_offset())
 
     def __repr__(self, *_: Any, **__: Any) -> str:
         if torch._C._len_torch_function_stack():  # a captured program asks: the recorder answers
@@ -124,16 +112,12 @@ class Facts:
 
     def __init__(self, func: Any):
         schema, tags = func._schema, func.tags
-        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        )
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(),
+                                                                        "CompositeImplicitAutograd")
         self.refuse = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
         self.device_arg = any(a.name == "device" for a in schema.arguments)
-        self.writes = [
-            (i, a.name)
-            for i, a in enumerate(schema.arguments)
-            if a.alias_info is not None and a.alias_info.is_write
-        ]
+        self.writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None
+                       and a.alias_info.is_write]
         self.inplace_view = torch.Tag.inplace_view in tags
         self.follow = torch.Tag.nondeterministic_seeded not in tags
 
@@ -160,11 +144,8 @@ def _unshield() -> None:
     shield = torch._disable_dynamo(_unshield).__code__
     packets = [p for p in vars(torch.ops.aten).values() if isinstance(p, torch._ops.OpOverloadPacket)]
     overloads = [o for p in packets for o in vars(p).values() if isinstance(o, torch._ops.OpOverload)]
-    todo = [
-        o.py_kernels[torch._C.DispatchKey.Meta]
-        for o in overloads
-        if torch._C.DispatchKey.Meta in o.py_kernels
-    ]
+    todo = [o.py_kernels[torch._C.DispatchKey.Meta] for o in overloads
+            if torch._C.DispatchKey.Meta in o.py_kernels]
     seen: set[int] = set()
     while todo:
         rule = todo.pop()
@@ -209,9 +190,8 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
         if out is None:
             out = func(*unwrapped, **unwrapped_kwargs)
     except NotImplementedError as error:
-        raise Refusal(
-            "no-meta", f"torch has no shape rule for {func}: {str(error).splitlines()[0]}"
-        ) from error
+        raise Refusal("no-meta",
+                      f"torch has no shape rule for {func}: {str(error).splitlines()[0]}") from error
     if facts.inplace_view:
         return _regeometry(fakes[0], device)
     if facts.writes:
@@ -390,9 +370,8 @@ def _probe(func: Any, args: Any, kwargs: dict) -> Any:
         return meta(func(*zeros(args), **kwargs))
 
 
-def engine_gradients(
-    outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake], keep_graph: bool = False
-) -> list[Fake | None]:
+def engine_gradients(outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake],
+                     keep_graph: bool = False) -> list[Fake | None]:
     """torch.autograd.grad(outputs, inputs, seeds, keep_graph, allow_unused=True), by the engine itself: the
     public function imports sympy for its check of the seeds' shapes."""
     engine = torch.autograd.Variable._execution_engine

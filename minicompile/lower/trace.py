@@ -31,6 +31,8 @@ class Recorder(FakeMode):
         self.numbers: dict[Number, Fake] = {}
 
     def record(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        if isinstance(out, (bool, int, float)):         # of geometry: known by now
+            return
         for a in (*args, *kwargs.values()):
             for t in tensors_in(a):
                 self.fake(t)
@@ -76,9 +78,8 @@ def tensors_in(x: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(e)
 
 
-def trace(
-    gm: fx.GraphModule, inputs: Sequence[Any], where: Mapping[fx.Node, Where] | None = None
-) -> AtenGraph:
+def trace(gm: fx.GraphModule, inputs: Sequence[Any],
+          where: Mapping[fx.Node, Where] | None = None) -> AtenGraph:
     """The ATen graph of `gm` for inputs like these, one per placeholder: tensors, fakes or TensorSpecs for
     tensors, ints and floats for numbers that vary, anything else for constants (the graph then has no such
     input). gm returns tensors, nested in
@@ -94,9 +95,8 @@ def input_names(gm: fx.GraphModule) -> list[str]:
     return [n.name for n in gm.graph.nodes if n.op == "placeholder"]
 
 
-def runner(
-    gm: fx.GraphModule, into: Functionaliser, where: Mapping[fx.Node, Where] | None = None
-) -> Callable[..., Any]:
+def runner(gm: fx.GraphModule, into: Functionaliser,
+           where: Mapping[fx.Node, Where] | None = None) -> Callable[..., Any]:
     """gm as a function that tells `into` which of the user's lines it is at."""
     places = where or {}
 
@@ -173,9 +173,8 @@ def _run_node(gm: fx.GraphModule, n: fx.Node, values: dict[fx.Node, Any]) -> Any
     return target if n.op == "get_attr" else target(*args, **kwargs)
 
 
-def _trace(
-    run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str], into: Functionaliser
-) -> AtenGraph:
+def _trace(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
+           into: Functionaliser) -> AtenGraph:
     _, fakes, results = record(run, inputs, names, into)
     _check_grad(results, fakes)
     return AtenGraph(into.finish(results))
@@ -212,9 +211,8 @@ def record(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
             raise
         except RuntimeError as e:
             if "its data is not allocated" in str(e) or "doesn't have storage" in str(e):
-                raise Refusal(
-                    "data-dependent", "torch reads the memory of a tensor while compiling", into.where
-                ) from e
+                raise Refusal("data-dependent", "torch reads the memory of a tensor while compiling",
+                              into.where) from e
             raise
         results = [recorder.fake(t) for t in tensors_in(out)]
     return recorder, fakes, results
@@ -233,7 +231,6 @@ def _check_grad(results: Sequence[Fake], fakes: Sequence[Any]) -> None:
     """The one place that decides about training."""
     given = {id(f) for f in fakes}
     touched = [*results, *(f for f in fakes if isinstance(f, Fake) and f.grad_fn is not None)]
-    if torch.is_grad_enabled() and any(
-        t.requires_grad and (t.grad_fn is not None or id(t) not in given) for t in touched
-    ):
+    if torch.is_grad_enabled() and any(t.requires_grad and (t.grad_fn is not None or id(t) not in given)
+                                       for t in touched):
         raise Refusal("needs-grad", "a result needs a gradient, and training graphs are not compiled yet")
