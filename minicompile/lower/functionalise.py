@@ -124,6 +124,8 @@ class Functionaliser:
     def call(self, op: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """One recorded ATen call, whose arguments and results are fakes."""
         facts = facts_of(op)
+        if op is aten.linalg_lu_solve.default and out.dtype.is_complex and not kwargs.get("left", True):
+            raise Refusal("layout", f"{op} gives a lazily conjugated result that is no view", self.where)
         if op is aten.as_strided.default:          # a window on the storage: as well one on the base itself
             return self._window(out, self.aliases[id(args[0])].base)
         if op is aten.lift_fresh.default:

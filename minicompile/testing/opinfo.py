@@ -233,7 +233,7 @@ def judge(case: Case, how: How, limits: tuple[float, float] | None, values: bool
         kind, reason, done = attempt(captured if how.capture or shared else lowered)
         if kind == "refused" and usual and not how.capture and not shared:
             kind, later, done = attempt(captured)
-            reason = reason if later.startswith("raises") else later
+            reason = reason if later.startswith("raises") or reason.split(":")[0] in BREAKS else later
         if kind == "refused" and usual and reason.split(":")[0] in BREAKS:
             kind, later, done = attempt(partial(captured, fullgraph=False))
             kind, reason = ("break", reason) if kind == "ok" else (kind, later)
