@@ -246,7 +246,7 @@ class Reads(World):
             raise self.refuse("tensor-subclass", f"{source} is a {type(t).__name__}")
         if torch._C._functorch.is_functorch_wrapped_tensor(t):
             raise self.refuse("tensor-subclass", f"{source} is inside a transform of torch.func")
-        if t.layout is not torch.strided or t.is_quantized:
+        if t.layout is not torch.strided or t.is_quantized or t.is_nested:
             raise self.refuse("tensor-layout", f"{source} is not a strided tensor")
         with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
             fake = Fake.of(t)
