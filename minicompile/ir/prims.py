@@ -251,53 +251,25 @@ def _cat_meta(xs: tuple[TensorSpec, ...], dim: int) -> tuple[torch.dtype, Shape]
 
 def _rows_without_arithmetic() -> None:
     rows = [
-        (
-            "full",
-            "create",
-            "every element is `value`",
-            lambda shape, value, dtype: torch.full(shape, value, dtype=dtype),
-            lambda shape, value, dtype: (dtype, tuple(shape)),
-        ),
-        (
-            "iota",
-            "create",
-            "start + i * step, one dimension of n",
-            _iota,
-            lambda n, start, step, dtype: (dtype, (n,)),
-        ),
-        (
-            "expand",
-            "view",
-            "numpy broadcasting, new leading dimensions included",
-            lambda x, shape: x.expand(shape),
-            _expand_meta,
-        ),
+        ("full", "create", "every element is `value`",
+         lambda shape, value, dtype: torch.full(shape, value, dtype=dtype),
+         lambda shape, value, dtype: (dtype, tuple(shape))),
+        ("iota", "create", "start + i * step, one dimension of n", _iota,
+         lambda n, start, step, dtype: (dtype, (n,))),
+        ("expand", "view", "numpy broadcasting, new leading dimensions included",
+         lambda x, shape: x.expand(shape), _expand_meta),
         ("permute", "view", "dimensions in another order", lambda x, dims: x.permute(dims), _permute_meta),
-        (
-            "reshape",
-            "view",
-            "the same elements in row-major order",
-            lambda x, shape: x.reshape(shape),
-            _reshape_meta,
-        ),
+        ("reshape", "view", "the same elements in row-major order", lambda x, shape: x.reshape(shape),
+         _reshape_meta),
         ("slice", "view", "elements start, start+step, … < stop along dim", _slice, _slice_meta),
         ("flip", "view", "dims in reverse", lambda x, dims: x.flip(dims), _flip_meta),
         ("pad", "view", "`value` put around", _pad, _pad_meta),
         ("cat", "view", "one after another along dim", lambda xs, dim: torch.cat(xs, dim), _cat_meta),
-        (
-            "gather",
-            "gather",
-            "out[o] = x[indices[0][o], indices[1][o], …]; checked: out of range raises `error`",
-            _gather,
-            _gather_meta,
-        ),
-        (
-            "scatter",
-            "gather",
-            "x, but out[indices[o]] (mode)= src[o] in order; mode set add mul amin amax",
-            _scatter,
-            _scatter_meta,
-        ),
+        ("gather", "gather",
+         "out[o] = x[indices[0][o], indices[1][o], …]; checked: out of range raises `error`", _gather,
+         _gather_meta),
+        ("scatter", "gather", "x, but out[indices[o]] (mode)= src[o] in order; mode set add mul amin amax",
+         _scatter, _scatter_meta),
     ]
     for name, kind, doc, ref, meta in rows:
         PRIMS[name] = Prim(name, kind, doc, ref, meta)

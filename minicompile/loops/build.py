@@ -113,10 +113,8 @@ class _Builder:
         """An elementwise loop (or several, over the boxes a concatenation leaves) that computes n into its
         buffer."""
         fill = target is None
-        values = [
-            (box, self.values.compute(n, idx) if fill else self.values.of(n, idx))
-            for box, idx in self._boxes(n, own=fill)
-        ]
+        values = [(box, self.values.compute(n, idx) if fill else self.values.of(n, idx))
+                  for box, idx in self._boxes(n, own=fill)]
         buffer = target or self._memory(n)
         for k, ((axes, idx), body) in enumerate(values):
             out = Store(buffer.name, offset_of(idx, buffer.spec.stride))

@@ -28,9 +28,8 @@ ENUMERATED = 1 << 20  # buffers up to this size are verified element by element
 def check_loops(loops: Loops) -> None:
     """Raises CheckError naming the first step that breaks a rule."""
     stage = "loops"
-    stored: dict[str, str] = {
-        b.name: "given" for b in loops.buffers.values() if b.kind in ("input", "constant")
-    }
+    stored: dict[str, str] = {b.name: "given" for b in loops.buffers.values()
+                              if b.kind in ("input", "constant")}
     overwritten: dict[str, str] = {}
     read: dict[str, str] = {}
     for step in loops.steps:
@@ -255,10 +254,8 @@ def _check_filled(stage: str, b: Buffer, loops: list[Loop]) -> None:
 
 def _all_indices(loop: Loop) -> torch.Tensor:
     axes = loop.store_axes
-    env = {
-        a.var.name: torch.arange(int(a.size)).reshape([-1 if k == i else 1 for k in range(len(axes))])
-        for i, a in enumerate(axes)
-    }
+    env = {a.var.name: torch.arange(int(a.size)).reshape([-1 if k == i else 1 for k in range(len(axes))])
+           for i, a in enumerate(axes)}
     return torch.as_tensor(evaluate(loop.out.index, env)).expand([int(a.size) for a in axes])
 
 

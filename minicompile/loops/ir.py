@@ -34,37 +34,9 @@ from .val import (
     walk,
 )
 
-__all__ = [
-    "REDUCTIONS",
-    "SCANS",
-    "Apply",
-    "Axis",
-    "Buffer",
-    "Checked",
-    "Const",
-    "Extern",
-    "Index",
-    "Load",
-    "Loop",
-    "Loops",
-    "Result",
-    "Step",
-    "Store",
-    "Val",
-    "View",
-    "apply",
-    "axis",
-    "check_loops",
-    "checked",
-    "const",
-    "index",
-    "load",
-    "loads",
-    "rewrite",
-    "run_loops",
-    "show",
-    "walk",
-]
+__all__ = ["REDUCTIONS", "SCANS", "Apply", "Axis", "Buffer", "Checked", "Const", "Extern", "Index", "Load",
+           "Loop", "Loops", "Result", "Step", "Store", "Val", "View", "apply", "axis", "check_loops",
+           "checked", "const", "index", "load", "loads", "rewrite", "run_loops", "show", "walk"]
 
 
 @dataclass(frozen=True, slots=True)

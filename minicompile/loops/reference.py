@@ -141,12 +141,9 @@ class Grid:
         self.axes = tuple(axes)
         self.shape = tuple(int(a.size) for a in axes)
         n = len(axes)
-        self.env = {
-            a.var.name: torch.arange(int(a.size), device=device).reshape(
-                [-1 if k == i else 1 for k in range(n)]
-            )
-            for i, a in enumerate(axes)
-        }
+        self.env = {a.var.name: torch.arange(int(a.size),
+                                             device=device).reshape([-1 if k == i else 1 for k in range(n)])
+                    for i, a in enumerate(axes)}
 
     def window(self, flat: Tensor, index: Sym | int) -> Tensor | None:
         """flat[index] as a strided view of one dimension per axis (size 1 where index ignores it), if

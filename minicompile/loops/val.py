@@ -108,9 +108,8 @@ def load(buffer: str, index: Sym | int, dtype: torch.dtype, indirect: tuple[tupl
            if mask else None)
     args = tuple(x for _, x in indirect) + ((mask,) if mask else ())
     own = used.difference(v for v, _ in indirect)
-    return _intern(
-        key, lambda: _new(Load, dtype, args, own, buffer=buffer, index=index, indirect=indirect, mask=mask)
-    )
+    return _intern(key, lambda: _new(Load, dtype, args, own, buffer=buffer, index=index, indirect=indirect,
+                                     mask=mask))
 
 
 def const(value: bool | int | float | complex, dtype: torch.dtype) -> Const:
@@ -133,9 +132,8 @@ def index(sym: Sym | int, dtype: torch.dtype = torch.int64) -> Val:
 
 def apply(prim: str, args: tuple[Val, ...], dtype: torch.dtype) -> Apply:
     """See Apply."""
-    return _intern(
-        ("apply", prim, dtype, *map(id, args)), lambda: _new(Apply, dtype, args, frozenset(), prim=prim)
-    )
+    return _intern(("apply", prim, dtype, *map(id, args)),
+                   lambda: _new(Apply, dtype, args, frozenset(), prim=prim))
 
 
 def checked(value: Val, lo: int, hi: Sym | int, error: int) -> Val:
@@ -189,12 +187,8 @@ def rebuild(v: Val, args: tuple[Val, ...], env: Mapping[Var, Sym | int]) -> Val:
     return v
 
 
-def rewrite(
-    v: Val,
-    env: Mapping[Var, Sym | int],
-    change: Callable[[Val], Val | None] = lambda _: None,
-    memo: dict[Val, Val] | None = None,
-) -> Val:
+def rewrite(v: Val, env: Mapping[Var, Sym | int], change: Callable[[Val], Val | None] = lambda _: None,
+            memo: dict[Val, Val] | None = None) -> Val:
     """v with variables replaced by `env`, then each node for which `change` gives something replaced by
     that, bottom up. `memo` may be shared between calls with the same env and change."""
     done = {} if memo is None else memo

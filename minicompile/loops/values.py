@@ -102,10 +102,8 @@ class Values:
         args = node.args
         tensors = [a.tensor.dtype for a in (args[1:] if name == "where" else args) if isinstance(a, Node)]
         scalar = tensors[0] if tensors else dtype
-        vals = [
-            self._operand(a, idx, ctx, torch.bool if name == "where" and k == 0 else scalar, node)
-            for k, a in enumerate(args)
-        ]
+        vals = [self._operand(a, idx, ctx, torch.bool if name == "where" and k == 0 else scalar, node)
+                for k, a in enumerate(args)]
         if ctx.mask is not None and name in INT_DIVISIONS and not scalar.is_floating_point:
             vals[1] = apply("where", (ctx.mask, vals[1], const(1, scalar)), scalar)  # masked loads give 0
         return fold(name, tuple(vals), dtype) or apply(name, tuple(vals), dtype)

@@ -49,27 +49,10 @@ def _is(x: Any, value: float) -> bool:
 
 
 # (row, which operand, the constant for which the other operand is the result)
-NEUTRAL = [
-    ("mul", 1, 1),
-    ("mul", 0, 1),
-    ("div", 1, 1),
-    ("sub", 1, 0),
-    ("pow", 1, 1),
-    ("add", 1, -0.0),
-    ("add", 0, -0.0),
-]
-NEUTRAL_INT = [
-    ("add", 1, 0),
-    ("add", 0, 0),
-    ("floordiv", 1, 1),
-    ("truncdiv", 1, 1),
-    ("shl", 1, 0),
-    ("shr", 1, 0),
-    ("or", 1, 0),
-    ("or", 0, 0),
-    ("xor", 1, 0),
-    ("xor", 0, 0),
-]
+NEUTRAL = [("mul", 1, 1), ("mul", 0, 1), ("div", 1, 1), ("sub", 1, 0), ("pow", 1, 1), ("add", 1, -0.0),
+           ("add", 0, -0.0)]
+NEUTRAL_INT = [("add", 1, 0), ("add", 0, 0), ("floordiv", 1, 1), ("truncdiv", 1, 1), ("shl", 1, 0),
+               ("shr", 1, 0), ("or", 1, 0), ("or", 0, 0), ("xor", 1, 0), ("xor", 0, 0)]
 
 
 def drop_neutral(b: Builder, row: Prim, args: tuple) -> Node | None:
@@ -104,16 +87,11 @@ def choose(b: Builder, row: Prim, args: tuple) -> Node | None:
     return chosen if isinstance(chosen, Node) else None
 
 
-WIDER = {
-    torch.bool: "uint8 int8 int16 int32 int64 bfloat16 float16 float32 float64",
-    torch.uint8: "int16 int32 int64 float16 float32 float64",
-    torch.int8: "int16 int32 int64 float16 bfloat16 float32 float64",
-    torch.int16: "int32 int64 float32 float64",
-    torch.int32: "int64 float64",
-    torch.bfloat16: "float32 float64",
-    torch.float16: "float32 float64",
-    torch.float32: "float64",
-}
+WIDER = {torch.bool: "uint8 int8 int16 int32 int64 bfloat16 float16 float32 float64",
+         torch.uint8: "int16 int32 int64 float16 float32 float64",
+         torch.int8: "int16 int32 int64 float16 bfloat16 float32 float64",
+         torch.int16: "int32 int64 float32 float64", torch.int32: "int64 float64",
+         torch.bfloat16: "float32 float64", torch.float16: "float32 float64", torch.float32: "float64"}
 
 
 def keeps_all(source: torch.dtype, target: torch.dtype) -> bool:

@@ -47,6 +47,7 @@ def test_random_graphs(seed: int, cheap: bool) -> None:
         realise.FEW = few
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([1, 2, 3, 4, 6]), max_size=4), st.randoms())
 def test_reshape_index(shape: list[int], r) -> None:  # type: ignore[no-untyped-def]
     """Every element of a reshaped tensor is found where row-major order says."""
