@@ -131,7 +131,7 @@ def test_trace_of_a_graph_with_scalars_and_places() -> None:
     aten = trace(gm, [torch.randn(2, 3), 4], {doubled: place})
     assert len(aten.graph.inputs) == 2 and aten.graph.nodes[0].where == place          # numbers vary
     t = torch.randn(2, 3)
-    assert torch.equal(aten.run(t, 4)[0], (t * 4).reshape(-1))
+    assert torch.equal(aten.run(t, torch.tensor(4))[0], (t * 4).reshape(-1))
     again = trace(gm, [TensorSpec.of(t), 4])
     assert str(again.graph.nodes[0].spec) == "float32[2, 3]"
 
