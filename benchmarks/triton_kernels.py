@@ -48,7 +48,7 @@ def call_of(entry: Any, train: bool) -> tuple[torch.nn.Module, Any]:
 
 
 def sources_of(module: torch.nn.Module, run: Any) -> list[Any]:
-    compiled, handle = compile_anew(module, backend="aot_eager")
+    compiled, handle = compile_anew(module, backend="triton", options={"stop": "aten"})
     run(compiled)
     parts = [p for c in handle.compilations for p in (c, c.backward) if p is not None]
     return cross.sources_of(parts)

@@ -26,6 +26,7 @@ from .ir.spec import copies
 from .loops.build import build_loops
 from .lower.decompose import decompose
 from .lower.graphs import Prims
+from .lower.products import WITH_BIAS
 from .lower.trace import trace
 from .runtime.toolchain import detect_isa
 from .schedule.fuse import schedule
@@ -41,9 +42,10 @@ STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "source": ("plan", cpp.emit),
     "executable": ("source", driver.load),
 }
-# the same for GPUs: matrix products stay library calls
+# the same for GPUs: matrix products and convolutions stay library calls, their bias included
 TRITON = {
     **STAGES,
+    "prims": ("aten", lambda aten: decompose(aten, WITH_BIAS)),
     "plan": ("loops", lambda loops: schedule(loops, cores=False)),
     "source": ("plan", triton.emit),
     "executable": ("source", triton_driver.load),
@@ -181,7 +183,7 @@ def _finish(done: Compilation, target: str) -> Call:
 
 def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     """Cuts the joint graph and compiles both halves."""
-    prims = decompose(joint.aten)
+    prims = done.stages["prims"][1](joint.aten)
     halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents,
                                              config.activation_memory_budget))
     done.prims = Prims(halves.forward)

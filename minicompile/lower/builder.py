@@ -53,9 +53,11 @@ class Builder:
 
     source the node of the ATen call being decomposed
     out    the geometry eager mode gives the ATen call being decomposed (a tuple for several results)
+    whole  operators that stay library calls, though there are rules for them
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: frozenset[Any] = frozenset()) -> None:
+        self.whole = whole
         self.nodes: list[Node] = []
         self.names = Names()
         self.shared: dict[Any, Node] = {}

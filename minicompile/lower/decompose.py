@@ -26,10 +26,10 @@ from .graphs import AtenGraph, Prims, infer
 assert all((backward, foreach, indexing, pointwise, products, reduction, special, views, windows))
 
 
-def decompose(aten_graph: AtenGraph) -> Prims:
+def decompose(aten_graph: AtenGraph, whole: frozenset[Any] = frozenset()) -> Prims:
     """The prims of an ATen graph: same inputs, outputs and writes, same values up to reassociation of
-    sums."""
-    g, b = aten_graph.graph, Builder()
+    sums. Operators in `whole` stay library calls."""
+    g, b = aten_graph.graph, Builder(whole)
     values: dict[Node, Any] = {}
     for n in g.inputs:
         values[n] = Node(b.names.take(n.name), "input", n.args, {}, n.spec)
@@ -67,7 +67,7 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any], place: Where | None = N
         return source[n.args[1]] if isinstance(source, tuple) else b.item(source, n.args[1])
     args = map_arg(n.args, values.__getitem__)
     kwargs = {k: map_arg(v, values.__getitem__) for k, v in n.kwargs.items()}
-    rule = RULES.get(n.op)
+    rule = RULES.get(n.op) if n.op not in b.whole else None
     out: Any = NotImplemented
     if rule is not None and _for_prims(n):
         with suppress(Misfit):             # arguments that do not fit together: the ATen kernel says so

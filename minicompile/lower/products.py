@@ -13,6 +13,8 @@ from ..ir.graph import Node
 from .builder import Builder, rule
 
 aten = torch.ops.aten
+# what a library does with its bias in one pass: for targets without products of our own to fuse the bias with
+WITH_BIAS = frozenset((aten.addmm.default, aten.baddbmm.default, aten.convolution.default))
 
 
 def _biased(b: Builder, product: Any, bias: Node, *operands: Node, beta: Any, alpha: Any) -> Any:

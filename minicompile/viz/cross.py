@@ -27,7 +27,7 @@ from ..codegen.triton import TritonLaunch
 from ..codegen.triton_driver import functions, helpers
 from ..errors import MinicompileError, ToolchainError
 from ..loops.ir import Apply, Buffer, Extern, walk
-from ..pipeline import TRITON, Compilation
+from ..pipeline import Compilation
 from ..schedule.plan import Kernel
 from ..schedule.space import total
 
@@ -194,7 +194,7 @@ def cross(fn: Any, target: str = "sm_80") -> Callable[..., Crossed]:
         raise MinicompileError(f"target {target!r} is not known; there are {', '.join(TARGETS)}")
 
     def crossed(*args: Any, **kwargs: Any) -> Crossed:
-        compiled, handle = compile_anew(fn, backend="aot_eager")
+        compiled, handle = compile_anew(fn, backend="triton", options={"stop": "aten"})
         compiled(*args, **kwargs)
         parts = [part for c in handle.compilations for part in (c, c.backward) if part is not None]
         if not parts:
@@ -205,9 +205,7 @@ def cross(fn: Any, target: str = "sm_80") -> Callable[..., Crossed]:
 
 
 def sources_of(parts: Sequence[Compilation]) -> list[Source]:
-    """The Triton sources of compiled graphs, with the blocks a GPU gets."""
-    for part in parts:
-        part.stages = TRITON
+    """The Triton sources of graphs compiled by backend "triton", with the blocks a GPU gets."""
     return [triton.emit(part.reach("plan"), triton.heuristic) for part in parts]
 
 

@@ -22,7 +22,7 @@ from minicompile.viz.cross import sources_of
 
 def sources(fn, *args):
     """Triton sources of a function's graphs, forward and backward, with the blocks of a GPU."""
-    compiled, handle = compile_anew(fn, backend="aot_eager", fullgraph=True)
+    compiled, handle = compile_anew(fn, backend="triton", fullgraph=True, options={"stop": "aten"})
     compiled(*args)
     return sources_of([p for c in handle.compilations for p in (c, c.backward) if p is not None])
 
