@@ -172,11 +172,11 @@ def _call(a: int, c: _Context) -> Ops:
 
 def _compare(a: int, c: _Context) -> Ops:
     shift = {(3, 11): 0, (3, 12): 4}.get(VERSION, 5)
-    return [("COMPARE_OP", COMPARE_OPS[dis.cmp_op[a >> shift]])]
+    return [("BINARY_OP", COMPARE_OPS[dis.cmp_op[a >> shift]])]
 
 
 def _format_value(a: int, c: _Context) -> Ops:
-    convert: Ops = [("CONVERT_VALUE", CONVERSIONS[a & 3])] if a & 3 else []
+    convert: Ops = [("UNARY_OP", CONVERSIONS[a & 3])] if a & 3 else []
     if not a & 4:
         return [*convert, ("FORMAT_SIMPLE", None)]
     return [*([("SWAP", 2), *convert, ("SWAP", 2)] if convert else []), ("FORMAT_WITH_SPEC", None)]
@@ -200,8 +200,8 @@ def _for_iter(a: int, c: _Context) -> Ops:
     return [("FOR_ITER", _Label(c.next + 2 * a + skip))]
 
 
-def _intrinsic(op: str, names: dict[int, str]) -> Callable[[int, _Context], Ops]:
-    return lambda a, c: [(names[a], None) if a in names else (op, a)]
+def _intrinsic(op: str, known: dict[int, tuple[str, Any]]) -> Callable[[int, _Context], Ops]:
+    return lambda a, c: [known.get(a, (op, a))]
 
 
 _NAMES = (
@@ -215,7 +215,7 @@ _COUNTS = (
     "MATCH_CLASS CALL_FUNCTION_EX IS_OP CONTAINS_OP BUILD_CONST_KEY_MAP CALL_KW"
 ).split()
 _PLAIN = (
-    "POP_TOP PUSH_NULL UNARY_NEGATIVE UNARY_NOT UNARY_INVERT UNARY_POSITIVE BINARY_SUBSCR STORE_SUBSCR "
+    "POP_TOP PUSH_NULL UNARY_NOT BINARY_SUBSCR STORE_SUBSCR "
     "DELETE_SUBSCR GET_LEN MATCH_MAPPING MATCH_SEQUENCE MATCH_KEYS PUSH_EXC_INFO CHECK_EXC_MATCH "
     "CHECK_EG_MATCH WITH_EXCEPT_START BEFORE_WITH GET_ITER GET_YIELD_FROM_ITER LOAD_BUILD_CLASS "
     "LOAD_ASSERTION_ERROR LIST_TO_TUPLE RETURN_VALUE SETUP_ANNOTATIONS PREP_RERAISE_STAR "
@@ -260,6 +260,9 @@ RULES: dict[str, Callable[[int, _Context], Ops]] = {
     "LOAD_FROM_DICT_OR_GLOBALS": _name("LOAD_FROM_DICT_OR_GLOBALS"),
     "KW_NAMES": _kw_names,
     "CALL": _call,
+    "UNARY_NEGATIVE": _fixed(("UNARY_OP", operator.neg)),
+    "UNARY_POSITIVE": _fixed(("UNARY_OP", operator.pos)),
+    "UNARY_INVERT": _fixed(("UNARY_OP", operator.invert)),
     "PRINT_EXPR": _fixed(("PRINT_EXPR", None), ("POP_TOP", None)),
     "IMPORT_STAR": _fixed(("IMPORT_STAR", None), ("POP_TOP", None)),
     "COMPARE_OP": _compare,
@@ -268,11 +271,11 @@ RULES: dict[str, Callable[[int, _Context], Ops]] = {
     "BINARY_SLICE": _fixed(("BUILD_SLICE", 2), ("BINARY_SUBSCR", None)),
     "STORE_SLICE": _fixed(("BUILD_SLICE", 2), ("STORE_SUBSCR", None)),
     "FORMAT_VALUE": _format_value,
-    "CONVERT_VALUE": lambda a, c: [("CONVERT_VALUE", CONVERSIONS[a])],
+    "CONVERT_VALUE": lambda a, c: [("UNARY_OP", CONVERSIONS[a])],
     "MAKE_FUNCTION": _make_function,
-    "CALL_INTRINSIC_1": _intrinsic(
-        "CALL_INTRINSIC_1", {1: "PRINT_EXPR", 2: "IMPORT_STAR", 5: "UNARY_POSITIVE", 6: "LIST_TO_TUPLE"}
-    ),
+    "CALL_INTRINSIC_1": _intrinsic("CALL_INTRINSIC_1", {
+        1: ("PRINT_EXPR", None), 2: ("IMPORT_STAR", None), 5: ("UNARY_OP", operator.pos),
+        6: ("LIST_TO_TUPLE", None)}),
     "CALL_INTRINSIC_2": _intrinsic("CALL_INTRINSIC_2", {}),
 }
 

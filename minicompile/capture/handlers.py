@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dis
 import functools
-import operator
 import sys
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType, CoroutineType, FunctionType, GeneratorType
@@ -86,12 +85,6 @@ def LOAD_ATTR(f, a): f.stack[-1] = f.world.getattr(f.stack[-1], a)
 @handler
 def DELETE_ATTR(f, a): f.world.delattr(f.stack.pop(), a)
 @handler
-def UNARY_NEGATIVE(f, a): f.stack[-1] = f.world.operate(operator.neg, f.stack[-1])
-@handler
-def UNARY_POSITIVE(f, a): f.stack[-1] = f.world.operate(operator.pos, f.stack[-1])
-@handler
-def UNARY_INVERT(f, a): f.stack[-1] = f.world.operate(operator.invert, f.stack[-1])
-@handler
 def UNARY_NOT(f, a): f.stack[-1] = not f.world.truth(f.stack[-1])
 @handler
 def GET_ITER(f, a): f.stack[-1] = f.world.iter(f.stack[-1])
@@ -102,7 +95,7 @@ def LIST_TO_TUPLE(f, a): f.stack[-1] = tuple(f.world.resolve(f.stack[-1]))
 @handler
 def PRINT_EXPR(f, a): f.stack[-1] = f.world.call(f, sys.displayhook, f.stack[-1:])
 @handler
-def CONVERT_VALUE(f, a): f.stack[-1] = f.world.operate(a, f.stack[-1])
+def UNARY_OP(f, a): f.stack[-1] = f.world.operate(a, f.stack[-1])
 @handler
 def FORMAT_SIMPLE(f, a): f.stack[-1] = f.world.operate(format, f.stack[-1], "")
 @handler
@@ -134,9 +127,6 @@ def _two(f: Frame) -> tuple[Any, Any]:
 def BINARY_OP(f, a):
     right = f.stack.pop()
     f.stack[-1] = f.world.operate(a, f.stack[-1], right)
-
-
-HANDLERS["COMPARE_OP"] = BINARY_OP
 
 
 @handler

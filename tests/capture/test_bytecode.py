@@ -12,7 +12,7 @@ from types import CodeType
 import pytest
 
 from minicompile.capture.bytecode import normalise
-from minicompile.capture.handlers import HANDLERS
+from minicompile.capture.interp import HANDLERS
 
 JUMPS = ("JUMP", "FOR_ITER", "SEND") + tuple(
     f"POP_JUMP_IF_{k}" for k in ("TRUE", "FALSE", "NONE", "NOT_NONE")
