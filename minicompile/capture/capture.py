@@ -122,9 +122,8 @@ class Capture:
             raise CheckError("capture", "graph", str(error)) from error
         names = [n.name for n in self.gm.graph.nodes if n.op == "placeholder"]
         if len(names) != len(self.inputs):
-            raise CheckError(
-                "capture", "inputs", f"the graph takes {len(names)} tensors, {len(self.inputs)} are fetched"
-            )
+            raise CheckError("capture", "inputs",
+                             f"the graph takes {len(names)} tensors, {len(self.inputs)} are fetched")
         returned = next(n for n in self.gm.graph.nodes if n.op == "output").args[0]
         if len(returned) != len(self.program.outputs):  # type: ignore[arg-type]
             raise CheckError(
@@ -200,10 +199,8 @@ class _CaptureMode(FakeMode):
 class Capturer:
     """One capture in progress."""
 
-    def __init__(
-        self, function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
-        stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS,
-    ):
+    def __init__(self, function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
+                 stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS):
         _exclude_own_code()
         self.function, self.slots = function, slots
         self.ambient = Guard(None, "ambient", _native.ambient())    # not what a `with` left half-way has
@@ -412,18 +409,14 @@ class Capturer:
             raise Refusal("untracked-tensor", "a tensor that was made unseen outlives the call")
         self.check_gradients(program.outputs)
         guards = tuple(self.speculation.guards)
-        check_graph = (
-            self.speculation.reality.slice([recorder.nodes[id(f)] for g in guards for f in g.fakes])
-            if guards
-            else None
-        )
+        check_graph = (self.speculation.reality.slice([recorder.nodes[id(f)] for g in guards
+                                                       for f in g.fakes]) if guards else None)
         recorder.graph.output(tuple(recorder.nodes[id(f)] for f in program.outputs))
         gm = torch.fx.GraphModule(torch.nn.Module(), recorder.graph)
-        inputs = tuple(
-            Input(source, _spec(t), name, t.requires_grad, isinstance(t, torch.nn.Parameter))
-            for (source, t, _), name in zip(self.world.inputs, self.input_names)
-        ) + tuple(Input(source, number_spec(recorder.reals[node]), node.name)
-                  for source, node in self.number_nodes.items())
+        inputs = tuple(Input(source, _spec(t), name, t.requires_grad, isinstance(t, torch.nn.Parameter))
+                       for (source, t, _), name in zip(self.world.inputs,
+                                                       self.input_names)) + tuple(Input(source,
+            number_spec(recorder.reals[node]), node.name) for source, node in self.number_nodes.items())
         return Capture(
             self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program,
             recorder.places, guards, check_graph, point, handled=self.handled and not self.lasting)
@@ -443,10 +436,9 @@ def _spec(t: torch.Tensor) -> TensorSpec:
     return TensorSpec.of(t)
 
 
-def capture(
-    function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
-    stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS, survey: list[Refusal] | None = None,
-) -> tuple[Capture, dict[Source, Any]]:
+def capture(function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
+            stop: resume.Stop | None = None, numbers: Numbers = NO_NUMBERS,
+            survey: list[Refusal] | None = None) -> tuple[Capture, dict[Source, Any]]:
     """Captures one call of `function`.
 
     slots   values of the parameters in the order of co_varnames (positional, keyword-only, *args tuple,
@@ -537,11 +529,8 @@ def _exclude_own_code() -> None:
     for module in _MODULES:
         for code in _codes(module):
             _native.set_policy(code, _native.NATIVE, nested=True)
-    for code in (
-        Recorder.__torch_function__.__code__,
-        Capturer.add_input.__code__,
-        torch.overrides.handle_torch_function.__code__,
-    ):
+    for code in (Recorder.__torch_function__.__code__, Capturer.add_input.__code__,
+                 torch.overrides.handle_torch_function.__code__):
         _native.set_policy(code, _native.SUSPEND)
     for method in (Capturer.run, Capturer.captured, Capturer.top, _CaptureMode.record):
         _native.set_policy(method.__code__, _native.NATIVE)

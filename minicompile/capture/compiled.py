@@ -95,16 +95,10 @@ class Compiled:
     """The compiled function. `native` is what callers should call; it goes through `entries`, most recently
     hit first."""
 
-    def __init__(
-        self,
-        function: FunctionType,
-        compile_graph: Callable[[Capture, list[Any]], Callable[..., Sequence[Any]]],
-        *,
-        fullgraph: bool = False,
-        limit: int = 8,
-        on_event: Callable[[str, Any], None] | None = None,
-        before: Resumption | None = None,
-    ):
+    def __init__(self, function: FunctionType,
+                 compile_graph: Callable[[Capture, list[Any]], Callable[..., Sequence[Any]]], *,
+                 fullgraph: bool = False, limit: int = 8, on_event: Callable[[str, Any], None] | None = None,
+                 before: Resumption | None = None):
         self.function, self.compile_graph, self.fullgraph, self.limit = (
             function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
@@ -213,11 +207,8 @@ class Compiled:
         self.on_event("capture", done)
         state = torch_state()
         try:
-            graph = (
-                self.compile_graph(done, [tensors[i.source] for i in done.inputs])
-                if done.has_graph
-                else _no_graph
-            )
+            graph = (self.compile_graph(done, [tensors[i.source] for i in done.inputs]) if done.has_graph
+                     else _no_graph)
         except Specialise as needed:
             self.numbers = self.numbers.pin(done.inputs[needed.index].source)
             return self.build(slots)
@@ -268,10 +259,9 @@ class Compiled:
             self.on_event("break", known)
         return known if self.before is None else lambda *values: Handover(known, values)
 
-    def refused(
-        self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any],
-        slots: list[Any] | None = None,
-    ) -> tuple[Entry, Callable[..., Any], list[Source], dict[Source, Any]]:
+    def refused(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any],
+                slots: list[Any] | None = None) -> tuple[Entry, Callable[..., Any], list[Source],
+                                                         dict[Source, Any]]:
         """An entry that runs the function as it is, for calls like this one."""
         if self.fullgraph:
             raise refusal if slots is None else self.all_refusals(refusal, slots)
@@ -279,8 +269,8 @@ class Compiled:
         return Entry(None, refusal, guards, {}), eager(self.function), _slot_sources(self.function), tensors
 
     def all_refusals(self, refusal: Refusal, slots: list[Any]) -> Refusal:
-        """`refusal`, telling also what else the call would break at, as far as can be seen when nothing is done
-        for real: what is behind calls whose results are not used."""
+        """`refusal`, telling also what else the call would break at, as far as can be seen when nothing is
+        done for real: what is behind calls whose results are not used."""
         found: list[Refusal] = []
         try:
             capture(self.function, slots, survey=found)
@@ -312,15 +302,14 @@ class Compiled:
                 guard = program.guards[other.index]
         self.on_event("recompile", [f"{guard}: found {_short(missed.found)}"])
         with self.lock:
-            if entry.program.fresh:  # what was compiled computes another value than eager mode does
+            if entry.native.program.fresh:  # what was compiled computes another value than eager mode does
                 self.changes[guard.site] = PATIENCE
             self.changes[guard.site] += 1
             program, fetched = self.add(slots)
         return program(*fetched)
 
-    def enter(
-        self, entry: Entry, program: Callable[..., Any], sources: list[Source], tensors: dict[Source, Any]
-    ) -> None:
+    def enter(self, entry: Entry, program: Callable[..., Any], sources: list[Source],
+              tensors: dict[Source, Any]) -> None:
         try:
             guard_program, entry.owner = lower_guards(entry.guards, sources, tensors)
         except Refusal as refusal:

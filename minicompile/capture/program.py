@@ -44,10 +44,8 @@ class Program:
     constants: dict[str, Any]
     outputs: tuple[Fake, ...]
 
-    def compile(
-        self, graph: Callable[..., Any], filename: str, check: Callable[..., Any] | None = None,
-        rest: Callable[..., Any] | None = None,
-    ) -> Callable[..., Any]:
+    def compile(self, graph: Callable[..., Any], filename: str, check: Callable[..., Any] | None = None,
+                rest: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """The function, calling `graph` (tensors -> tuple of tensors), before it `check` where the program's
         data guards need a graph of their own, and at its end `rest` where it ends at a break."""
         scope = dict(self.constants, graph=graph, check=check, require=require, rest=rest)
@@ -99,9 +97,8 @@ class Builder:
         if known is None:
             if id(value) in self.world.born:
                 raise Refusal("escapes", f"a {type(value).__name__} made by the call outlives it")
-            known = self.constant_names[id(value)] = self.name(
-                getattr(value, "__name__", type(value).__name__)
-            )
+            known = self.constant_names[id(value)] = self.name(getattr(value, "__name__",
+                                                                       type(value).__name__))
             self.constants[known] = value
         return known
 
@@ -230,9 +227,7 @@ class Builder:
         elif base in (list, set, deque):
             adder = "add" if base is set else "append"
             for v in base.__iter__(value):
-                self.lines.append(
-                    f"{self.constant(base)}.{adder}({name}, {self.expression(v)})"
-                )
+                self.lines.append(f"{self.constant(base)}.{adder}({name}, {self.expression(v)})")
 
     def mapping(self, d: dict) -> str:
         return "{" + ", ".join(f"{self.expression(k)}: {self.expression(v)}" for k, v in d.items()) + "}"
@@ -303,23 +298,16 @@ class Builder:
         key = effect.key if effect.kind.endswith("attr") else self.expression(effect.key)
         holder = self.holder(type(effect.target))
         base = "type" if issubclass(type(effect.target), type) else "object"
-        plain = (
-            type(effect.target).__setattr__ in (object.__setattr__, type.__setattr__)
-            and str(key).isidentifier()
-        )
-        self.lines.append(
-            {
-                "cell": f"{target}.cell_contents = {value}",
-                "setattr": f"{target}.{key} = {value}"
-                if plain
-                else f"{base}.__setattr__({target}, {key!r}, {value})",
-                "delattr": f"{base}.__delattr__({target}, {key!r})",
-                "setitem": f"{holder}.__setitem__({target}, {key}, {value})"
-                if holder
-                else f"{target}[{key}] = {value}",
-                "delitem": f"{holder}.__delitem__({target}, {key})" if holder else f"del {target}[{key}]",
-            }[effect.kind]
-        )
+        plain = (type(effect.target).__setattr__ in (object.__setattr__, type.__setattr__)
+                 and str(key).isidentifier())
+        self.lines.append({"cell": f"{target}.cell_contents = {value}",
+                           "setattr": f"{target}.{key} = {value}" if plain
+                           else f"{base}.__setattr__({target}, {key!r}, {value})",
+                           "delattr": f"{base}.__delattr__({target}, {key!r})",
+                           "setitem": f"{holder}.__setitem__({target}, {key}, {value})" if holder
+                           else f"{target}[{key}] = {value}",
+                           "delitem": f"{holder}.__delitem__({target}, {key})" if holder
+                           else f"del {target}[{key}]"}[effect.kind])
 
     def holder(self, kind: type) -> str:
         """The built-in class whose methods store items of a container, where the container's own class may
@@ -375,11 +363,8 @@ _UNBUILDABLE = (CellType, Routed)
 
 def _slots(cls: type) -> tuple[str, ...]:
     names = cls.__dict__.get("__slots__", ())
-    return tuple(
-        n
-        for n in ((names,) if issubclass(type(names), str) else names)
-        if n not in ("__dict__", "__weakref__")
-    )
+    return tuple(n for n in ((names,) if issubclass(type(names), str) else names)
+                 if n not in ("__dict__", "__weakref__"))
 
 
 _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
@@ -396,11 +381,9 @@ _BUILDERS: list[tuple[type, Callable[[Builder, Any], str]]] = [
 ]
 
 
-def build_program(
-    world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]], calls: bool,
-    data_guards: Sequence[DataGuard] = (), apart: bool = False,
-    ambient: tuple[Callable[[Any], None], Any] | None = None, breaks: bool = False,
-) -> Program:
+def build_program(world: CaptureWorld, result: Any, effects: list[Effect], inputs: list[tuple[Source, str]],
+                  calls: bool, data_guards: Sequence[DataGuard] = (), apart: bool = False,
+                  ambient: tuple[Callable[[Any], None], Any] | None = None, breaks: bool = False) -> Program:
     """The program that calls the graph (if it has `calls`) on `inputs`, checks `data_guards`, commits
     `effects` and returns `result`.
 

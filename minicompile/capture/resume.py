@@ -11,7 +11,9 @@ and tracebacks are CPython's matter. Comes after `interp`; knows nothing of torc
 from __future__ import annotations
 
 import dis
+import itertools
 import opcode
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CellType, CodeType, FunctionType
@@ -162,22 +164,23 @@ def assemble(code: CodeType, body: list[Ins], **changes: Any) -> CodeType:
 
 
 def _handler_table(code: CodeType, body: list[Ins], places: dict[Any, int]) -> bytes:
-    table, spans = ranges(code), []
-    at = 0
+    table, at = ranges(code), 0
+    spans: list[tuple[int, int, int, int]] = []         # start, size, handler, how
     for ins in body:
         size = ins.size + _caches(ins.op)
         for start, end, to, depth, lasti in table:
             if ins.at is not None and start <= ins.at < end and to in places:
-                how = (places[to], depth << 1 | lasti)
-                if spans and spans[-1][2] == how and spans[-1][0] + spans[-1][1] == at:
-                    spans[-1][1] += size
+                handler = (places[to], depth << 1 | lasti)
+                if spans and spans[-1][2:] == handler and spans[-1][0] + spans[-1][1] == at:
+                    before, length, *_ = spans.pop()
+                    spans.append((before, length + size, *handler))
                 else:
-                    spans.append([at, size, how])
+                    spans.append((at, size, *handler))
                 break
         at += size
     out = bytearray()
-    for start, size, (to, depth) in spans:
-        for n, mark in ((start, 128), (size, 0), (to, 0), (depth, 0)):
+    for span in spans:
+        for n, mark in zip(span, (128, 0, 0, 0)):
             digits = [n & 63]
             while n := n >> 6:
                 digits.insert(0, n & 63 | 64)
@@ -198,11 +201,10 @@ def _line_table(code: CodeType, body: list[Ins]) -> bytes:
                 out.append(0x80 | 15 << 3 | length - 1)
                 continue
             delta, line = first - line, first
-            whole = last is not None and start is not None and end is not None
-            out.append(0x80 | (14 if whole else 13) << 3 | length - 1)
             numbers = [abs(delta) << 1 | (delta < 0)]
-            if whole:
+            if last is not None and start is not None and end is not None:
                 numbers += [last - first, start + 1, end + 1]
+            out.append(0x80 | (14 if len(numbers) > 1 else 13) << 3 | length - 1)
             for n in numbers:
                 while n > 63:
                     out.append(n & 63 | 64)
@@ -310,7 +312,7 @@ class Point:
         """Does the operation: (the innermost frame's slots, operands) -> what it leaves on the stack, as a
         tuple, or as a list where it jumps. Raises what the operation raises."""
         at = self.frames[-1]
-        ins = [i for i in original(at.code.code) if at.first <= i.at < at.behind]
+        ins = [i for i in original(at.code.code) if i.at is not None and at.first <= i.at < at.behind]
         for i in ins:
             i.label = None
             if i.to is not None:
@@ -375,29 +377,29 @@ def _function(at: At, pushed: tuple[bool, ...], extra: int, middle: list[Ins], t
     body += [Ins("RESUME"), Ins("JUMP_FORWARD", to="made"), *cells, Ins("NOP", label="made")]  # for f_locals
     for i, n in zip(at.live[len(own):], given):
         body += [Ins("LOAD_FAST", n), Ins("DELETE_FAST", n), Ins("STORE_FAST", slot[i])]
-    for n in [next(given) if present else None for present in pushed]:
-        body += [Ins("PUSH_NULL")] if n is None else [Ins("LOAD_FAST", n), Ins("DELETE_FAST", n)]
-    for i in middle:
-        given_here = i.arg < 0                          # one of the extra values
-        if i.op in _SLOTS:
-            i.arg = count + i.arg if given_here else slot[i.arg]
-        i.at = at.op if i.at is None and to is not None else i.at  # 3.13 looks before a call for its handler
-        body += [i, Ins("DELETE_FAST", i.arg, at=i.at)] if given_here else [i]
+    for present in pushed:
+        n = next(given) if present else 0
+        body += [Ins("LOAD_FAST", n), Ins("DELETE_FAST", n)] if present else [Ins("PUSH_NULL")]
+    for ins in middle:
+        given_here = ins.arg < 0                        # one of the extra values
+        if ins.op in _SLOTS:
+            ins.arg = count + ins.arg if given_here else slot[ins.arg]
+        if ins.at is None and to is not None:           # 3.13 looks for a handler in front of a call
+            ins.at = at.op
+        body += [ins, Ins("DELETE_FAST", ins.arg, at=ins.at)] if given_here else [ins]
+    own_part = len(body) + 1
     if to is not None:
-        rest = list(original(raw))
-        for i in rest:
-            i.arg = slot[i.arg] if i.op in _SLOTS else i.arg
-        body += [Ins("JUMP_FORWARD", to=to), *rest]
+        body += [Ins("JUMP_FORWARD", to=to), *original(raw)]
+    for ins in body[own_part:]:
+        ins.arg = slot[ins.arg] if ins.op in _SLOTS else ins.arg
     made = assemble(
         raw, body, co_argcount=count, co_kwonlyargcount=0, co_posonlyargcount=0, co_nlocals=len(names),
         co_varnames=names, co_flags=raw.co_flags & ~VARIADIC, co_stacksize=raw.co_stacksize + extra + 4,
         co_consts=(*raw.co_consts, *constants))
-    offsets, here, own_bytes = {}, 0, 0
-    for i in body:
-        offsets[2 * here] = i.at
-        here += i.size + _caches(i.op)
-        own_bytes = 2 * here if i.op == "JUMP_FORWARD" and i.to is to else own_bytes
-    _HOMES[id(made)] = Home(made, code, offsets, tuple(slot), own_bytes)
+    sizes = [2 * (ins.size + _caches(ins.op)) for ins in body]
+    offsets = {place: ins.at for place, ins in zip(itertools.accumulate(sizes, initial=0), body)}
+    _HOMES[id(made)] = Home(code, offsets, tuple(slot), sum(sizes[:own_part]))
+    weakref.finalize(made, _HOMES.pop, id(made), None)
     return FunctionType(made, at.globals, raw.co_name, None, tuple(CellType() for _ in raw.co_freevars))
 
 
@@ -406,7 +408,6 @@ class Home:
     """What a code object of ours was made from: `offsets` maps its instructions' to the original's, `slots`
     the original's slots to its own. The original begins behind the first `own` bytes."""
 
-    made: CodeType
     code: Code
     offsets: dict[int, int | None]
     slots: tuple[int, ...]
