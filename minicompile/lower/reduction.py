@@ -483,7 +483,10 @@ def _huber_loss(b: Builder, x: Node, target: Node, reduction: int = 1, delta: fl
 
 @rule(aten.soft_margin_loss.default)
 def _soft_margin_loss(b: Builder, x: Node, target: Node, reduction: int = 1) -> Any:
-    return _loss(b, x, target, reduction, lambda p, q: b.log1p(b.exp(b.mul(b.neg(q), p))))
+    def rounded(y: Node) -> Node:          # after each step, as eager mode does: exp may overflow
+        return b.widen(b.cast(y, x.tensor.dtype))
+    return _loss(b, x, target, reduction,
+                 lambda p, q: rounded(b.log1p(rounded(b.exp(rounded(b.mul(b.neg(q), p)))))))
 
 
 @rule(aten.multi_margin_loss.default)
