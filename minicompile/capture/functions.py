@@ -17,7 +17,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .. import _native
-from ..ir.fake import Fake
 from . import policy
 from .attributes import fact
 from .reads import IDENTITIES, LEAVES

@@ -114,7 +114,7 @@ def _from_array(function: Callable[..., Any]) -> Callable[..., torch.Tensor]:
             return world.call_native(function, (data,), kwargs)
         dtype = getattr(torch, data.dtype.name, None) if hasattr(data, "tolist") else None
         if dtype is None or data.size > LARGEST or not data.flags.c_contiguous:
-            raise world.refuse("numpy", "a tensor is made of a list with numpy's numbers, or of a large array")
+            raise world.refuse("numpy", "a tensor is made of numpy's numbers in a list, or of many")
         if data.ndim:
             data.flags.writeable = False
         if function is torch.from_numpy or kwargs.get("dtype") is None:

@@ -18,14 +18,14 @@ import operator
 import os
 import re
 import sys
+import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from contextvars import ContextVar
 from decimal import Decimal
 from enum import Enum
 from threading import Lock, RLock
-from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, FunctionType, MethodDescriptorType,
-                   SimpleNamespace, WrapperDescriptorType)
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any, Generic
 
 import torch
@@ -40,6 +40,7 @@ class Policy(Enum):
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _STDLIB = os.path.dirname(os.__file__) + os.sep
 _SITE = os.path.join(_STDLIB, "site-packages") + os.sep
+_DISTRIBUTED = (_TORCH + "distributed" + os.sep, _TORCH + os.path.join("nn", "parallel") + os.sep)
 OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
@@ -81,7 +82,7 @@ _REFUSED = {
     for f in functions}
 
 
-_C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
+_C_METHODS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 # The wrapper of functions that torch's own compiler is kept out of. It would put our hook out of place.
 UNSEEN = torch._compile._disable_dynamo(lambda: None).__code__
 COROUTINE, OPTIMIZED = 0x80 | 0x200, 0x1
@@ -101,12 +102,13 @@ _IMPURE = frozenset({"input", "open", "exec", "compile", "breakpoint", "__import
                      "tofile", "fromfile", "save", "load", "from_file"})
 _PURE_OF = {"sys": {"intern", "getrecursionlimit", "exc_info", "getdefaultencoding"}, "_warnings": set(),
             "_thread": {"lock", "RLock", "allocate_lock", "get_ident"}}
-# C functions that change torch's thread state, or take tensors through a transform of torch.func: recorded, so
-# that the graph does the same at the same places.
+# C functions that change torch's thread state, or take tensors through a transform of torch.func: recorded,
+# so that the graph does the same at the same places.
 RECORDED = frozenset({
     torch.set_autocast_enabled, torch.set_autocast_dtype, torch.set_autocast_cache_enabled,
     torch.autocast_increment_nesting, torch.autocast_decrement_nesting, torch.clear_autocast_cache,
-    torch._C._set_default_dtype, torch._C._enter_dual_level, torch._C._exit_dual_level, torch._C._set_fwd_grad_enabled,
+    torch._C._set_default_dtype, torch._C._set_fwd_grad_enabled, torch._C._enter_dual_level,
+    torch._C._exit_dual_level,
     *(getattr(torch._C._functorch, name) for name in """
         _add_batch_dim _remove_batch_dim _unwrap_batched _vmap_increment_nesting _vmap_decrement_nesting
         _grad_increment_nesting _grad_decrement_nesting _wrap_for_grad _unwrap_for_grad
@@ -118,6 +120,8 @@ def of_file(filename: str) -> Policy:
     """The policy for code of a file. A pure function, remembered."""
     if filename.startswith(OWN):
         return Policy.NATIVE
+    if filename.startswith(_DISTRIBUTED):
+        return Policy.FORBID
     if filename.startswith(_TORCH):
         return Policy.INTERPRET if filename.startswith(_TORCH_INTERPRETED) else Policy.NATIVE
     if filename.startswith(_STDLIB) and not filename.startswith(_SITE):
@@ -152,7 +156,8 @@ def is_editable(filename: str) -> bool:
 
 
 def marked(f: FunctionType) -> str | None:
-    """The refusal's code for a function that its author wants to run as in eager mode, by our mark or torch's."""
+    """The refusal's code for a function that is to run as in eager mode by its author's mark, ours or
+    torch's."""
     if f.__dict__.get("_torchdynamo_disable") and f.__code__ is not UNSEEN:
         return "disabled"
     return f.__dict__.get("__minicompile_disabled__")
@@ -182,6 +187,8 @@ def why_not_native(f: Any) -> str | None:
         module = getattr(getattr(f, "__objclass__", None), "__module__", None) or type(f).__module__
     name = getattr(f, "__name__", type(f).__name__)
     top = module.partition(".")[0]
+    if module.startswith("torch._C._distributed"):
+        return f"{module}.{name} acts on other processes"
     pure = name in _PURE_OF[top] if top in _PURE_OF else top.lstrip("_") in _PURE and name not in _IMPURE
     return None if pure and not module.startswith("numpy.random") else f"impure native call {module}.{name}"
 
@@ -199,8 +206,8 @@ _ASKING = frozenset(
     {"builtins", "torch", "minicompile", "operator", "itertools", "functools", "collections", "typing"})
 # What instances of a class written in C may be used for. Their state is Python's, or what shadows copy:
 _OPEN = frozenset(
-    {object, list, dict, set, tuple, deque, OrderedDict, defaultdict, SimpleNamespace, Generic, type(Lock()),
-     type(RLock())})
+    {object, list, dict, set, tuple, deque, OrderedDict, defaultdict, types.SimpleNamespace, Generic,
+     type(Lock()), type(RLock())})
 # it never changes, so that identity stands for it:
 _FIXED = frozenset({int, float, complex, str, bytes, frozenset, re.Pattern, re.Match, ContextVar,
                     operator.attrgetter, operator.itemgetter, operator.methodcaller, datetime.date,

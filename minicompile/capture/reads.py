@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import enum
 import functools
+import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import (BuiltinFunctionType, CellType, CodeType, FunctionType, GenericAlias, GetSetDescriptorType,
-                   MappingProxyType, MemberDescriptorType, MethodDescriptorType, MethodType,
-                   MethodWrapperType, ModuleType, UnionType, WrapperDescriptorType)
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -31,11 +30,12 @@ NONE = type(None)
 LEAVES = frozenset({int, float, complex, str, bytes, bool, NONE, type(Ellipsis), type(NotImplemented),
                     torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range, slice})
 IDENTITIES = (
-    FunctionType, BuiltinFunctionType, type, ModuleType, MethodDescriptorType, WrapperDescriptorType,
-    GetSetDescriptorType, MemberDescriptorType, MethodWrapperType, CodeType, MethodType,
-    functools._lru_cache_wrapper, property, classmethod, staticmethod, enum.Enum, GenericAlias, UnionType,
-    torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-_BOUND = (MethodType, BuiltinFunctionType, MethodWrapperType)
+    FunctionType, BuiltinFunctionType, type, ModuleType, types.MethodDescriptorType,
+    types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType,
+    types.MethodWrapperType, types.CodeType, MethodType, functools._lru_cache_wrapper, property, classmethod,
+    staticmethod, enum.Enum, types.GenericAlias, types.UnionType, torch._ops.OpOverload,
+    torch._ops.OpOverloadPacket)
+_BOUND = (MethodType, BuiltinFunctionType, types.MethodWrapperType)
 CONTAINERS = (list, dict, set, deque)
 EXACT = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 # Facts of a class or function that follow from its identity.
@@ -194,7 +194,9 @@ class Reads(World):
         else:
             self.guard(source.attr("__name__"), "equals", value.__name__)
         if owner is not value.__self__:
-            return MethodType(value.__func__, owner) if type(value) is MethodType else getattr(owner, value.__name__)
+            if type(value) is MethodType:
+                return MethodType(value.__func__, owner)
+            return getattr(owner, value.__name__)
         self.remember(value, source)
         return value
 
@@ -350,5 +352,4 @@ def python_method(kind: type, name: str) -> FunctionType | None:
 
 
 __all__ = [
-    "CONTAINERS", "EXACT", "FIXED", "IDENTITIES", "LEAVES", "MappingProxyType", "Reads", "lookup",
-    "python_method"]
+    "CONTAINERS", "EXACT", "FIXED", "IDENTITIES", "LEAVES", "Reads", "lookup", "python_method"]

@@ -98,7 +98,7 @@ class Recorder(TorchFunctionMode):
             raise refusal from error
         except Exception as error:
             if "its data is not allocated" in str(error):       # C++ reads it
-                refusal = Refusal("data-dependent", f"{func.__name__}() reads a tensor's memory", self.where())
+                refusal = Refusal("data-dependent", f"{func.__name__}() reads memory", self.where())
                 return self.speculate(func, args, kwargs, refusal)
             raise self.confirm(func, args, kwargs, error, self.where()) from None
         if out is None and (args or kwargs) or holds_tensor(out):

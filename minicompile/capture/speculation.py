@@ -126,8 +126,8 @@ class Speculation:
 
     def confirm(self, func: Any, args: tuple, kwargs: dict[str, Any], error: Exception,
                 where: Where | None) -> Exception:
-        """What to raise for a call that raises `error` on fakes: what it raises for the call's real inputs, or a
-        Refusal where that is another error or none."""
+        """What to raise for a call that raises `error` on fakes: what it raises for the call's real inputs;
+        a Refusal where that is another error or none."""
         arg = self.recorder.arg
         if not torch._C._functorch.get_dynamic_layer_stack_depth():
             try:
@@ -311,7 +311,8 @@ def one_hot(x: torch.Tensor, num_classes: int = -1) -> Any:
 
 def ctc_loss(log_probs: torch.Tensor, targets: torch.Tensor, lengths: Any, target_lengths: Any,
              blank: int = 0, reduction: str = "mean", zero_infinity: bool = False) -> Any:
-    lengths, counts = (n.tolist() if issubclass(type(n), torch.Tensor) else n for n in (lengths, target_lengths))
+    lengths, counts = (n.tolist() if issubclass(type(n), torch.Tensor) else n
+                       for n in (lengths, target_lengths))
     loss = torch.nn.functional.ctc_loss(log_probs, targets, lengths, counts, blank, "none", zero_infinity)
     if reduction == "mean":
         return (loss / torch.tensor(counts, dtype=loss.dtype, device=loss.device).clamp_min(1)).mean()

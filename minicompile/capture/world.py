@@ -14,11 +14,11 @@ import contextvars
 import functools
 import operator
 import sys
+import types
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from types import (BuiltinFunctionType, ClassMethodDescriptorType, CodeType, FunctionType, GeneratorType,
-                   MethodDescriptorType, MethodType, MethodWrapperType, ModuleType, WrapperDescriptorType)
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ _VMAP_RULES = torch.vmap.__globals__["vmap_impl"].__globals__["lazy_load_decompo
 _LOOKS_AT_IDENTITY = {id(f): f for f in (id, hash, str, repr, format, ascii)}
 _SEARCHES = frozenset({"index", "remove", "count"})  # methods of sequences
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-_C_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
-_BUILTIN_METHODS = (BuiltinFunctionType, MethodWrapperType)
+_C_METHODS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
+_BUILTIN_METHODS = (BuiltinFunctionType, types.MethodWrapperType)
 
 
 class CaptureWorld(Attributes):
@@ -66,8 +66,8 @@ class CaptureWorld(Attributes):
 
     def passes_over(self, frame: Frame, refusal: Refusal) -> bool:
         """In a survey of all that is refused: a call whose result is not used counts, and is left out."""
-        ops = frame.code.ops
-        if self.survey is None or not ops[frame.pc - 1][0].startswith("CALL") or ops[frame.pc][0] != "POP_TOP":
+        (op, _), (after, _) = frame.code.ops[frame.pc - 1:frame.pc + 1]
+        if self.survey is None or not op.startswith("CALL") or after != "POP_TOP":
             return False
         self.survey.append(refusal)
         frame.stack.append(None)
@@ -189,7 +189,7 @@ class CaptureWorld(Attributes):
                 found = next(b.__dict__[name] for b in type(owner).__mro__
                              if type(b.__dict__.get(name)) in _C_METHODS)
                 f = found.__get__(self.shadow(owner))
-            elif name in _OBJECT_METHODS and issubclass(type(f), MethodWrapperType):
+            elif name in _OBJECT_METHODS and issubclass(type(f), types.MethodWrapperType):
                 return _OBJECT_METHODS[name](self, owner, *args)
             elif issubclass(type(owner), Iterator):
                 raise self.refuse("external-iterator", f"{self.origin[id(owner)]} would be advanced")
@@ -287,7 +287,7 @@ class CaptureWorld(Attributes):
             return self.shadow(value)
         if issubclass(type(value), IDENTITIES):
             return value
-        if (issubclass(type(value), GeneratorType) or issubclass(type(value), Iterator)
+        if (issubclass(type(value), types.GeneratorType) or issubclass(type(value), Iterator)
             and not issubclass(type(value), IDENTITIES)):
             raise self.refuse("external-iterator", f"{self.origin[id(value)]} would be advanced")
         if issubclass(kind, functools.partial):
@@ -600,12 +600,12 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.overrides._get_current_function_mode_stack: lambda frame: (
         torch.overrides._get_current_function_mode_stack()[:-1]
     ),
-    # only names for a profiler
     torch.autograd.profiler.record_function: lambda frame, *a: contextlib.nullcontext(),
     torch.overrides.has_torch_function: lambda frame, args: (
         _is_compiling(frame) and torch.overrides.has_torch_function(args)),
     torch.nn.Parameter.__deepcopy__: _copy_parameter,
-    torch.set_default_dtype: lambda frame, d: frame.world.call_native(torch._C._set_default_dtype, (d,), None),
+    torch.set_default_dtype: lambda frame, d: (
+        frame.world.call_native(torch._C._set_default_dtype, (d,), None)),
     _VMAP_RULES: lambda frame: frame.world.unseen(_VMAP_RULES),
     torch.is_inference_mode_enabled: lambda frame: frame.world.inference,
     operator.is_: lambda frame, a, b: frame.world.is_(a, b),

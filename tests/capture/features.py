@@ -49,9 +49,9 @@ def linear(a=4, b=4):
     return lambda: nn.Linear(a, b)
 
 
-def case(mutate=None, refused=None, args=(x(),), **state):
+def case(mutate=None, refused=None, args=None, **state):
     def register(body):
-        module(body, *args, mutate=mutate, refused=refused, **state)
+        module(body, *(args or (x(),)), mutate=mutate, refused=refused, **state)
         return body
     return register
 

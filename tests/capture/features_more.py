@@ -15,13 +15,12 @@ from torch.utils import _pytree
 
 from .features import case, feature, linear, wrapped, x
 
-
 # ---- Python's protocols on tensors ---------------------------------------------------------------------
 
 @case()
 def iterates_rows(self, x):
     a, *rest = x
-    return [r * i for i, r in enumerate(x)], a + sum(rest), [*zip(x, x.t())][0], list(reversed(x))
+    return [r * i for i, r in enumerate(x)], a + sum(rest), next(zip(x, x.t())), list(reversed(x))
 
 
 @case()
@@ -70,7 +69,7 @@ def scalars_out_and_in(self, x):
 
 @case()
 def formats(self, x):
-    return f"{x.shape} {x.dtype} {x.ndim}", str(x.shape), repr(x.dtype), "%s" % (tuple(x.size()),), f"{x.sum():.2f}"
+    return f"{x.shape} {x.dtype} {x.ndim}", str(x.shape), repr(x.dtype), "{}".format(tuple(x.size())), f"{x.sum():.2f}"
 
 
 @case()
@@ -124,7 +123,7 @@ def functional_tools(self, x):
     rows = list(itertools.chain(x, x * 2))
     pairs = list(itertools.islice(itertools.product(x[:2], repeat=2), 3))
     return (functools.reduce(operator.add, rows), operator.itemgetter(0, 2)(rows), [a * b for a, b in pairs],
-            list(itertools.accumulate(rows[:3])), list(map(torch.sum, rows))[0], sorted(rows, key=lambda r: r.shape)[0])
+            list(itertools.accumulate(rows[:3])), next(map(torch.sum, rows)), sorted(rows, key=lambda r: r.shape)[0])
 
 
 @case()

@@ -360,7 +360,7 @@ def test_counters_recompile_but_stay_right():
     box, c = Box(n=0), compiled(lambda b, x: setattr(b, "n", b.n + 1) or x * b.n, limit=3)
     for i in range(6):
         assert torch.equal(c(box, X), X * (i + 1))
-    assert box.n == 6 and len(c.entries) == 3
+    assert box.n == 6 and len(c.entries) == 2      # the counter varies from the second on
 
 
 def test_the_program_reads_well():
