@@ -326,6 +326,8 @@ class Functionaliser:
                 results[i] = Output(self.read(a), a.spec)
                 return i
         whole, spec = base.value, base.spec
+        if spec.may_overlap:
+            raise Refusal("layout", f"a fresh result whose elements share memory: {spec}")
         if spec.numel and (spec.offset or not spec.is_dense):          # memory with holes
             whole = self.emit(aten.empty.memory_format, ((spec.offset + spec.storage_numel,),),
                               {"dtype": spec.dtype}, spec.flat)
