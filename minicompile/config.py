@@ -112,8 +112,8 @@ class Config:
         1.0, fraction, "training: bytes kept for the backward, as a part of what costs no library call or "
                        "reduction to be computed again; 0: as few as can be")
     stance: str = _field("default", one_of(*STANCES),
-                         "'force_eager': compiled functions run as they are; 'eager_on_recompile': what is compiled "
-                         "is used, nothing more is compiled; 'fail_on_recompile': that is an error")
+                         "'force_eager': compiled functions run as they are; 'eager_on_recompile': nothing "
+                         "more is compiled; 'fail_on_recompile': that is an error")
     recompile_limit: int = _field(8, number(int, 1),
                                   "compiled variants kept per function; past it the oldest goes, loudly")
     compile_timeout_s: float = _field(300.0, number(float, 0.1),
