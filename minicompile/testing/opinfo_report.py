@@ -47,13 +47,15 @@ def markdown(rows: list[Row]) -> str:
 INTRODUCTION = """Written by `python -m minicompile.testing.opinfo --results build/opinfo.json --report
 docs/opinfo.md` (and `--grad`). Each operator of PyTorch's `op_db` runs on samples of that database: as they
 are, with non-contiguous inputs, in place, and on the inputs that must raise. Compared with eager mode:
-values in the database's tolerances, dtype, shape, stride, shared memory, written inputs, exception type and
-message. "One graph": compiled whole, from the lowering on, or with capture where data has to be guarded.
-"Break": the operator itself runs in eager mode, between graphs, because its result depends on data in a way
-that no guard can hold; what comes out is compared all the same. A refused sample runs as in eager mode;
-the reasons are below. The numbers count samples (5 to 12
-per operator and dtype are spread over the database's); each row is of its own last run, so rows may be of
-different commits."""
+values in the database's tolerances, dtype, shape, stride, shared memory, lazy conjugates, written inputs,
+exception type and message. The numbers count samples: at most 8 per operator and dtype (5 for gradients),
+spread over the database's, with the variants of some and the inputs that must raise. Each row is of its own
+last run, so rows may be of different commits.
+
+"One graph": compiled whole, from the lowering on, or with capture where data has to be guarded. "Break": the
+operator itself runs in eager mode, between graphs, because its result depends on data in a way that no guard
+can hold; what comes out is compared all the same. "Refused": all of the sample runs as in eager mode, for the
+reasons below. "Equal" is one graph and break."""
 
 
 def status(r: Row) -> str:
