@@ -16,17 +16,17 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, rnn, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-FEATURES = {}        # name -> (make, mutate or None, the refusal expected or None)
+FEATURES = {}        # name -> (make, mutate or None)
 
 
-def feature(mutate=None, refused=None):
+def feature(mutate=None):
     def register(make):
-        FEATURES[make.__name__] = (make, mutate, refused)
+        FEATURES[make.__name__] = (make, mutate)
         return make
     return register
 
 
-def module(body, *args, mutate=None, refused=None, name=None, **state):
+def module(body, *args, mutate=None, name=None, **state):
     """A feature whose module has `state` (callables make it) and runs body(self, *args)."""
     def make():
         class Model(nn.Module):
@@ -38,7 +38,7 @@ def module(body, *args, mutate=None, refused=None, name=None, **state):
             def forward(self, *a, **k):
                 return body(self, *a, **k)
         return Model(), tuple(a() if callable(a) else a for a in args)
-    FEATURES[name or body.__name__] = (make, mutate, refused)
+    FEATURES[name or body.__name__] = (make, mutate)
 
 
 def x(*shape, **more):
@@ -49,17 +49,17 @@ def linear(a=4, b=4):
     return lambda: nn.Linear(a, b)
 
 
-def case(mutate=None, refused=None, args=None, **state):
+def case(mutate=None, args=None, **state):
     def register(body):
-        module(body, *(args or (x(),)), mutate=mutate, refused=refused, **state)
+        module(body, *(args or (x(),)), mutate=mutate, **state)
         return body
     return register
 
 
-def wrapped(make_module, *args, mutate=None, refused=None):
+def wrapped(make_module, *args, mutate=None):
     """A feature that is a module of torch as it comes."""
     def register(name):
-        FEATURES[name] = (lambda: (make_module(), tuple(a() for a in args)), mutate, refused)
+        FEATURES[name] = (lambda: (make_module(), tuple(a() for a in args)), mutate)
     return register
 
 
@@ -74,8 +74,8 @@ def _hooked(add):
     return make
 
 
-def hooks(add, mutate=None, refused=None):
-    FEATURES[add.__name__] = (_hooked(add), mutate, refused)
+def hooks(add, mutate=None):
+    FEATURES[add.__name__] = (_hooked(add), mutate)
     return add
 
 
@@ -559,7 +559,7 @@ def results_share_memory(self, x):
     return y, y[0], y.t(), [y, {"again": y}]
 
 
-@case(refused="hidden")
+@case()
 def to_numpy(self, x):
     return torch.from_numpy(x.detach().numpy() * 2)
 
@@ -631,7 +631,7 @@ def aliased_inputs(self, a, b):
 
 
 FEATURES["aliased_inputs"] = (
-    lambda: (lambda a, b: (a.add_(b), b * 2), (lambda t: (t[:3], t[1:]))(torch.randn(4))), None, None)
+    lambda: (lambda a, b: (a.add_(b), b * 2), (lambda t: (t[:3], t[1:]))(torch.randn(4))), None)
 
 
 # ---- recurrent nets, functional ------------------------------------------------------------------------
