@@ -1,0 +1,169 @@
+"""Where others call a compiled module: torch.compile's backend, Trainer, data parallel, checkpoints."""
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import minicompile
+from minicompile.api import torch_backend
+
+ROOT = Path(__file__).parents[2]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+def train(m: nn.Module, call: Any, steps: int = 4) -> list[float]:
+    opt, losses = torch.optim.AdamW(m.parameters(), 0.01), []
+    for i in range(steps):
+        torch.manual_seed(i)
+        opt.zero_grad()
+        loss = F.cross_entropy(call(torch.randn(8, 6)), torch.randint(0, 3, (8,)))
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_as_a_backend_of_torch_compile() -> None:
+    a, b = net(), net()
+    call = torch.compile(b, backend=torch_backend)
+    assert train(a, a) == pytest.approx(train(b, call), abs=1e-5)
+
+
+def test_checkpoints_go_both_ways() -> None:
+    a, b = net(), net()
+    compiled = minicompile.compile(b)
+    train(b, compiled)
+    train(a, a)
+    assert list(compiled.state_dict()) == list(a.state_dict())
+    file = io.BytesIO()
+    torch.save(compiled.state_dict(), file)
+    file.seek(0)
+    other = net()
+    other.load_state_dict(torch.load(file))
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(other(x), compiled(x), rtol=1e-4, atol=1e-6)
+    compiled.load_state_dict(net().state_dict())
+    torch.testing.assert_close(net()(x), compiled(x), rtol=1e-4, atol=1e-6)
+    again = pickle.loads(pickle.dumps(compiled))
+    torch.testing.assert_close(again(x), compiled(x), rtol=1e-4, atol=1e-6)
+    assert isinstance(compiled, nn.Sequential) and copy.deepcopy(compiled)(x).shape == (2, 3)
+
+
+TRAINER = """
+    import sys, torch, transformers, minicompile
+    from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+    how, out = sys.argv[1:]
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = BertForSequenceClassification(config)
+    data = [{"input_ids": torch.randint(0, 50, (8,)), "labels": torch.tensor(i % 2)} for i in range(16)]
+    if how == "module":
+        model = minicompile.compile(model)
+    extra = {"torch_compile": True, "torch_compile_backend": "minicompile"} if how == "backend" else {}
+    args = TrainingArguments(out, max_steps=4, per_device_train_batch_size=4, use_cpu=True, report_to=[],
+                             logging_steps=1, save_strategy="no", seed=0, disable_tqdm=True, **extra)
+    trainer = Trainer(model, args, train_dataset=data)
+    trainer.train()
+    print("LOSSES", *(h["loss"] for h in trainer.state.log_history if "loss" in h))
+"""
+
+
+def losses_of(how: str, folder: Path) -> list[float]:
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(TRAINER))
+    done = subprocess.run([sys.executable, str(script), how, str(folder / "out")], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(x for x in done.stdout.splitlines() if x.startswith("LOSSES"))
+    return [float(x) for x in line.split()[1:]]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="Trainer needs accelerate")
+def test_trainer(tmp_path: Path) -> None:
+    eager = losses_of("eager", tmp_path)
+    assert len(eager) == 4
+    for how in ("module", "backend"):
+        assert losses_of(how, tmp_path) == pytest.approx(eager, abs=2e-4), how
+
+
+PARALLEL = """
+    import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+    import minicompile
+
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+
+    def worker(rank, port):
+        torch.set_num_threads(1)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        results = []
+        for how in ("eager", "inside", "outside"):
+            m = net()
+            call = DistributedDataParallel(minicompile.compile(m) if how == "inside" else m)
+            call = minicompile.compile(call) if how == "outside" else call
+            opt = torch.optim.SGD(m.parameters(), 0.1)
+            for i in range(4):
+                torch.manual_seed(10 * i + rank)
+                opt.zero_grad()
+                call(torch.randn(5, 6)).square().mean().backward()
+                opt.step()
+            results.append([p.detach().clone() for p in m.parameters()])
+        for other in results[1:]:
+            for a, b in zip(results[0], other):
+                torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
+        for p in results[1]:
+            mine = p.clone()
+            dist.broadcast(mine, 0)
+            torch.testing.assert_close(mine, p)
+        print("SAME", rank, flush=True)
+        dist.destroy_process_group()
+
+    if __name__ == "__main__":
+        mp.spawn(worker, (sys.argv[1],), nprocs=2)
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(PARALLEL))
+    done = subprocess.run([sys.executable, str(script), port], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and done.stdout.count("SAME") == 2, done.stdout + done.stderr[-3000:]
+
+
+def test_other_processes_are_left_to_eager_mode() -> None:
+    """What talks to them is never run while capturing, when it would be done once and not again."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    from minicompile.capture.policy import Policy, of_code
+    for f in (FullyShardedDataParallel.forward, torch.distributed.barrier,
+              nn.parallel.DistributedDataParallel.forward):
+        assert of_code(f.__code__) is Policy.FORBID
