@@ -36,7 +36,7 @@ def identity(combine: str, dtype: torch.dtype) -> str:
     if combine in ("any", "all"):
         return str(combine == "all")
     if combine in ("sum", "prod"):
-        return bare(combine == "prod", dtype)
+        return bare(int(combine == "prod"), dtype)
     low = combine in ("amax", "argmax")
     if dtype is torch.bool:
         return str(not low)
@@ -279,8 +279,7 @@ class KernelText:
         if not one:
             self.unravel(stage.inner, self.row)
 
-    def body(self, stage: Stage, totals: dict[Loop, tuple[str, ...]], whole: bool
-             ) -> list[Kept]:
+    def body(self, stage: Stage, totals: dict[Loop, tuple[str, ...]], whole: bool) -> list[Kept]:
         """All values of the stage first, then all stores: a kernel may store to the place it loads from."""
         stores = []
         for loop in stage.loops:
