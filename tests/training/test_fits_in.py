@@ -97,6 +97,7 @@ def losses_of(how: str, folder: Path) -> list[float]:
     return [float(x) for x in line.split()[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="Trainer needs accelerate")
 def test_trainer(tmp_path: Path) -> None:
     eager = losses_of("eager", tmp_path)
@@ -146,6 +147,7 @@ PARALLEL = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     import socket
