@@ -244,7 +244,11 @@ def rounds_worse(got: Outcome, expected: Outcome, run: Callable[..., Any], input
     """Whether `got` is further from the result in float64 than twice eager's own distance."""
     wide = [t.detach().to(WIDER[t.dtype]).requires_grad_(t.requires_grad) if t.dtype in WIDER else t
             for t in copies(inputs)]
-    precise = observe(run, wide, grad)
+    torch.set_default_dtype(torch.float64)          # what integers become
+    try:
+        precise = observe(run, wide, grad)
+    finally:
+        torch.set_default_dtype(torch.float32)
     parts = [[*o.outputs, *o.inputs, *o.gradients] for o in (got, expected, precise)]
     if precise.raised is not None or len(parts[1]) != len(parts[2]):
         return True
