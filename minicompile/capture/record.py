@@ -32,6 +32,8 @@ _TENSOR_FUNCTIONS: dict[Any, str] = {f: n for n, f in vars(torch.Tensor).items()
 
 _NEEDS_DATA = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__,
                          torch.Tensor.__repr__, torch.Tensor.__format__, torch.Tensor.data_ptr})
+_QUANTIZE = frozenset({torch.quantize_per_tensor, torch.quantize_per_channel,
+                       torch.quantize_per_tensor_dynamic})
 _READ_ELEMENTS = frozenset({torch.tensor, torch.as_tensor})  # of lists, without a call for each
 _NOT_SPECULATED = _NEEDS_DATA - {torch.Tensor.tolist, torch.Tensor.__format__}
 
@@ -81,6 +83,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if func in _QUANTIZE:
+            raise Refusal("tensor-layout", f"{func.__name__}() gives no strided tensor", self.where())
         if func in _NEEDS_DATA or func in _READ_ELEMENTS and type(args[0]) is list and holds_tensor(args[0]):
             refusal = Refusal("data-dependent", f"{func.__name__}() needs the values of a tensor",
                               self.where())
