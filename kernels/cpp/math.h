@@ -1,7 +1,8 @@
 // Elementwise functions, one name for scalars and vectors: the `cpp` column of the prim table calls these.
 //
 // float32 vectors: exp, exp2, log, sin, cos, tanh, erf are polynomials below, at most 2 units in the last
-// place (erf 6, 0.6 on average) over all inputs (tests measure it against float64); the rest, and all of float64, are Sleef's
+// place (erf 6, 0.6 on average) over all inputs (tests measure it against float64); the rest, and all of
+// float64, are Sleef's
 // functions inside libtorch, at most 1 unit (erfc 1.5), bound once per library by mc_bind. Scalars use the C
 // library. NaN, infinities, signed zeros and denormals come out as in eager mode.
 #pragma once
@@ -302,7 +303,8 @@ template <class V> static __attribute__((noinline)) V exp_anywhere(V x) {
   n = x != x ? V{} : n;
   return times_pow2(exp_reduced(r), n);
 }
-// Where no result is denormal, infinite or NaN, one multiplication is enough. Results that are 0 come without any
+// Where no result is denormal, infinite or NaN, one multiplication is enough. Results that are 0 come
+// without any
 // that underflows, which would take the processor a hundred cycles: masked scores are such numbers.
 template <class V> MC_INLINE V exp(V x) {
   if (any(~(((x > -87.0f) & (x < 88.0f)) | (x < -104.0f)))) return exp_anywhere(x);

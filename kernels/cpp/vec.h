@@ -90,12 +90,14 @@ template <class To, class From> MC_INLINE To bits_as(From x) {
   return r;
 }
 
-// Integers of another width, twice or half as wide at a time: such a step has an instruction, a longer one goes
+// Integers of another width, twice or half as wide at a time: such a step has an instruction, a longer one
+// goes
 // lane by lane.
 template <class To, class V> MC_INLINE auto resize(V x) {
   typedef lane<V> From;
   constexpr int from = sizeof(From), to = sizeof(To), N = lanes_of<V>;
-  if constexpr (from > 2 * to) return resize<To>(__builtin_convertvector(x, vec<typename IntOf<from / 2>::type, N>));
+  if constexpr (from > 2 * to)
+    return resize<To>(__builtin_convertvector(x, vec<typename IntOf<from / 2>::type, N>));
   else if constexpr (same<From, u8> && to > 2) return resize<To>(__builtin_convertvector(x, vec<u16, N>));
   else if constexpr (same<From, i8> && to > 2) return resize<To>(__builtin_convertvector(x, vec<i16, N>));
   else return __builtin_convertvector(x, vec<To, N>);
@@ -225,8 +227,12 @@ template <int N, class T, class F, class C, class M> MC_INLINE auto gather_if(C 
   return from_raw<T>(r);
 }
 #ifdef __AVX2__
-MC_INLINE auto masked_load(vec<i32, 8> c, const void* p) { return __builtin_ia32_maskloadd256((const vec<i32, 8>*)p, c); }
-MC_INLINE auto masked_load(vec<i32, 4> c, const void* p) { return __builtin_ia32_maskloadd((const vec<i32, 4>*)p, c); }
+MC_INLINE auto masked_load(vec<i32, 8> c, const void* p) {
+  return __builtin_ia32_maskloadd256((const vec<i32, 8>*)p, c);
+}
+MC_INLINE auto masked_load(vec<i32, 4> c, const void* p) {
+  return __builtin_ia32_maskloadd((const vec<i32, 4>*)p, c);
+}
 typedef vec<long long, 4> i64x4_; typedef vec<long long, 2> i64x2_;
 MC_INLINE auto masked_load(vec<i64, 4> c, const void* p) {
   return __builtin_ia32_maskloadq256((const i64x4_*)p, bits_as<i64x4_>(c));
@@ -277,7 +283,8 @@ template <class V, int N> MC_INLINE void transpose(V (&r)[N]) {
   }
 }
 
-// A tile whose columns lie in rows of memory: lane l of r[u] is p[u + l * stride], for the rows u and lanes l that
+// A tile whose columns lie in rows of memory: lane l of r[u] is p[u + l * stride], for the rows u and lanes
+// l that
 // exist; 0 elsewhere.
 template <class T, int N, class R, class M>
 MC_INLINE void load_columns(vec<raw<T>, N> (&r)[N], const T* p, i64 stride, R rows, M m) {
@@ -358,7 +365,8 @@ template <class To, class V> MC_INLINE auto convert(V x) {
   typedef lane<V> From;
   if constexpr (same<To, From>) return x;
   else if constexpr (same<To, u8> && same<From, float> && is_vec<V>) {
-    if (!any(~((x < 0x1p31f) & (x > -0x1p31f)))) return resize<u8>(__builtin_convertvector(x, vec<i32, lanes_of<V>>));
+    if (!any(~((x < 0x1p31f) & (x > -0x1p31f))))
+      return resize<u8>(__builtin_convertvector(x, vec<i32, lanes_of<V>>));
     return resize<u8>(__builtin_convertvector(x, vec<i64, lanes_of<V>>));
   } else if constexpr (is_float<From> && sizeof(To) < 4) {
     typedef typename Pick<same<To, u8>, i64, i32>::type Mid;

@@ -408,4 +408,5 @@ def _nll_loss_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 @rule(aten._ctc_loss.default)
 def _ctc_loss(x: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *_: Any) -> Any:
-    return fresh((x.shape[1],), x.dtype), fresh((x.shape[1], x.shape[0], 2 * max(target_lengths) + 1), x.dtype)
+    n, steps = x.shape[1], x.shape[0]
+    return fresh((n,), x.dtype), fresh((n, steps, 2 * max(target_lengths) + 1), x.dtype)
