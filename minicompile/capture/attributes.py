@@ -32,6 +32,10 @@ def fact(t: torch.Tensor, name: str) -> Any:
         return value() if callable(value) else value
 
 
+def _order(cls: type) -> tuple[type, ...]:
+    return cls.__mro__
+
+
 class Attributes(Writes):
     """Attribute access."""
 
@@ -41,6 +45,7 @@ class Attributes(Writes):
     def __init__(self) -> None:
         super().__init__()
         self.data_read: set[int] = set()        # ids of fakes whose `.data` was read
+        self.ordinary: set[type] = set()        # classes whose instances' lookup is guarded
 
     def find(self, kind: type, name: str) -> tuple[Any, type | None]:
         """`lookup`, remembered for this capture."""
@@ -81,7 +86,17 @@ class Attributes(Writes):
         own = python_method(type(obj), "__getattribute__")
         if own is not None:
             return self.call(self.current, own, [obj, name])
+        self.looks_up(type(obj))
         return self.getattr_instance(obj, name, True)
+
+    def looks_up(self, kind: type) -> None:
+        """Guards that instances of `kind` find their attributes in no other way than now."""
+        if kind in self.ordinary or id(kind) in self.born or policy.trusted(kind.__module__):
+            return
+        self.ordinary.add(kind)
+        self.guard(self.const(kind).attr("__getattribute__"), "id", kind.__getattribute__)
+        if self.find(kind, "__getattr__")[0] is NULL:
+            self.absent_from_class(kind, "__getattr__")
 
     def getattr_unknown(self, obj: Any, name: str) -> Any:
         """An attribute of a leaf, a fake, an object made while capturing, or a constant of a trusted
@@ -95,13 +110,39 @@ class Attributes(Writes):
             return self.getattr_class(obj, name)
         if issubclass(type(obj), FunctionType) and id(obj) not in self.born and name not in FIXED:
             return self.read_constant(obj.__module__, self.const(obj).attr(name), getattr(obj, name))
-        found, _ = self.find(type(obj), name)
+        if type(obj) is super:
+            return self.getattr_super(obj, name)
+        kind = type(obj)
+        found, owner = self.find(kind, name)
+        if kind.__flags__ & HEAP_TYPE and id(kind) not in self.born and not policy.trusted(kind.__module__):
+            self.looks_up(kind)  # made by the call, of a class that was there before
+            if owner is None:
+                self.absent_from_class(kind, name)
+            elif not policy.trusted(owner.__module__):
+                self.read_class_entry(kind, owner, name, found)
         if type(found) is property and issubclass(type(found.fget), FunctionType):
             return self.call(self.current, found.fget, [obj])
-        if found is NULL and type(obj) is not super:
+        if found is NULL:
             method = python_method(type(obj), "__getattr__")
             if method is not None and name not in getattr(obj, "__dict__", ()):
                 return self.call(self.current, method, [obj, name])
+        return getattr(obj, name)
+
+    def getattr_super(self, obj: Any, name: str) -> Any:
+        """What super() finds: entries of the classes behind its own, in the order of the instance's class."""
+        kind, behind = obj.__self_class__, False
+        if id(kind) not in self.born and not policy.trusted(kind.__module__):
+            self.guard(self.const(kind).call(_order), "id", kind.__mro__)
+        for cls in kind.__mro__ if kind is not None else ():
+            if behind and id(cls) not in self.born and not policy.trusted(cls.__module__):
+                found, owner = self.find(cls, name)
+                if owner is None:
+                    self.absent_from_class(cls, name)
+                else:
+                    self.read_class_entry(cls, owner, name, found)
+            if behind and name in cls.__dict__:
+                break
+            behind |= cls is obj.__thisclass__
         return getattr(obj, name)
 
     def getattr_tensor(self, fake: Fake, name: str) -> Any:
@@ -208,7 +249,11 @@ class Attributes(Writes):
         own = self.instance_dict(obj)
         if own is not None:
             value = self.dict_get(own, name)
-            if value is not NULL:
+            if value is not NULL:  # a property of this name would go before it
+                if owner is None:
+                    self.absent_from_class(kind, name)
+                else:
+                    self.read_class_entry(kind, owner, name, found)
                 return value
         if owner is not None:
             return self.get_from_class(obj, kind, name, found, owner)
@@ -272,7 +317,12 @@ class Attributes(Writes):
     def setattr(self, obj: Any, name: str, value: Any) -> None:  # type: ignore[override]
         if issubclass(type(obj), Fake):
             return self.setattr_tensor(obj, name, value)
-        method, _ = self.find(type(obj), "__setattr__")
+        kind = type(obj)
+        method, _ = self.find(kind, "__setattr__")
+        if kind.__flags__ & HEAP_TYPE and id(kind) not in self.born and not policy.trusted(kind.__module__):
+            self.guard(self.const(kind).attr("__setattr__"), "id", kind.__setattr__)
+            if self.find(kind, name)[1] is None:  # a property of this name would be set
+                self.absent_from_class(kind, name)
         if issubclass(type(method), FunctionType):
             self.call(self.current, method, [obj, name, value])
         elif id(obj) in self.origin or issubclass(type(obj), type | ModuleType):

@@ -104,6 +104,7 @@ class World:
         self.mods = nn.ModuleDict({"a": nn.ReLU(), "b": nn.Linear(3, 3)})
         self.config, self.mode, self.none, self.key = Config(), Mode.A, None, "k"
         self.Base.reader = self.reader = Reader()
+        self.Child.above = lambda self, v, cls=self.Child: super(cls, self).method(v) + super(cls, self).kind
         self.Base.__call__ = lambda self, v: v + 3
         self.space = types.SimpleNamespace(a=1.0, inner=types.SimpleNamespace(b=2.0))
         self.handles = []
@@ -201,6 +202,10 @@ READS = {
     "generated": "v = v + sum(i * 2 for i in w.obj.items)",
     "enumerated": "for i, p in enumerate(w.net): v = v + i * p.training",
     "joined": "v = v + len(', '.join(sorted(w.obj.names)))",
+    "super": "v = w.obj.above(v)",
+    "made": "v = v + type(w.obj)().kind + type(w.obj)().reader",
+    "made lacks": "v = v + getattr(type(w.obj)(), 'extra', 0.25) + hasattr(type(w.obj)(), 'more')",
+    "made computes": "v = type(w.obj)().method(v) + type(w.obj)().prop",
     "loop": "for k, e in w.obj.table.items(): v = v * e + len(k)",
 }
 
@@ -292,6 +297,11 @@ CHANGES = {
     "descriptor": lambda w: setattr(w.Base, "reader", 8.0),
     "hides descriptor": lambda w: w.obj.__dict__.update(reader=6.0),
     "call": lambda w: setattr(w.Base, "__call__", lambda self, v: v - 1),
+    "property over own": lambda w: setattr(w.Base, "own", property(lambda self: 13.0, lambda self, v: None)),
+    "property over child": lambda w: setattr(w.Base, "items", property(lambda self: [1.5, 2.5])),
+    "method between": lambda w: setattr(w.Child, "method", lambda self, v: v * 4),
+    "getattribute": lambda w: setattr(w.Base, "__getattribute__",
+                                      lambda self, name: 14.0 if name == "own" else object.__getattribute__(self, name)),
     "getattr": lambda w: setattr(w.Base, "__getattr__", lambda self, name: 12.0),
     "namespace": lambda w: setattr(w.space.inner, "b", 5.0),
     "new namespace": lambda w: setattr(w.space, "inner", types.SimpleNamespace(b=6.0)),
