@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | docs | clean.  PYTHON names the interpreter to build the virtual environment with.
+# make demo | test | cpython | lint | bench | docs | clean.  PYTHON names the interpreter to build the virtual environment with.
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 TORCH  := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint bench docs check-tools clean
+.PHONY: demo test cpython lint bench docs check-tools clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -14,6 +14,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+cpython: $(STAMP)
+	$(PY) tests/cpython/run.py $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -18,6 +18,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 EXPECTED = os.path.join(HERE, "expected.txt")
 WORKER = os.path.join(HERE, "worker.py")
+PREFIX = "test.test_"
 SECONDS = 60  # per test, and twice that for anything to be written at all
 
 # Those that take a second or so each, for `make test`.
@@ -44,7 +45,7 @@ def run_module(python, mode, module, ids=()):
     remaining = list(ids)
     while not skip_until_end:
         open(output, "w").close()
-        command = [python, "-X", "faulthandler", WORKER, mode, "test.test_" + module, output, str(SECONDS), *remaining]
+        command = [python, "-X", "faulthandler", WORKER, mode, PREFIX + module, output, str(SECONDS), *remaining]
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=open(os.path.join(folder, "err"), "w"), start_new_session=True)
@@ -61,7 +62,7 @@ def run_module(python, mode, module, ids=()):
         if not skip_until_end:
             last = open(os.path.join(folder, "err"), errors="replace").read().strip().splitlines()
             if running is None and len(results) == count:
-                results[f"test.test_{module}"] = "failed", f"{died}: {' | '.join(last[-1:])}"
+                results[PREFIX + module] = "failed", f"{died}: {' | '.join(last[-1:])}"
                 break
             if running is not None:
                 results[running] = "failed", f"the process {died}: {(last or [''])[0]}"
@@ -113,8 +114,8 @@ def compare(python, modules, report=print):
         ours = run_module(python, "plain", module, sorted(good) if good else ())
         seconds[0] += middle - start
         seconds[1] += time.time() - middle
-        if f"test.test_{module}" in ours.keys() - good:
-            raise SystemExit(f"{module}: the worker {ours[f'test.test_{module}'][1]}")
+        if PREFIX + module in ours.keys() - good:
+            raise SystemExit(f"{module}: the worker {ours[PREFIX + module][1]}")
         bad = {n: ours.get(n, ("failed", "did not run")) for n in good}
         bad = {n: message or status for n, (status, message) in bad.items() if status != "passed"}
         passed |= good
