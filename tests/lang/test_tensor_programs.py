@@ -28,6 +28,9 @@ REFUSED = {
     "printed_tensor": ["data-dependent"],
     "evaluated_in_state": ["guard"],
 }
+if sys.version_info >= (3, 12):
+    del REFUSED["named_tuple"]
+    REFUSED["grad_decorator"] = ["hidden-state"]  # functools.wraps copies __type_params__
 
 
 def shown(value):
