@@ -46,7 +46,7 @@ def demo_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--epochs", type=int, default=6, help="of the training half; 0 leaves it out")
 
 
-@command("demo", "embed sentences with a trained model, eager and compiled", demo_options)
+@command("demo", "embed sentences with a trained model, train a small one; eager and compiled", demo_options)
 def run_demo(args: argparse.Namespace) -> int:
     status = demo.run(args.compare, args.out, args.rounds)
     return max(status, demo_training.run(args.epochs)) if args.epochs else status
