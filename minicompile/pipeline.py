@@ -43,7 +43,7 @@ STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "executable": ("source", driver.load),
 }
 # the same for GPUs: matrix products and convolutions stay library calls, their bias included
-TRITON = {
+TRITON: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **STAGES,
     "prims": ("aten", lambda aten: decompose(aten, WITH_BIAS)),
     "plan": ("loops", lambda loops: schedule(loops, cores=False)),

@@ -25,9 +25,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from .. import api
-from ..config import config
 from ..errors import MinicompileError
-from ..ir.spec import TensorSpec, copies
+from ..ir.spec import TensorSpec
 from ..lower.graphs import same_strides
 from .bisection import bisect, value_differs
 from .programs import Program, generate

@@ -175,7 +175,7 @@ def test_views_of_inputs_keep_their_history() -> None:
 
 
 def test_second_derivatives_are_eager_s() -> None:
-    f, c = both(lambda x: (x ** 3).sum())
+    _, c = both(lambda x: (x ** 3).sum())
     x = torch.randn(4, requires_grad=True)
     g, = torch.autograd.grad(c(x), x, create_graph=True)
     gg, = torch.autograd.grad(g.sum(), x)
@@ -235,7 +235,7 @@ def lowered(fn, *args):
 def test_views_of_inputs_are_views_to_the_engine():
     x = torch.randn(3, 4, requires_grad=True)
     for fn in (lambda x: (x.t()[0], x.detach()[1]), lambda x: (x.t()[0], x.detach()[1], x * 2)):
-        view, constant, *rest = lowered(fn, x)
+        view, constant, *_ = lowered(fn, x)
         assert view.requires_grad and view._is_view() and not constant.requires_grad
         assert view._base is x and constant.data_ptr() == x[1].data_ptr()
 

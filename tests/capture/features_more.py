@@ -69,7 +69,7 @@ def scalars_out_and_in(self, x):
 
 @case()
 def formats(self, x):
-    return f"{x.shape} {x.dtype} {x.ndim}", str(x.shape), repr(x.dtype), "{}".format(tuple(x.size())), f"{x.sum():.2f}"
+    return f"{x.shape} {x.dtype} {x.ndim}", str(x.shape), repr(x.dtype), f"{tuple(x.size())}", f"{x.sum():.2f}"
 
 
 @case()
