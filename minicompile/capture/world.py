@@ -95,7 +95,8 @@ class CaptureWorld(Attributes):
         if kind is functools._lru_cache_wrapper:
             return self.call_cached(frame, f, args, kwargs)
         if issubclass(type(f), functools.partial):
-            merged = {**self.getattr(f, "keywords"), **(kwargs or {})} if f.keywords or kwargs else None
+            kept = self.consumed(self.getattr(f, "keywords"))
+            merged = {**kept, **(kwargs or {})} if f.keywords or kwargs else None
             return self.call(frame, self.getattr(f, "func"), (*self.iter(self.getattr(f, "args")), *args),
                              merged)
         if kind in _GETTERS:
