@@ -47,7 +47,7 @@ def test_links_and_names_exist(page: str) -> None:
     import minicompile
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
+        assert ((ROOT / page).parent / target).exists(), target
     for name in re.findall(r"minicompile\.(\w+)\(", text):
         assert hasattr(minicompile, name), name
     for name in re.findall(r"MINICOMPILE_([A-Z_]+)", text):

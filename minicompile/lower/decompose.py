@@ -33,7 +33,7 @@ def decompose(aten_graph: AtenGraph, whole: frozenset[Any] = frozenset()) -> Pri
     values: dict[Node, Any] = {}
     for n in g.inputs:
         values[n] = Node(b.names.take(n.name), "input", n.args, {}, n.spec)
-    needed = set(alive(g.nodes, list(g.roots())))
+    needed = set(alive(g.nodes, list(g.roots()), cut=True))
     checks: list[Node] = []
     for n in g.nodes:
         if n in needed or not _may_raise(n):
@@ -97,10 +97,18 @@ def _inline(b: Builder, n: Node, inside: Graph, values: dict[Node, Any]) -> Any:
 
 def _nothing(b: Builder, spec: Any) -> Any:
     """What has no elements needs no computing; None where there are some."""
+    if not empty(spec):
+        return None
     if isinstance(spec, tuple):
-        each = [_nothing(b, s) for s in spec]
-        return tuple(each) if all(each) else None
-    return b.full(spec.shape, as_dtype(0, spec.dtype), spec.dtype) if spec and not spec.numel else None
+        return tuple(_nothing(b, s) for s in spec)
+    return b.full(spec.shape, as_dtype(0, spec.dtype), spec.dtype)
+
+
+def empty(spec: Any) -> bool:
+    """Whether a result is known to have no elements, all of it if it is several tensors."""
+    if isinstance(spec, tuple):
+        return bool(spec) and all(map(empty, spec))
+    return isinstance(spec, TensorSpec) and not spec.numel
 
 
 MOST_DIMS = 64          # what eager mode's reductions take
@@ -149,14 +157,16 @@ UNVIEWED = {torch.ops.aten._unsafe_view.default: torch.ops.aten.view_copy.defaul
             torch.ops.aten._neg_view.default: torch.ops.aten.neg.default}
 
 
-def alive(nodes: list[Node], roots: list[Node]) -> list[Node]:
-    """The nodes that results depend on, and those with an effect: drawing random numbers, or raising."""
+def alive(nodes: list[Node], roots: list[Node], cut: bool = False) -> list[Node]:
+    """The nodes that results depend on, and those with an effect: drawing random numbers, or raising. With
+    `cut`, what has no elements depends on nothing."""
     needed = set(roots)
     kept = []
     for n in reversed(nodes):
         effect = isinstance(n.op, torch._ops.OpOverload) and (
             torch.Tag.nondeterministic_seeded in n.op.tags or not n.op._schema.returns)
         if n in needed or effect:
-            needed.update(arg_nodes((n.args, n.kwargs)))
             kept.append(n)
+            if not (cut and empty(n.spec)):
+                needed.update(arg_nodes((n.args, n.kwargs)))
     return kept[::-1]
