@@ -303,7 +303,7 @@ def _call_difference(got: Observation, eager: Observation, precise: Observation 
         if type(got.raised) is type(eager.raised):
             return ""
         if got.raised is None and "modified by an inplace operation" in str(eager.raised):
-            return ""          # eager kept the tensor itself for its backward, we what the gradient needs of it
+            return ""           # eager kept the tensor itself for its backward, we what the gradient needs
         return f"raises {got.raised!r}, eager {eager.raised!r}".splitlines()[0]
     if got.results != eager.results:
         return f"gives {got.results} results, not {eager.results}"
