@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..ir.graph import Node
+from ..ir.prims import need
 from .builder import Builder, as_dtype, rule, wide
 from .pointwise import is_float
 from .reduction import reduce
@@ -275,9 +276,11 @@ def _antialiased(width: int, kernel: Callable[[Tensor], Tensor]) -> Callable[...
     return taps
 
 
-def _resampled(k: int, taps: Callable[..., Taps], aligns: bool) -> Callable[..., Any]:
-    """Arguments: a size, `align_corners` if `aligns`, scales if given."""
+def _resampled(k: int, taps: Callable[..., Taps], aligns: bool, own_columns: bool) -> Callable[..., Any]:
+    """Arguments: a size, `align_corners` if `aligns`, scales if given. `own_columns`: a result one column
+    wide is eager mode's own, whose kernel takes all of its rows from the first where their number changes."""
     def taps_of(b: Builder, sizes: Sizes, out: Sizes, *args: Any) -> Any:
+        need(not own_columns or out[-1] > 1 or sizes[-2] == out[-2], "one column, resampled in rows")
         scales = (*args[1 + aligns:], *(None,) * k)[:k]
         own = (args[1], wide(b.out.dtype)) if aligns else ()
         return [taps(n, m, s, *own) for n, m, s in zip(sizes[-k:], out[-k:], scales)]
@@ -294,7 +297,8 @@ RESAMPLING: dict[str, tuple[Callable[..., Taps], bool]] = {
 }
 for name, (taps, aligns) in RESAMPLING.items():
     k = next(int(c) for c in name if c.isdigit())
-    both(getattr(aten, name).default, getattr(aten, name + "_backward").default, _resampled(k, taps, aligns))
+    both(getattr(aten, name).default, getattr(aten, name + "_backward").default,
+         _resampled(k, taps, aligns, name.endswith("_aa")))
 
 
 # ---- derivatives of padding -----------------------------------------------------------------------
