@@ -80,7 +80,7 @@ def measure(entry: Any, given: argparse.Namespace, known: dict[str, Any]) -> dic
                         del binary["cubin"], binary["ptx"]
                         binary["kind"] = "rows" if any(s.inner for s in step.stages) else "flat"
                         row["kernels"][key] = binary
-                    except Exception as e:
+                    except Exception as e:             # counted and shown: a kernel that does not compile
                         row["failed"][key] = f"{target} {call.function}: {type(e).__name__}: {e}"[:600]
                         known[key] = None
     if given.inductor:
@@ -125,7 +125,7 @@ def child(entry: Any, given: argparse.Namespace, known: dict[str, Any]) -> dict[
         torch.set_num_threads(1)
         try:
             row = measure(entry, given, known)
-        except BaseException:
+        except BaseException:                          # the child's last word goes to its parent
             row = {"name": entry.name, "error": traceback.format_exc()[-1500:]}
         with os.fdopen(write, "w") as out:
             json.dump(row, out)

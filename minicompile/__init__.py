@@ -8,10 +8,10 @@ bytecode normaliser and the interpreter's plain mode) can be imported where torc
 """
 from __future__ import annotations
 
-import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .collector import paused
 from .config import config
 from .errors import CheckError, MinicompileError, Refusal, ToolchainError
 
@@ -35,13 +35,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    collects = gc.isenabled()
-    gc.disable()          # what is imported stays; looking through all of torch's objects takes 70 ms
-    try:
+    with paused():
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    finally:
-        if collects:
-            gc.enable()
 
 
 def __dir__() -> list[str]:

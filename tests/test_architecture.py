@@ -21,7 +21,7 @@ CORE = [f for f in [*FILES, *NATIVE] if f.relative_to(PACKAGE).parts[0] not in (
 
 # Each name is a folder or a module directly under minicompile/; a file imports from its own group or from one
 # further left.
-ORDER = ("errors", "config", "ir", "capture", "lower", "autograd", "loops", "schedule", "runtime", "codegen",
+ORDER = ("errors", "collector", "config", "ir", "capture", "lower", "autograd", "loops", "schedule", "runtime", "codegen",
          "debug", "pipeline", "api", "testing", "viz", "cli", "__main__")
 # Tests' helpers and the explorer look at all stages; __init__ only names things lazily.
 NATIVE_HOME = {"_native": "capture", "_launch": "runtime"}

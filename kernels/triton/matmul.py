@@ -57,6 +57,15 @@ def store_tile(acc, out, bias, residual, rows, cols, M, N, som, son, srm, srn, B
 
 
 @triton.jit
+def load_step(px, py, depth, left, EVEN: tl.constexpr):
+    """The next BK columns at px and rows at py, of which `left` exist; EVEN: all of them do."""
+    if EVEN:
+        return tl.load(px), tl.load(py)
+    else:
+        return tl.load(px, depth[None, :] < left, other=0), tl.load(py, depth[:, None] < left, other=0)
+
+
+@triton.jit
 def matmul_kernel(a, b, out, bias, residual, M, N, K, sab, sam, sak, sbb, sbk, sbn, sob, som, son, srb, srm,
                   srn, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
                   EVEN: tl.constexpr, PRECISION: tl.constexpr, PROLOGUE: tl.constexpr, BIAS: tl.constexpr,
@@ -70,11 +79,7 @@ def matmul_kernel(a, b, out, bias, residual, M, N, K, sab, sam, sak, sbb, sbk, s
     pb = b + z * sbb + depth[:, None] * sbk + (cols % N)[None, :] * sbn
     acc = tl.full([BM, BN], 0.0, tl.float32)
     for k in range(0, K, BK):
-        if EVEN:
-            x, y = tl.load(pa), tl.load(pb)
-        else:
-            x = tl.load(pa, depth[None, :] < K - k, other=0)
-            y = tl.load(pb, depth[:, None] < K - k, other=0)
+        x, y = load_step(pa, pb, depth, K - k, EVEN)
         acc = tl.dot(activate(x, PROLOGUE), y, acc, input_precision=PRECISION)
         pa += BK * sak
         pb += BK * sbk
@@ -96,11 +101,7 @@ def quantised_kernel(a, w, scale, out, bias, M, N, K, sam, sak, swn, swk, ssn, s
         pa = a + (rows % M)[:, None] * sam + depth[None, :] * sak
         pw = w + (cols % N)[None, :] * swn + depth[:, None] * swk
         for k in range(0, K, BK):
-            if EVEN:
-                x, y = tl.load(pa), tl.load(pw)
-            else:
-                x = tl.load(pa, depth[None, :] < K - k, other=0)
-                y = tl.load(pw, depth[:, None] < K - k, other=0)
+            x, y = load_step(pa, pw, depth, K - k, EVEN)
             acc = tl.dot(x, y.to(x.dtype), acc, input_precision="ieee")
             pa += BK * sak
             pw += BK * swk

@@ -8,7 +8,6 @@ a callable with the function's behaviour. The last part of capture; the API wrap
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import itertools
 import linecache
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _native
+from ..collector import paused
 from ..config import config
 from ..errors import MinicompileError, Refusal
 from ..ir.scalar import Specialise
@@ -72,19 +72,29 @@ class Entry:
         """Lets go of the program's source, which tracebacks read."""
         linecache.cache.pop(self.program.__code__.co_filename, None)
 
-    def missed(self, function: FunctionType, slots: Sequence[Any]) -> tuple[Guard | None, Any]:
+    def missed(self, function: FunctionType, slots: Sequence[Any]) -> Miss:
         """The guard that fails for these arguments, with what was found."""
-        miss = self.native.guards.check(function, slots) or (-1, None)
-        return self.owner.get(miss[0]), miss[1]
-
-    def why_missed(self, function: FunctionType, slots: Sequence[Any]) -> str:
-        """Which guard fails for these arguments, with what was found."""
         miss = self.native.guards.check(function, slots)
-        if miss is None:
+        return NO_MISS if miss is None else Miss(self.owner.get(miss[0]), *miss[1:])
+
+
+class Miss(NamedTuple):
+    """Why an entry does not stand for a call: the guard that fails, what was found in the place of what it
+    expects, and the checker's words for that, if it has any."""
+
+    guard: Guard | None
+    found: Any
+    text: str | None
+
+    def __str__(self) -> str:
+        if self is NO_MISS:
             return "no guard failed"
-        guard = self.owner.get(miss[0])
-        found = "nothing" if miss[1] is _native.NULL else f"{type(miss[1]).__name__} {_short(miss[1])}"
-        return f"{guard}: found {miss[2] or found}"
+        kind = type(self.found).__name__
+        found = "nothing" if self.found is _native.NULL else f"{kind} {_short(self.found)}"
+        return f"{self.guard}: found {self.text or found}"
+
+
+NO_MISS = Miss(None, None, None)
 
 
 def _short(x: Any) -> str:
@@ -152,18 +162,16 @@ class Compiled:
     def added(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
         """`add`, reported."""
         if self.entries:
-            self.on_event("recompile", [e.why_missed(self.function, slots) for e in self.entries])
-            for entry in self.entries:
-                self.numbers = self.numbers.seen(*entry.missed(self.function, slots))
-        collects = gc.isenabled()
-        gc.disable()  # compiling makes many objects that stay, and few cycles
+            misses = [e.missed(self.function, slots) for e in self.entries]
+            self.on_event("recompile", list(map(str, misses)))
+            for miss in misses:
+                self.numbers = self.numbers.seen(miss.guard, miss.found)
         hooks = torch._C._autograd._saved_tensors_hooks_set_tracing(True)     # they are not for fakes
         try:
-            return self.add(slots)
+            with paused():
+                return self.add(slots)
         finally:
             torch._C._autograd._saved_tensors_hooks_set_tracing(hooks)
-            if collects:
-                gc.enable()
 
     def add(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
         """Adds the entry for these arguments; gives its program and what to call it with."""
@@ -193,7 +201,7 @@ class Compiled:
     def not_added(self, slots: list[Any]) -> tuple[Callable[..., Any], tuple]:
         """What a call runs that the stance forbids to compile."""
         if config.stance == "fail_on_recompile":
-            reasons = [e.why_missed(self.function, slots) for e in self.entries]
+            reasons = [str(e.missed(self.function, slots)) for e in self.entries]
             reasons = reasons or ["nothing is compiled yet"]
             raise MinicompileError(f"{self.function.__qualname__} would be compiled anew, and the stance is "
                                    "'fail_on_recompile':\n" + "\n".join(reasons))
@@ -428,7 +436,7 @@ class Resumption:
         start, raised = time.perf_counter(), None
         try:
             left = self.operation(*state[self.point.slots], *values[self.point.width:])
-        except BaseException as error:
+        except BaseException as error:                  # raised below, in the frames that wait
             raised = error.with_traceback(error.__traceback__.tb_next.tb_next)  # type: ignore[union-attr]
         self.refusal.calls += 1
         self.refusal.seconds += time.perf_counter() - start

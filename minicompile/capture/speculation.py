@@ -128,16 +128,20 @@ class Speculation:
                 where: Where | None) -> Exception:
         """What to raise for a call that raises `error` on fakes: what it raises for the call's real inputs;
         a Refusal where that is another error or none."""
-        arg = self.recorder.arg
         if not torch._C._functorch.get_dynamic_layer_stack_depth():
             try:
-                self.reality.call(func, tuple(map(arg, args)), {k: arg(v) for k, v in kwargs.items()})
+                self.really(func, args, kwargs)
             except Refusal:
                 raise
             except Exception as real:
                 if type(real) is type(error):
                     return real
         return Refusal("no-meta", f"{getattr(func, '__name__', func)}() on fakes raises {error!r}", where)
+
+    def really(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The call on the real tensors behind its fakes. Raises what it raises, or Refusal."""
+        arg = self.recorder.arg
+        return self.reality.call(func, tuple(map(arg, args)), {k: arg(v) for k, v in kwargs.items()})
 
     def with_numbers(self, func: Any, args: tuple, kwargs: dict[str, Any], refusal: Refusal) -> Any:
         """The call with numbers in the place of tensors that it takes for numbers."""
@@ -159,9 +163,8 @@ class Speculation:
         given = (*args, *kwargs.values())
         if not all(issubclass(type(a), Fake) or type(a) in LEAVES for a in given):
             raise refusal
-        arg = self.recorder.arg
         try:
-            found = self.reality.call(func, tuple(map(arg, args)), {k: arg(v) for k, v in kwargs.items()})
+            found = self.really(func, args, kwargs)
         except Refusal:
             raise
         except Exception as error:
@@ -169,7 +172,7 @@ class Speculation:
                           refusal.where) from error
         if storages_of(found) or not plain(found):
             raise refusal
-        if not any(self.reality.varies(arg(a)) for a in given if issubclass(type(a), Fake)):
+        if not any(self.reality.varies(self.recorder.arg(a)) for a in given if issubclass(type(a), Fake)):
             return found
         with self.recorder:
             kept = [a.detach().clone() if issubclass(type(a), Fake) else a for a in given]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 
 import torch
 
 from ..ir.sym import Sym, Var
 from ..loops.ir import Apply, Axis, Buffer, Checked, Const, Index, Load, Loop, Store, Val
 from ..schedule.plan import Kernel, Stage
+from ..schedule.space import total
 from .cpp_values import REGISTER, apply_text, element, literal, raw_vector
 from .walk import Scope, buffers_read, forget, index_text, lane_step, widest
 
@@ -96,17 +98,14 @@ class KernelText:
         par, t = self.kernel.par, self.kernel.tiling
         depth = t.parallel
         blocks = flat and depth == len(par)  # the lane axis itself is shared out among threads
-        if blocks and depth > 1 and _size(par[:-1]) >= 64:
+        if blocks and depth > 1 and total(par[:-1]) >= 64:
             depth, blocks = depth - 1, False
         shared = par[:depth]
         counts = [self.block_count(a) if blocks and a is par[-1] else extent(a) for a in shared]
         if not shared:
             self.rows_then(lambda: self.inner_par(par, flat))
             return
-        total = 1
-        for n in counts:
-            total *= n
-        with self.block(f"parallel(env->threads, {total}, [=](i64 begin, i64 end) {{", closing="});"):
+        with self.block(f"parallel(env->threads, {prod(counts)}, [=](i64 begin, i64 end) {{", closing="});"):
             self.rows_then(lambda: self.shared_axes(shared, counts, blocks, flat))
 
     def shared_axes(self, shared: tuple[Axis, ...], counts: list[int], blocks: bool, flat: bool) -> None:
@@ -301,7 +300,7 @@ class KernelText:
         per = self.lanes * unroll if lanes else 1
         sums = [acc for loop, acc in accumulators.items() if loop.combine == "sum"
                 and loop.body.dtype.is_floating_point]
-        if not sums or _size(stage.inner) <= CHUNK * per:
+        if not sums or total(stage.inner) <= CHUNK * per:
             return ""
         for acc in sums:
             self.here.put(f"auto {acc}_total = Totals<{unroll}>::of({acc});")
@@ -614,12 +613,5 @@ def rounds_bf16(v: Apply) -> Val | None:
 
 def _position_dtype(loop: Loop) -> torch.dtype:
     """The integer type an argmax counts positions in: as wide as its values where that is enough."""
-    small = loop.body.dtype.itemsize <= 4 and _size(loop.reduce_axes) < 2**31
+    small = loop.body.dtype.itemsize <= 4 and total(loop.reduce_axes) < 2**31
     return torch.int32 if small else torch.int64
-
-
-def _size(axes: tuple[Axis, ...]) -> int:
-    n = 1
-    for a in axes:
-        n *= extent(a)
-    return n

@@ -7,6 +7,8 @@ such a read would touch as many cache lines as it has lanes.
 
 from __future__ import annotations
 
+from math import prod
+
 from ..ir.sym import Var, coefficient
 from ..loops.ir import Axis, Load
 from .cpp_kernel import INLINED, KernelText, extent
@@ -34,14 +36,11 @@ class TileText(KernelText):
         last, n = self.kernel.par[-1], self.lanes
         outer = [a for a in self.kernel.par if a is not down and a is not last]
         counts = [*map(extent, outer), -(-extent(down) // (DOWN * n)), -(-extent(last) // (ACROSS * n))]
-        total = 1
-        for c in counts:
-            total *= c
         shared = self.kernel.tiling.parallel > 0
-        opening = f"parallel(env->threads, {total}, [=](i64 begin, i64 end) {{" if shared else "{"
+        opening = f"parallel(env->threads, {prod(counts)}, [=](i64 begin, i64 end) {{" if shared else "{"
         with self.block(opening, closing="});" if shared else "}"):
             if not shared:
-                self.here.put(f"const i64 begin = 0, end = {total};")
+                self.here.put(f"const i64 begin = 0, end = {prod(counts)};")
             with self.block("for (i64 at = begin; at < end; ++at) {", frozenset(a.var for a in outer)):
                 self.unravel([*(a.var.name for a in outer), "band", "block"], counts)
                 self.tiles(down, last)

@@ -13,7 +13,7 @@ import torch
 from ..ir.elementwise import broadcast
 from ..ir.graph import Node
 from ..ir.prims import need
-from .builder import Builder, as_dtype, rule, wide
+from .builder import Builder, Rule, as_dtype, rule, wide
 from .reduction import reduce
 
 aten = torch.ops.aten
@@ -242,9 +242,13 @@ def _scatter_add(b: Builder, x: Node, dim: int, index: Node, source: Node) -> An
 MODES = {"sum": "add", "add": "add", "prod": "mul", "multiply": "mul", "amin": "amin", "amax": "amax"}
 
 
-def _collected(b: Builder, x: Node, source: Node, along: Any, reduction: str, include_self: bool) -> Any:
-    """What a reduction leaves where `along(values, source, mode)` puts several; without x's own value, if it
+def _collected(put: Rule, b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *,
+               include_self: bool = True) -> Any:
+    """What a reduction leaves where `put` (see _scatter_along) puts several; without x's own value, if it
     shall not count."""
+    def along(y: Node, values: Any, mode: str) -> Any:
+        return put(b, y, dim, index, values, mode)
+
     dtype, mode = x.tensor.dtype, MODES.get(reduction, "add")
     if dtype is torch.bool or dtype.itemsize < 4 and dtype.is_floating_point:
         return NotImplemented
@@ -261,19 +265,13 @@ def _collected(b: Builder, x: Node, source: Node, along: Any, reduction: str, in
 
 
 @rule(aten.scatter_reduce.two)
-def _scatter_reduce(b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *,
-                    include_self: bool = True) -> Any:
-    def along(y: Node, values: Any, mode: str) -> Any:
-        return _scatter_along(b, y, dim, index, values, mode)
-    return _collected(b, x, source, along, reduction, include_self)
+def _scatter_reduce(*args: Any, **kwargs: Any) -> Any:
+    return _collected(_scatter_along, *args, **kwargs)
 
 
 @rule(aten.index_reduce.default)
-def _index_reduce(b: Builder, x: Node, dim: int, index: Node, source: Node, reduction: str, *,
-                  include_self: bool = True) -> Any:
-    def along(y: Node, values: Any, mode: str) -> Any:
-        return _index_along(b, y, dim, index, values, mode)
-    return _collected(b, x, source, along, reduction, include_self)
+def _index_reduce(*args: Any, **kwargs: Any) -> Any:
+    return _collected(_index_along, *args, **kwargs)
 
 
 @rule(aten.scatter.reduce, aten.scatter.value_reduce)

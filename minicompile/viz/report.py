@@ -20,11 +20,11 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
-import torch
 
 from ..errors import Where
 from ..ir.graph import arg_nodes
-from ..loops.ir import Extern, Loop
+from ..loops.ir import Extern, Loop, Step
+from ..schedule.deps import reads_of, writes_of
 from ..schedule.plan import Kernel
 
 if TYPE_CHECKING:                                        # explanation imports this module
@@ -285,15 +285,17 @@ def _drawing(plan: Any, keys: Keys, of: Places) -> dict[str, Any]:
     edges: dict[tuple[int, int], list[str]] = {}
     for i, step in enumerate(plan.steps):
         graph.add_node(i)
-        for name in _reads(step):
+        parts = _parts(step)
+        for name in dict.fromkeys(name for part in parts for name in reads_of(part)):
             if name in made and made[name] != i:
                 edges.setdefault((made[name], i), []).append(name)
-        made.update(dict.fromkeys(_writes(step), i))
+        made.update((name, i) for part in parts for name in writes_of(part))
     graph.add_edges_from(edges)
     boxes = [{"title": s.name, "lines": _inside(s), "kernel": isinstance(s, Kernel), "keys": keys.of(of(s))}
              for s in plan.steps]
     return {"boxes": boxes, "layers": _layers(graph),
-            "edges": [[a, b, ", ".join(n), sum(_bytes(plan, x) for x in n)] for (a, b), n in edges.items()]}
+            "edges": [[a, b, ", ".join(names), sum(plan.buffers[n].spec.nbytes for n in names)]
+                      for (a, b), names in edges.items()]}
 
 
 def _layers(graph: nx.DiGraph) -> list[list[int]]:
@@ -312,17 +314,11 @@ def _layers(graph: nx.DiGraph) -> list[list[int]]:
     return layers
 
 
-def _reads(step: Any) -> set[str]:
+def _parts(step: Any) -> list[Step]:
+    """The loops and the library call that a step of a plan is made of."""
     if isinstance(step, Extern):
-        return {v.buffer for v in step.views()}
-    core = {v.buffer for v in step.core.views()} if step.core is not None else set()
-    return core | {x.buffer for loop in step.loops for x in loop.loads()}
-
-
-def _writes(step: Any) -> set[str]:
-    if isinstance(step, Extern):
-        return {o.buffer for o in step.outs if o is not None}
-    return {loop.out.buffer for loop in step.loops}
+        return [step]
+    return [*([step.core] if step.core is not None else []), *step.loops]
 
 
 def _inside(step: Any) -> list[str]:
@@ -335,8 +331,3 @@ def _inside(step: Any) -> list[str]:
 def _loop_text(loop: Loop) -> str:
     what = loop.name.rsplit("_", 1)[0]
     return f"{loop.out.buffer} = {loop.combine + ' of ' if loop.combine else ''}{what}"
-
-
-def _bytes(plan: Any, name: str) -> int:
-    spec = plan.buffers[name].spec
-    return spec.numel * torch.empty((), dtype=spec.dtype).element_size()
