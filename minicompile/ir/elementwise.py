@@ -135,7 +135,7 @@ KINDS = [
         True,
         """mul.Tensor add.Tensor maximum minimum bitwise_not bitwise_and.Tensor bitwise_or.Tensor
         bitwise_xor.Tensor bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Scalar where.self
-        where.ScalarOther where.ScalarSelf where.Scalar pow.Tensor_Scalar""",
+        where.ScalarOther where.ScalarSelf where.Scalar pow.Tensor_Scalar pow.Tensor_Tensor""",
     ),
     (
         "same",
@@ -143,7 +143,7 @@ KINDS = [
         True,
         """sub.Tensor rsub.Scalar rsub.Tensor neg abs sign sgn floor ceil trunc round relu clamp clamp_min
         clamp_max clamp.Tensor clamp_min.Tensor clamp_max.Tensor
-        pow.Tensor_Tensor remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar
+        remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar
         sub.Scalar mul.Scalar floor_divide square threshold fmax fmin heaviside frac""",
     ),
     (
@@ -230,7 +230,8 @@ def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers
             return None
     else:
         dtype = promote(*tensors, *numbers)
-    if name.startswith("pow") and not dtype.is_floating_point and any(n < 0 for n in numbers):
+    if name.startswith("pow") and (dtype is torch.bool and not numbers
+                                   or not dtype.is_floating_point and any(n < 0 for n in numbers)):
         return None
     masked = dtype is torch.bool and bool(numbers) and kind == "same" and not name.startswith("pow")
     if dtype.is_complex or masked or (name.startswith("bitwise") and dtype.is_floating_point):
