@@ -1,5 +1,5 @@
-"""Sym: integers that depend on loop variables and (later) on sizes, with bounds; what indices, extents and
-strides are made of.
+"""Sym: integers that depend on loop variables and on sizes, with bounds; what indices, extents and strides
+are made of.
 
 Takes nothing; `loops` builds index expressions, `schedule` compares them, `codegen` prints them. A small
 algebra of our own, because a general computer algebra system in the hot path is a main reason for long
@@ -9,14 +9,23 @@ Normal form: `sum(coefficient * atom) + const`, where an atom is a `Var`, a prod
 division or a modulo. Every Sym is hash-consed: equal normal forms are one object, so `is`, `==` and `hash`
 are cheap. Plain ints are Syms without atoms and stay ints: wherever this file says `Sym | int`, both may
 come.
+
+Sizes that are only known when a program runs are `Size` variables. Code that computes with sizes need not
+know: what it asks of one (`n == 1`, `a < b`) is answered by the bounds, or else for the sizes of the call
+that is being compiled, and is then a `Condition` of the program (see `asking`). What needs the number itself
+(`range(n)`) raises `NeedsSizes`, and these sizes are constants again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from math import gcd, inf
 from typing import Any
 
+from ..errors import Refusal
 from .intern import interner
 
 Bound = int | float  # an int, or ±inf where nothing is known
@@ -72,6 +81,33 @@ class Sym:
     def __rmod__(self, other: int) -> Sym | int:
         return mod(other, self)
 
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, (int, Sym)) and _of_sizes(self - other) and _decide("eq", self - other)
+
+    def __lt__(self, other: Sym | int) -> bool:
+        return _decide("ge", other - self - 1)
+
+    def __le__(self, other: Sym | int) -> bool:
+        return _decide("ge", other - self)
+
+    def __gt__(self, other: Sym | int) -> bool:
+        return _decide("ge", self - other - 1)
+
+    def __ge__(self, other: Sym | int) -> bool:
+        return _decide("ge", self - other)
+
+    def __bool__(self) -> bool:
+        return not _of_sizes(self) or not _decide("eq", self)
+
+    def _value(self, *_: Any) -> Any:
+        raise NeedsSizes(self)
+
+    __index__ = __int__ = __float__ = __truediv__ = __rtruediv__ = __round__ = __trunc__ = __pow__ = _value
+
     def __str__(self) -> str:
         return self.text
 
@@ -92,7 +128,7 @@ class Var(Sym):
         return _intern(("v", name, lo, hi), lambda: cls._make(name, lo, hi))
 
     @classmethod
-    def _make(cls, name: str, lo: Bound, hi: Bound) -> Var:
+    def _make(cls, name: str, lo: Bound, hi: Bound) -> Any:
         self = object.__new__(cls)
         self.name, self.lo, self.hi, self.text = name, lo, hi, name
         return self
@@ -100,6 +136,24 @@ class Var(Sym):
     @property
     def vars(self) -> frozenset[Var]:  # a stored set would be a reference cycle
         return frozenset((self,))
+
+
+LARGEST_SIZE = 2**31 - 1
+
+
+class Size(Var):
+    """A size known only when the program runs; `hint` is what it is in the call that is being compiled. Not
+    0 or 1, unless its bounds say so: those behave differently (nothing there, broadcasting)."""
+
+    __slots__ = ("hint",)
+    hint: int
+
+    def __new__(cls, name: str, hint: int, lo: int = 2, hi: int = LARGEST_SIZE) -> Size:
+        def make() -> Size:
+            self = cls._make(name, lo, hi)
+            self.hint = hint
+            return self
+        return _intern(("size", name, hint, lo, hi), make)
 
 
 class Sum(Sym):
@@ -353,6 +407,8 @@ def _symbolic_div(n: Sym | int, d: Sym) -> Sym | int:
     rest: Sym | int = n
     if not isinstance(n, int):
         whole, rest = _split_by(n, d)
+    if rest == 0 and isinstance(rest, int):
+        return whole
     if d.lo > 0:
         lo, hi = bounds(rest)
         if lo >= 0 and hi < d.lo:
@@ -374,25 +430,39 @@ def _key(s: Sym | int) -> tuple:
 
 
 def _split_by(n: Sym, d: Sym) -> tuple[Sym | int, Sym | int]:
-    """n = d*q + r for a symbolic d that is one atom or product: terms that contain all its factors go to
-    q."""
-    if len(d.terms) != 1 or d.const or d.terms[0][1] != 1:
-        return 0, n
-    need = d.factors if isinstance(d, Prod) else (d,)
+    """n = d*q + r for a symbolic d, by polynomial division: q takes the terms of n that d's leading term
+    divides. Where d has several terms, only a division without remainder is kept."""
+    lead, k = max(d.terms, key=_degree)
+    need = lead.factors if isinstance(lead, Prod) else (lead,)
     whole: Sym | int = 0
-    rest: Sym | int = n.const
-    for a, c in n.terms:
-        have = list(a.factors if isinstance(a, Prod) else (a,))
-        if all(have.count(f) >= need.count(f) for f in need):
-            for f in need:
-                have.remove(f)
-            left: Sym | int = 1
-            for f in have:
-                left = left * f
-            whole = whole + c * left
-        else:
-            rest = rest + c * a
-    return whole, rest
+    rest: Sym | int = n
+    for _ in range(64):
+        terms = () if isinstance(rest, int) else sorted(rest.terms, key=_degree, reverse=True)
+        left = next((q * (c // k) for a, c in terms
+                     if c % k == 0 and (q := _without(a, need)) is not None), None)
+        if left is None:
+            break
+        whole, rest = whole + left, rest - left * d
+    exact = len(d.terms) == 1 and d.const == 0 or isinstance(rest, int) and rest == 0
+    return (whole, rest) if exact else (0, n)
+
+
+def _degree(term: tuple[Sym, int]) -> tuple[int, str]:
+    return len(term[0].factors) if isinstance(term[0], Prod) else 1, term[0].text
+
+
+def _without(a: Sym, need: tuple[Sym, ...]) -> Sym | int | None:
+    """a divided by the product of `need`; None where one of these is no factor of it."""
+    have = list(a.factors if isinstance(a, Prod) else (a,))
+    for f in need:
+        at = next((i for i, h in enumerate(have) if h is f), None)
+        if at is None:
+            return None
+        del have[at]
+    out: Sym | int = 1
+    for f in have:
+        out = out * f
+    return out
 
 
 def _make_div(num: Sym | int, den: Sym | int) -> Div:
@@ -432,6 +502,79 @@ def _make_mod(num: Sym | int, den: Sym | int) -> Mod:
 
 def _bare(s: Sym | int) -> str:
     return str(s) if not isinstance(s, Prod) else f"({s})"
+
+
+# ---- sizes ----
+
+
+class NeedsSizes(Refusal):
+    """The value of an integer that depends on `sizes` is needed."""
+
+    def __init__(self, s: Sym):
+        super().__init__("varying", f"{s} must be known, but is a size that varies")
+        self.sizes = [v for v in s.vars if isinstance(v, Size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a program takes for granted of its sizes: sym == 0 ("eq"), sym != 0 ("ne") or sym >= 0 ("ge")."""
+
+    relation: str
+    sym: Sym
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it does for sizes of these names."""
+        return _RELATIONS[self.relation](evaluate(self.sym, sizes))
+
+    def __str__(self) -> str:
+        return f"{self.sym} {_SIGNS[self.relation]} 0"
+
+
+_SIGNS = {"eq": "==", "ne": "!=", "ge": ">="}
+_RELATIONS: dict[str, Callable[[int], bool]] = {"eq": lambda n: n == 0, "ne": lambda n: n != 0,
+                                                "ge": lambda n: n >= 0}
+_OPPOSITE: dict[str, Callable[[Sym], tuple[str, Any]]] = {
+    "eq": lambda s: ("ne", s), "ge": lambda s: ("ge", -1 - s)}
+_asked: ContextVar[dict[Condition, None] | None] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def asking() -> Iterator[dict[Condition, None]]:
+    """While entered, questions about sizes are answered for their hints, and noted: the dict that this gives
+    holds them, in order."""
+    found: dict[Condition, None] = {}
+    token = _asked.set(found)
+    try:
+        yield found
+    finally:
+        _asked.reset(token)
+
+
+def _of_sizes(s: Sym | int) -> bool:
+    return isinstance(s, int) or all(type(v) is Size for v in s.vars)
+
+
+def _decide(relation: str, s: Sym | int) -> bool:
+    """Whether `s` is 0 ("eq") or at least 0 ("ge"): by its bounds, else by hints, which is noted."""
+    lo, hi = bounds(s)
+    if lo >= 0 and (relation == "ge" or lo > 0):
+        return relation == "ge"
+    if hi < 0 or lo == hi == 0:
+        return hi == 0
+    found = _asked.get()
+    if found is None or isinstance(s, int) or not _of_sizes(s):
+        raise TypeError(f"the sign of {s} cannot be decided")
+    yes = _RELATIONS[relation](hint(s))
+    found[Condition(relation, s) if yes else Condition(*_OPPOSITE[relation](s))] = None
+    return yes
+
+
+def hint(s: Sym | int) -> int:
+    """The value in the call that is being compiled. For what is about speed or sizes of tables; it leaves no
+    condition, so nothing may be decided by it that results depend on."""
+    if isinstance(s, int):
+        return s
+    return evaluate(s, {v.name: v.hint for v in s.vars})  # type: ignore[attr-defined]
 
 
 # ---- questions ----
