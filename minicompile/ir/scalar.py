@@ -14,6 +14,7 @@ import torch
 
 from ..errors import Refusal
 from .spec import TensorSpec
+from .sym import NeedsSizes, Sym, hint
 
 SYMBOLS = (torch.SymFloat, torch.SymInt)
 DTYPES = {float: torch.float64, int: torch.int64}
@@ -29,12 +30,17 @@ class Specialise(Refusal):
 
 class Number:
     """What a SymFloat or SymInt of ours holds: the value it has in this call, and `ask`, which is called when
-    it matters (it notes that, or raises Specialise) and gives the value."""
+    it matters (it notes that, or raises Specialise) and gives the value. A size has its expression `sym`."""
 
-    __slots__ = ("value", "ask")
+    __slots__ = ("value", "ask", "sym")
 
-    def __init__(self, value: int | float, ask: Callable[[Number], int | float]):
-        self.value, self.ask = value, ask
+    def __init__(self, value: int | float, ask: Callable[[Number], int | float], sym: Sym | None = None):
+        self.value, self.ask, self.sym = value, ask, sym
+
+    @classmethod
+    def of_size(cls, sym: Sym) -> Number:
+        """The number that a size, or an expression of sizes, is."""
+        return cls(hint(sym), _needs_size, sym)
 
     def is_int(self) -> bool:
         return type(self.value) is int
@@ -62,6 +68,11 @@ class Number:
 
     def __getattr__(self, name: str) -> Any:          # arithmetic of torch's own
         raise Specialise(f"torch's {name}")
+
+
+def _needs_size(number: Number) -> int:
+    assert number.sym is not None
+    raise NeedsSizes(number.sym)
 
 
 def symbol(number: Number) -> Any:
