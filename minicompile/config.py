@@ -116,6 +116,8 @@ class Config:
                          "more is compiled; 'fail_on_recompile': that is an error")
     recompile_limit: int = _field(8, number(int, 1),
                                   "compiled variants kept per function; past it the oldest goes, loudly")
+    contest: bool = _field(True, flag, "time first calls in eager mode, too, and run that from then "
+                                       "on where it is clearly faster")
     compile_timeout_s: float = _field(300.0, number(float, 0.1),
                                       "seconds the C++ compiler may take for one graph")
 

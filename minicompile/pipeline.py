@@ -16,7 +16,7 @@ import torch
 
 from .autograd.function import Halves, viewed
 from .autograd.joint import Joint, trace_joint
-from .autograd.partition import split
+from .autograd.partition import recompute_class, split
 from .codegen import cpp, driver, triton, triton_driver
 from .config import config
 from .debug import configure, dump_stage, log
@@ -28,6 +28,7 @@ from .lower.decompose import decompose
 from .lower.graphs import Prims
 from .lower.products import WITH_BIAS
 from .lower.trace import trace
+from .runtime.contest import Contest
 from .runtime.toolchain import detect_isa
 from .schedule.fuse import schedule
 
@@ -69,6 +70,7 @@ class Compilation:
     inputs       copies of the first call's inputs, where they were asked for (bisecting)
     seconds      stage -> seconds it took
     stages       how border objects are made: STAGES or TRITON
+    contest      how compiled code does against eager mode, where both can be tried
     runs         the name of what `call` runs: a border object's reference, "executable", or a user's
                  backend
     """
@@ -86,6 +88,7 @@ class Compilation:
     backward: Compilation | None = None
     inputs: tuple = ()
     call: Call | None = None
+    contest: Contest | None = None
     runs: str = ""
     stages: Mapping[str, tuple[str, Callable[[Any], Any]]] = field(default_factory=lambda: STAGES)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -164,6 +167,8 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
             list(call(*primals)), outputs, primals, joint.attached, joint.spent), examples)
     else:
         done.call = taking_numbers(call, examples)
+        if config.contest and done.call is call and why_no_contest(done) is None:
+            done.contest = Contest(call, capture.gm.forward, lambda text: log("code", f"{name}: {text}"))
     return done
 
 
@@ -178,7 +183,7 @@ def _finish(done: Compilation, target: str) -> Call:
         _warn_once("toolchain", f"{e}\nminicompile runs its slow reference instead of compiled code.")
         target, border = "loops", done.reach("loops")
     done.runs = target
-    return border if target == "executable" else border.run
+    return border.call if target == "executable" else border.run
 
 
 def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
@@ -237,3 +242,12 @@ def _warn_once(key: str, text: str) -> None:
     if key not in _warned:
         _warned.add(key)
         logging.getLogger("minicompile").warning("%s", text)
+
+
+def why_no_contest(done: Compilation) -> str | None:
+    """Why a graph cannot run in eager mode as well, with nothing to show for it; None if it can."""
+    if done.runs != "executable" or done.stages is not STAGES:
+        return "it runs no compiled C++"
+    if done.aten.graph.writes or any(recompute_class(n) == "random" for n in done.aten.graph.nodes):
+        return "it writes to inputs or draws random numbers"
+    return None

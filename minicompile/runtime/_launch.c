@@ -183,6 +183,10 @@ static void give_workspace(Graph* g, Workspace* w) {      /* with the GIL held *
   g->free_list = w;
 }
 
+static void give_back(Graph* g) {                         /* the memory kept between calls */
+  while (g->free_list) { Workspace* w = g->free_list; g->free_list = w->next; free_workspace(g, w); }
+}
+
 /* The handle of a view during a call; made on first use where it is not fixed. NULL on failure. */
 Handle view_handle(Graph* g, Workspace* w, int i) {
   if (w->fixed[i]) return w->fixed[i];
@@ -316,12 +320,24 @@ static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf
   return out;
 }
 
+/* Calls `instead`: see runtime/contest.py. Where there is none, a call costs nothing more. */
+static PyObject* call_instead(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  PyObject* other = Py_NewRef(((Graph*)self)->instead);
+  PyObject* out = PyObject_Vectorcall(other, args, PyVectorcall_NARGS(nargsf), kwnames);
+  Py_DECREF(other);
+  return out;
+}
+
+static PyObject* Graph_run(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+  return Graph_call(self, args, (size_t)n, NULL);
+}
+
 /* ---- type ---------------------------------------------------------------------------------------------- */
 
 static void Graph_dealloc(PyObject* self) {
   Graph* g = (Graph*)self;
   PyObject_GC_UnTrack(self);
-  while (g->free_list) { Workspace* w = g->free_list; g->free_list = w->next; free_workspace(g, w); }
+  give_back(g);
   for (Py_ssize_t i = 0; i < g->n_buffers && g->buffers; ++i) {
     Py_XDECREF(g->buffers[i].constant);
     PyMem_Free(g->buffers[i].geometry.sizes);
@@ -335,12 +351,13 @@ static void Graph_dealloc(PyObject* self) {
   PyMem_Free(g->buffers); PyMem_Free(g->views); PyMem_Free(g->steps); PyMem_Free(g->results);
   PyMem_Free(g->written);
   Py_XDECREF(g->on_error); Py_XDECREF(g->as_strided); Py_XDECREF(g->keep); Py_XDECREF(g->increment_version);
+  Py_XDECREF(g->instead);
   Py_TYPE(self)->tp_free(self);
 }
 
 static int Graph_traverse(PyObject* self, visitproc visit, void* arg) {
   Graph* g = (Graph*)self;
-  Py_VISIT(g->on_error); Py_VISIT(g->keep);
+  Py_VISIT(g->on_error); Py_VISIT(g->keep); Py_VISIT(g->instead);
   for (Py_ssize_t i = 0; i < g->n_steps && g->steps; ++i)
     if (g->steps[i].ext) Py_VISIT(g->steps[i].ext->python);
   return 0;
@@ -382,9 +399,37 @@ static PyObject* Graph_python_calls(PyObject* self, void* none) {
     PyTuple_SET_ITEM(out, i, PyLong_FromLongLong(g->steps[i].ext ? g->steps[i].ext->python_calls : 0));
   return out;
 }
+static PyObject* Graph_instead(PyObject* self, void* none) {
+  (void)none;
+  PyObject* other = ((Graph*)self)->instead;
+  return Py_NewRef(other ? other : Py_None);
+}
+static int Graph_set_instead(PyObject* self, PyObject* value, void* none) {
+  (void)none;
+  Graph* g = (Graph*)self;
+  PyObject *before = g->instead, *other = value && value != Py_None ? Py_NewRef(value) : NULL;
+  g->vectorcall = other ? call_instead : Graph_call;
+  g->instead = other;
+  Py_XDECREF(before);
+  return 0;
+}
 static PyGetSetDef getset[] = {
+  {"instead", Graph_instead, Graph_set_instead, "what a call of the graph calls in its place; None: nothing",
+   NULL},
   {"python_calls", Graph_python_calls, NULL, "per step: how often it was run from Python", NULL},
   {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyObject* Graph_rest(PyObject* self, PyObject* none) {
+  (void)none;
+  give_back((Graph*)self);
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef graph_methods[] = {
+  {"rest", Graph_rest, METH_NOARGS, "Gives back the memory kept between calls."},
+  {"run", (PyCFunction)(void (*)(void))Graph_run, METH_FASTCALL, "The graph itself, whatever `instead` is."},
+  {NULL, NULL, 0, NULL},
 };
 
 static PyTypeObject GraphType = {
@@ -395,6 +440,7 @@ static PyTypeObject GraphType = {
   .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
   .tp_new = Graph_new,
   .tp_getset = getset,
+  .tp_methods = graph_methods,
   .tp_dealloc = Graph_dealloc,
   .tp_traverse = Graph_traverse,
   .tp_call = PyVectorcall_Call,

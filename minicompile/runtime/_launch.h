@@ -90,7 +90,7 @@ typedef struct {
   int64_t arena_bytes;
   int release_gil, has_extern, max_operands;
   Buffer* buffers; View* views; Step* steps; Result* results;
-  PyObject *on_error, *as_strided, *keep, *increment_version;
+  PyObject *on_error, *as_strided, *keep, *increment_version, *instead;
   int *written, n_written;                                /* inputs the graph writes to */
   Workspace* free_list;
 } Graph;

@@ -61,6 +61,7 @@ class Explanation:
     saved       what graphs that are trained through keep from forward to backward, with bytes and reason
     stages      per graph, stage name -> border object
     seconds     stage name -> compile seconds, summed over the graphs
+    contests    of graphs that were timed against eager mode: what was found
     """
 
     graph_count: int
@@ -74,6 +75,7 @@ class Explanation:
     op_count: int
     saved: tuple[Saved, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    contests: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = ()) -> Explanation:
@@ -98,6 +100,7 @@ class Explanation:
             op_count=sum(torch_calls(g) for g in graphs),
             saved=tuple(v for c in compiled if c.split for v in c.split.saved),
             seconds=seconds,
+            contests=tuple(f"{c.name}: {c.contest}" for c in compiled if c.contest),
         )
 
     def __str__(self) -> str:
@@ -114,6 +117,7 @@ class Explanation:
                  ("kernels of the backward", [str(k) for k in self.kernels if k.backward]),
                  ("saved for the backward", [str(v) for v in self.saved]),
                  ("not fused", [str(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
+                 ("against eager mode", self.contests),
                  ("seconds", [f"{stage:<12} {n:8.3f}" for stage, n in self.seconds.items()])]
         return "\n\n".join(section(title, lines) for title, lines in parts if lines)
 
@@ -147,7 +151,15 @@ def explain(fn: Any) -> Callable[..., Explanation]:
 
     def explained(*args: Any, **kwargs: Any) -> Explanation:
         compiled, handle = compile_anew(fn)
-        compiled(*args, **kwargs)
+        handle.keep_inputs = True
+        try:
+            compiled(*args, **kwargs)
+        finally:
+            handle.keep_inputs = False
+        for done in handle.compilations:
+            if done.contest is not None:
+                done.contest.finish(done.inputs)
+            done.inputs = ()
         return Explanation.of(handle.compilations, handle.refusals)
 
     return explained
