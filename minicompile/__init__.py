@@ -16,18 +16,30 @@ from .config import config
 from .errors import CheckError, MinicompileError, Refusal, ToolchainError
 
 if TYPE_CHECKING:
-    from .api import compile, disable, graph_break, is_compiling, recompiles, reset, set_stance
+    from .api import (
+        compile,
+        disable,
+        graph_break,
+        is_compiling,
+        mark_dynamic,
+        mark_static,
+        recompiles,
+        reset,
+        set_stance,
+    )
     from .testing.bisection import bisect
     from .viz.explanation import Explanation, explain
 
 __version__ = "0.1.0"
 
 _HOME = {**dict.fromkeys(
-    ("compile", "disable", "graph_break", "is_compiling", "recompiles", "reset", "set_stance"), "api"),
+    "compile disable graph_break is_compiling mark_dynamic mark_static recompiles reset set_stance".split(),
+    "api"),
          **dict.fromkeys(("explain", "Explanation"), "viz.explanation"), "bisect": "testing.bisection"}
 
 __all__ = ["CheckError", "Explanation", "MinicompileError", "Refusal", "ToolchainError", "bisect", "compile",
-           "config", "disable", "explain", "graph_break", "is_compiling", "recompiles", "reset", "set_stance"]
+           "config", "disable", "explain", "graph_break", "is_compiling", "mark_dynamic", "mark_static",
+           "recompiles", "reset", "set_stance"]
 
 
 def __getattr__(name: str) -> Any:

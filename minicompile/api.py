@@ -21,9 +21,11 @@ from torch import nn
 from .capture.compiled import Compiled, force_eager
 from .capture.compiled import graph_break as graph_break
 from .capture.compiled import set_stance as change_stance
+from .capture.sizes import mark_sizes
 from .config import MODES, config
 from .debug import log
 from .errors import MinicompileError, Refusal
+from .ir.sym import LARGEST_SIZE
 from .pipeline import BACKENDS, Compilation, compile_graph
 
 _live: weakref.WeakSet[Handle] = weakref.WeakSet()
@@ -45,8 +47,6 @@ class Settings:
                                    f"{', '.join(map(repr, BACKENDS))} and any callable(gm, example_inputs)")
         if self.mode not in MODES:
             raise MinicompileError(f"mode {self.mode!r} is not available; there are {', '.join(MODES)}")
-        if self.dynamic:
-            raise MinicompileError("dynamic=True is not available yet: each new shape compiles a variant")
         config.validate(self.options or {})
 
 
@@ -66,7 +66,8 @@ class Handle:
 
     def __post_init__(self) -> None:
         self.compiled = Compiled(self.function, self._compile, fullgraph=self.settings.fullgraph,
-                                 limit=config.recompile_limit, on_event=self._event)
+                                 limit=config.recompile_limit, on_event=self._event,
+                                 dynamic=self.settings.dynamic or False)
         _live.add(self)
 
     def _compile(self, capture: Any, examples: Sequence[Any]) -> Callable:
@@ -106,6 +107,8 @@ def compile(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None 
     """A faster stand-in for a function, method, callable object or nn.Module; also usable as a decorator.
 
     fullgraph   raise Refusal where a part cannot be compiled, instead of running it as in eager mode
+    dynamic     which sizes of tensors one compiled program serves all values of: None, those that were seen
+                to differ between calls; True, all; False, none
     backend     "auto" (compiled C++), "reference" (the loop IR's slow executor), "aot_eager", "eager", or any
                 callable(gm: torch.fx.GraphModule, example_inputs) -> callable
     mode        on a GPU: "reduce-overhead" replays CUDA graphs, "max-autotune" times block shapes
@@ -264,6 +267,20 @@ def recompiles(fn: Any) -> list[str]:
     if handle is None:
         raise MinicompileError(f"{fn!r} is not compiled")
     return list(handle.misses)
+
+
+def mark_dynamic(t: torch.Tensor, dim: int | Sequence[int], *, min: int = 2, max: int = LARGEST_SIZE) -> None:
+    """Has what is compiled for `t` serve any size of this dimension (or these) from min to max, from the
+    first call on. Raises MinicompileError for bounds that are none, IndexError for what is no dimension."""
+    if not 2 <= min <= max:
+        raise MinicompileError(f"a size that varies is from 2 to {LARGEST_SIZE}, not from {min} to {max}")
+    mark_sizes(t, dim, (min, max))
+
+
+def mark_static(t: torch.Tensor, dim: int | Sequence[int] | None = None) -> None:
+    """Has each size of this dimension of `t` (or these, or all) compiled anew. Raises IndexError for what is
+    no dimension."""
+    mark_sizes(t, range(t.dim()) if dim is None else dim, None)
 
 
 is_compiling = torch.compiler.is_compiling              # true while minicompile or torch.compile captures

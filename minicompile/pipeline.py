@@ -6,7 +6,9 @@ from its inputs. `api` puts it behind the captured frame; `viz` and `testing` re
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +23,10 @@ from .codegen import cpp, driver, triton, triton_driver
 from .config import config
 from .debug import configure, dump_stage, log
 from .errors import MinicompileError, Refusal, ToolchainError
+from .ir.fake import Fake
 from .ir.scalar import DTYPES
 from .ir.spec import copies
+from .ir.sym import NeedsSizes, Sym
 from .loops.build import build_loops
 from .lower.decompose import decompose
 from .lower.graphs import Prims
@@ -133,11 +137,12 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
     """
     configure()
     done = Compilation(name, capture)
-    if keep_inputs:
+    if keep_inputs and not any(isinstance(x, Fake) for x in examples):
         done.inputs = tuple(copies(examples))
     dump_stage(name, "capture", capture)
     log("graphs", lambda: f"{name}:\n{capture}")
     if callable(backend):
+        _only_constants(examples)
         done.call, done.runs = backend(capture.gm, list(examples)), getattr(backend, "__name__", "user")
         return done
     backend = _resolve(backend, examples)
@@ -172,6 +177,13 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
     return done
 
 
+def _only_constants(examples: Sequence[Any]) -> None:
+    """Raises NeedsSizes if there are open sizes, which functions that users give know nothing of."""
+    sizes = [n for x in examples if isinstance(x, Fake) for n in x.spec.shape if isinstance(n, Sym)]
+    if sizes:
+        raise NeedsSizes(functools.reduce(operator.add, sizes))
+
+
 def _finish(done: Compilation, target: str) -> Call:
     """What runs the object of stage `target`, which is made; the loops' reference where there is no C++
     compiler."""
@@ -198,10 +210,14 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
 
 
 def taking_numbers(call: Call, examples: Sequence[Any], keeps: bool = False) -> Call:
-    """`call`, given tensors without dimensions in place of Python numbers.
+    """`call`, given tensors without dimensions in place of Python numbers, and no sizes.
 
     keeps   whether what it is given may live on after the call (in a backward)
     """
+    taken = [i for i, x in enumerate(examples) if not isinstance(x, torch.SymInt)]
+    if len(taken) < len(examples):
+        rest = taking_numbers(call, [examples[i] for i in taken], keeps)
+        return lambda *inputs: rest(*[inputs[i] for i in taken])
     at = [i for i, x in enumerate(examples) if type(x) in DTYPES]
     kinds = [DTYPES[type(examples[i])] for i in at]
     spare: list[list[tuple[torch.Tensor, Any]]] = []      # tensors and their elements; one list per call

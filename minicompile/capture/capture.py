@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
+import operator
 import re
 import sys
 import threading
@@ -26,8 +28,9 @@ from ..ir import fake as fake_module
 from ..ir import scalar as scalar_module
 from ..ir import spec as spec_module
 from ..ir.fake import Fake, FakeMode, facts_of
-from ..ir.scalar import like_number, number_spec
+from ..ir.scalar import Number, like_number, number_spec, symbol
 from ..ir.spec import TensorSpec
+from ..ir.sym import NeedsSizes, Size, Sym, asked, children
 from . import (
     attributes,
     bytecode,
@@ -43,6 +46,7 @@ from . import (
     reads,
     record,
     resume,
+    sizes,
     sources,
     varying,
     world,
@@ -52,6 +56,7 @@ from .guards import Guard, first_failure
 from .program import Program, build_program, is_leaf
 from .reality import HIDDEN_WRITES, Reality
 from .record import Recorder
+from .sizes import Sizes
 from .sources import Source
 from .speculation import DataGuard, Site, Speculation
 from .varying import NO_NUMBERS, VARYING, Numbers, as_input
@@ -71,6 +76,7 @@ class Input:
     name: str
     requires_grad: bool = False
     is_param: bool = False
+    size: Size | None = None        # the number is one, which the graph has only for its calls' arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class Capture:
     check_graph   computes the tensors of the data guards, and nothing else; None if there are none
     point     where the program ends early: it hands over to what does the next operation and goes on
     broken    why: what capture refused there
+    sizes     those of inputs that are open, and where they are found
     handled   where the graph raises, the call has to be made in eager mode: the program handles errors
     """
 
@@ -102,6 +109,7 @@ class Capture:
     point: resume.Point | None = None
     broken: Refusal | None = None
     handled: bool = False
+    sizes: Sizes | None = None
 
     def __str__(self) -> str:
         listed = "\n".join(f"#   {i.name}: {i.source}, {i.spec}" for i in self.inputs)
@@ -143,17 +151,20 @@ class Capture:
 
     def examples(self) -> list[Any]:
         """Fakes like the inputs, fresh for each call, and numbers."""
-        return [like_number(i.spec) if i.spec.number else
+        return [symbol(Number.of_size(i.size)) if i.size is not None else
+                like_number(i.spec) if i.spec.number else
                 Fake.from_spec(i.spec, i.requires_grad, i.is_param) for i in self.inputs]
 
 
 class Partial(Exception):
-    """Carries a Refusal out of capture with the guards recorded until then, and the frames it left."""
+    """Carries a Refusal out of capture with the guards recorded until then, the frames it left, and the
+    sources of the sizes that must be known."""
 
     def __init__(self, refusal: Refusal, guards: tuple[Guard, ...], tensors: dict[Source, Any],
-                 frames: Sequence[frame.Frame] = ()):
+                 frames: Sequence[frame.Frame] = (), needed: Sequence[Source] = ()):
         super().__init__(str(refusal))
         self.refusal, self.guards, self.tensors, self.frames = refusal, guards, tensors, frames
+        self.needed = needed
 
 
 class _DeepStack:
@@ -223,23 +234,50 @@ class Capturer:
         self.versions: list[tuple[Fake, int]] = []
         self.input_names: list[str] = []
         self.world.numbers = numbers
+        self.world.sizes.conditions = asked()
+        self.world.sizes.conditions.clear()             # an earlier attempt's
         self.world.numbers_vary = self.numbers_vary
-        self.recorder.number = self.number
+        self.recorder.number, self.recorder.seen = self.number, self.seen
         self.number_nodes: dict[Source, torch.fx.Node] = {}
 
     def numbers_vary(self) -> None:
         self.mode.scalars = True
 
+    def seen(self, x: Any) -> Any:
+        self.world.sizes.placed()
+        return self.world.sizes.seen(x) if self.world.sizes.dims else x
+
+    def size(self, s: Any) -> Any:
+        """What the graph has for an expression of sizes: placeholders for these, and what computes it."""
+        def call(function: Callable[..., Any], *args: Any) -> torch.fx.Node:
+            node = self.recorder.graph.call_function(function, args)
+            self.recorder.places[node] = self.world.where() or self.world.root
+            return node
+
+        def atom(a: Sym) -> Any:
+            if not children(a):
+                return self.placeholder(self.world.sizes.source(a), a.hint)
+            function = functools.partial(call, sizes.ATOMS[type(a)])
+            return functools.reduce(function, map(self.size, children(a)))
+
+        if isinstance(s, int):
+            return s
+        parts = [atom(a) if k == 1 else call(operator.mul, atom(a), k) for a, k in s.terms]
+        return functools.reduce(functools.partial(call, operator.add), parts + [s.const] * (s.const != 0))
+
     def number(self, value: Any) -> Any:
         """What the graph has for a number that varies: a placeholder, or the value if it is guarded."""
+        if value.node.sym is not None:
+            return self.size(value.node.sym)
         value = as_input(value)
         if type(value) not in VARYING:
             return value
-        source = value.source
+        return self.placeholder(value.source, value.node.value)
+
+    def placeholder(self, source: Source, value: int | float) -> torch.fx.Node:
         node = self.number_nodes.get(source)
         if node is None:
-            node = self.recorder.add_number(self.input_name(source), value.node.value)
-            self.number_nodes[source] = node
+            node = self.number_nodes[source] = self.recorder.add_number(self.input_name(source), value)
         return node
 
     def input_name(self, source: Source) -> str:
@@ -290,7 +328,9 @@ class Capturer:
         except Refusal as refusal:
             cause = refusal.__cause__ if refusal.code == "raises" else refusal
             frames = resume.inlined(cause or refusal)
-            raise Partial(refusal, self.all_guards(), self.tensors(), frames) from refusal
+            needed = ([s for size in refusal.sizes for s in self.world.sizes.dims[size]]
+                      if isinstance(refusal, NeedsSizes) else ())
+            raise Partial(refusal, self.all_guards(), self.tensors(), frames, needed) from refusal
         finally:
             self.world.dead = True
             self.speculation.reality.restart()
@@ -413,13 +453,16 @@ class Capturer:
                                                        for f in g.fakes]) if guards else None)
         recorder.graph.output(tuple(recorder.nodes[id(f)] for f in program.outputs))
         gm = torch.fx.GraphModule(torch.nn.Module(), recorder.graph)
-        inputs = tuple(Input(source, _spec(t), name, t.requires_grad, isinstance(t, torch.nn.Parameter))
-                       for (source, t, _), name in zip(self.world.inputs,
-                                                       self.input_names)) + tuple(Input(source,
-            number_spec(recorder.reals[node]), node.name) for source, node in self.number_nodes.items())
+        open_ = self.world.sizes
+        inputs = [Input(source, open_.specs.get(source) or TensorSpec.of(t), name, t.requires_grad,
+                        isinstance(t, torch.nn.Parameter))
+                  for (source, t, _), name in zip(self.world.inputs, self.input_names)]
+        inputs += [Input(source, number_spec(recorder.reals[node]), node.name, size=open_.at(source))
+                   for source, node in self.number_nodes.items()]
         return Capture(
-            self.function.__qualname__, gm, inputs, self.all_guards(), tuple(effects), program,
-            recorder.places, guards, check_graph, point, handled=self.handled and not self.lasting)
+            self.function.__qualname__, gm, tuple(inputs), self.all_guards(), tuple(effects), program,
+            recorder.places, guards, check_graph, point, handled=self.handled and not self.lasting,
+            sizes=open_ if open_.dims else None)
 
 
     def check_gradients(self, outputs: Sequence[Fake]) -> None:
@@ -430,10 +473,6 @@ class Capturer:
         needed = any(t.requires_grad for _, t, _ in self.world.inputs)
         if attached and (len(attached) < len(free) or not needed):
             raise Refusal("escapes", "gradients of a result are collected in a tensor made inside the call")
-
-
-def _spec(t: torch.Tensor) -> TensorSpec:
-    return TensorSpec.of(t)
 
 
 def capture(function: FunctionType, slots: Sequence[Any], volatile: frozenset[Site] = frozenset(),
@@ -515,7 +554,7 @@ def restore_torch_state(state: dict[str, Any]) -> None:
 
 _MODULES: tuple[ModuleType, ...] = (
     attributes, bytecode, frame, functions, guards, handlers, interp, optimizers, outside, policy,
-    program, reads, record, resume, sources, varying, world,
+    program, reads, record, resume, sizes, sources, varying, world,
     writes, fake_module, scalar_module, spec_module, errors)
 _excluded: list[bool] = []
 resume.passing(CaptureWorld.call, CaptureWorld.call_function)

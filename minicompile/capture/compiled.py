@@ -31,14 +31,16 @@ from ..collector import paused
 from ..config import config
 from ..errors import MinicompileError, Refusal
 from ..ir.scalar import Specialise
+from ..ir.sym import NeedsSizes, asking
 from .capture import Capture, Partial, capture, restore_torch_state, torch_state
 from .guards import Guard
 from .native_guards import lower_guards
 from .reality import generator_state, set_generator_state
 from .resume import Point, stops
+from .sizes import learned
 from .sources import Source
 from .speculation import Missed, Site
-from .varying import NO_NUMBERS
+from .varying import Numbers
 
 log = logging.getLogger("minicompile.guards")
 _numbers = itertools.count()
@@ -108,7 +110,7 @@ class Compiled:
     def __init__(self, function: FunctionType,
                  compile_graph: Callable[[Capture, list[Any]], Callable[..., Sequence[Any]]], *,
                  fullgraph: bool = False, limit: int = 8, on_event: Callable[[str, Any], None] | None = None,
-                 before: Resumption | None = None):
+                 before: Resumption | None = None, dynamic: bool | None = None):
         self.function, self.compile_graph, self.fullgraph, self.limit = (
             function, compile_graph, fullgraph, limit)
         self.on_event = on_event or (lambda kind, payload: None)
@@ -117,7 +119,8 @@ class Compiled:
         self.capture_seconds = 0.0                      # of the last capture
         self.lock = threading.RLock()                   # held while a variant is made
         self.changes: Counter[Site] = Counter()         # variants made because a value differed there
-        self.numbers = NO_NUMBERS                       # which ones vary
+        self.numbers = Numbers(sizes=dynamic)           # which ones vary
+        self.why_constant: dict[str, str] = {}          # the size at a source, which might have varied
         self.spent = False                              # too many variants: no more, nor those
         self.warned = False
         self.native = _native.CompiledFunction(function, self.miss)
@@ -164,8 +167,8 @@ class Compiled:
         if self.entries:
             misses = [e.missed(self.function, slots) for e in self.entries]
             self.on_event("recompile", list(map(str, misses)))
-            for miss in misses:
-                self.numbers = self.numbers.seen(miss.guard, miss.found)
+            for entry in self.entries:
+                self.numbers = learned(self.numbers, entry.guards, slots)
         hooks = torch._C._autograd._saved_tensors_hooks_set_tracing(True)     # they are not for fakes
         try:
             with paused():
@@ -178,7 +181,8 @@ class Compiled:
         if config.stance != "default":
             return self.not_added(slots)
         try:
-            built = self.build(slots)
+            with asking():
+                built = self.build(slots)
             self.enter(*built)
         except Partial as partial:
             built = self.refused(partial.refusal, partial.guards, partial.tensors, slots)
@@ -215,8 +219,12 @@ class Compiled:
         self.on_event("capture", done)
         state = torch_state()
         try:
-            graph = (self.compile_graph(done, [tensors[i.source] for i in done.inputs]) if done.has_graph
-                     else _no_graph)
+            examples = done.examples() if done.sizes else [tensors[i.source] for i in done.inputs]
+            graph = self.compile_graph(done, examples) if done.has_graph else _no_graph
+        except NeedsSizes as needed:
+            assert done.sizes is not None
+            self.pin(needed, [s for size in needed.sizes for s in done.sizes.dims[size]])
+            return self.build(slots)
         except Specialise as needed:
             self.numbers = self.numbers.pin(done.inputs[needed.index].source)
             return self.build(slots)
@@ -227,6 +235,8 @@ class Compiled:
         name = f"<minicompile {self.function.__qualname__} {next(_numbers)}>"
         linecache.cache[name] = (len(done.program.text), None, done.program.text.splitlines(True), name)
         sources = [s for _, s in done.program.fetches]
+        if done.sizes is not None:
+            done = replace(done, guards=(*done.guards, *done.sizes.guards()))
         entry = Entry(done, None, done.guards, {})
         rest = self.resumption(done) if done.point is not None else None
         if not done.data_guards and not done.handled:
@@ -237,13 +247,19 @@ class Compiled:
     def captured(self, slots: list[Any], volatile: frozenset[Site]) -> tuple[Capture, dict[Source, Any]]:
         """The call captured, or its beginning, up to an operation that capture refuses. Raises Partial."""
         refused: Any = None
-        for numbers in dict.fromkeys((self.numbers, self.numbers.closed())):
+        for closed in (False, True):
+            numbers = self.numbers.closed() if closed else self.numbers
+            if closed and numbers == self.numbers:
+                break
             try:
                 done, tensors = capture(self.function, slots, volatile, numbers=numbers)
             except Partial as partial:
+                if partial.needed:
+                    self.pin(partial.refusal, partial.needed)
+                    return self.captured(slots, volatile)
                 refused = refused or partial
                 continue
-            self.numbers = numbers
+            self.numbers = replace(numbers, sizes=self.numbers.sizes)
             return done, tensors
         idle = self.before.idle if self.before is not None else 0
         breaks = not self.fullgraph and idle < IDLE and refused.refusal.code not in UNBROKEN
@@ -255,6 +271,13 @@ class Compiled:
                 continue
             return replace(done, broken=refused.refusal), tensors
         raise refused
+
+    def pin(self, why: Refusal, sources: Sequence[Source]) -> None:
+        """Makes sizes constants."""
+        self.numbers = self.numbers.pin(*sources)
+        reason = f"{why.reason} ({why.where})" if why.where else why.reason
+        self.why_constant |= {str(s): reason for s in sources}
+        self.on_event("static", {str(s): reason for s in sources})
 
     def resumption(self, done: Capture) -> Callable[..., Any]:
         """What the program of `done` hands over to."""
@@ -453,7 +476,8 @@ class Resumption:
         if known is None:
             of = self.compiled
             known = self.after[jumped] = Compiled(
-                self.point.rest(jumped), of.compile_graph, limit=of.limit, on_event=of.on_event, before=self)
+                self.point.rest(jumped), of.compile_graph, limit=of.limit, on_event=of.on_event, before=self,
+                dynamic=of.numbers.sizes)
         return known
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True, slots=True)
 class TensorFact:
-    """What must stay the same of a tensor input."""
+    """What must stay the same of a tensor input; sizes and strides that are no ints are left open."""
 
     kind: type
     dtype: torch.dtype
@@ -38,10 +38,19 @@ class TensorFact:
         with torch._C.DisableTorchFunction():
             return cls(type(t), t.dtype, tuple(t.shape), tuple(t.stride()), t.device, t.requires_grad)
 
+    def holds(self, t: torch.Tensor) -> bool:
+        found = TensorFact.of(t)
+        return len(found.shape) == len(self.shape) and replace(
+            found, shape=_opened(found.shape, self.shape), stride=_opened(found.stride, self.stride)) == self
+
     def __str__(self) -> str:
         grad = ", requires grad" if self.requires_grad else ""
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.kind.__name__} {dtype}{list(self.shape)} stride {self.stride} {self.device}{grad}"
+
+
+def _opened(found: tuple, expected: tuple) -> tuple:
+    return tuple([f if type(e) is int else e for f, e in zip(found, expected)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,7 @@ CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "present": lambda value, expected: True,
     "range": lambda value, expected: type(value) is int and expected[0] <= value <= expected[1],
     "single": lambda value, expected: type(value) is float and not FLOAT32_MAX < abs(value) < math.inf,
-    "tensor": lambda value, expected: isinstance(value, torch.Tensor) and TensorFact.of(value) == expected,
+    "tensor": lambda value, expected: isinstance(value, torch.Tensor) and expected.holds(value),
 }
 
 
@@ -144,13 +153,19 @@ def _name(x: Any) -> str:
     return getattr(x, "__qualname__", None) or getattr(x, "__name__", None) or f"<{type(x).__name__}>"
 
 
+def _range_text(low: int, high: int, source: Source | None) -> str:
+    if high - low < 1 << 61:
+        return f"{low} <= {source} <= {high}"
+    return f"{source} >= {low}" if abs(low) < high else f"{source} <= {high}"
+
+
 _TEXT: dict[str, Callable[[Guard], str]] = {
     "id": lambda g: f"{g.source} is {_name(g.expected)}",
     "type": lambda g: f"type({g.source}) is {_name(g.expected)}",
     "equals": lambda g: f"{g.source} == {g.expected!r}",
     "len": lambda g: f"len({g.source}) == {g.expected}",
     "keys": lambda g: f"keys of {g.source} == {list(g.expected)}",
-    "range": lambda g: f"{g.expected[0]} <= {g.source} <= {g.expected[1]}",
+    "range": lambda g: _range_text(*g.expected, g.source),
     "single": lambda g: f"{g.source} fits into a float32",
     "present": lambda g: f"{g.source} exists", "absent": lambda g: f"{g.source} does not exist",
     "tensor": lambda g: f"{g.source}: {g.expected}", "same": lambda g: f"{g.source} is {g.expected}",

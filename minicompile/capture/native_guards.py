@@ -49,7 +49,10 @@ class Lowering:
 
     def tensor(self, g: Guard) -> None:
         assert g.source is not None
-        self.add("TENSOR", self.source(g.source), self.tensors[g.source])
+        open_ = [tuple([n if type(n) is int else None for n in ns]) for ns in (g.expected.shape,
+                                                                              g.expected.stride)]
+        exact = None not in open_[0]
+        self.add("TENSOR", self.source(g.source), self.tensors[g.source], *(() if exact else open_))
 
     def absent(self, g: Guard) -> None:
         s = g.source
@@ -87,6 +90,8 @@ _SOURCES: dict[str, Callable[[Lowering, Any], Instruction]] = {
     "type_attr": lambda low, s: ("TYPE_ATTR", low.source(s.parent), s.key),
     "item": lambda low, s: ("ITEM", low.source(s.parent), s.key),
     "index": lambda low, s: ("INDEX", low.source(s.parent), s.key),
+    "size": lambda low, s: ("SIZE", low.source(s.parent), s.key),
+    "stride": lambda low, s: ("STRIDE", low.source(s.parent), s.key),
     "call": lambda low, s: ("CALL", s.value, low.source(s.parent)),
     "derived": lambda low, s: ("APPLY", s.value, tuple(map(low.operand, s.key)))}
 

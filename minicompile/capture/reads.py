@@ -12,6 +12,7 @@ import functools
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -24,6 +25,7 @@ from . import policy, varying
 from .frame import NULL, Frame
 from .guards import Guard, TensorFact
 from .interp import World
+from .sizes import Sizes
 from .sources import Source
 
 NONE = type(None)
@@ -55,6 +57,7 @@ class Reads(World):
         self.numbers = varying.Numbers()
         self.scalars: dict[Source, varying.Varying] = {}
         self.numbers_vary: Callable[[], None] = lambda: None
+        self.sizes = Sizes(self)
         self.guards: dict[tuple[Source | None, str], Guard] = {}
         self.fakes: dict[int, Fake] = {}  # id of a real tensor -> its fake
         self.inputs: list[tuple[Source, torch.Tensor, Fake]] = []
@@ -251,8 +254,9 @@ class Reads(World):
         if t.layout is not torch.strided or t.is_quantized or t.is_nested:
             raise self.refuse("tensor-layout", f"{source} is not a strided tensor")
         with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
-            fake = Fake.of(t)
-            self.guard(source, "tensor", TensorFact.of(t))
+            spec = self.sizes.spec(source, t)
+            fake = Fake.from_spec(spec, t.requires_grad, isinstance(t, torch.nn.Parameter))
+            self.guard(source, "tensor", replace(TensorFact.of(t), shape=spec.shape, stride=spec.stride))
         self.fakes[id(t)] = fake
         self.keep += (t, fake)
         self.input_of[id(fake)] = len(self.inputs)

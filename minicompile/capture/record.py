@@ -60,6 +60,7 @@ class Recorder(TorchFunctionMode):
         self.places: dict[torch.fx.Node, Where] = {}
         self.where = where
         self.number: Callable[[Any], Any] = varying.known
+        self.seen: Callable[[Any], Any] = lambda x: x       # what the program gets that is no tensor
 
     def add_number(self, name: str, value: int | float) -> torch.fx.Node:
         """A placeholder for a number, put behind all others."""
@@ -107,7 +108,8 @@ class Recorder(TorchFunctionMode):
             raise self.confirm(func, args, kwargs, error, self.where()) from None
         if out is None and (args or kwargs) or holds_tensor(out):
             self.append(func, args, kwargs, out)
-        return out
+            return out
+        return self.seen(out)
 
     def append(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         kind, target = target_of(func)
@@ -157,7 +159,7 @@ class Recorder(TorchFunctionMode):
             if getattr(x, "ndim", 0):
                 raise Refusal("numpy", "a numpy array meets a tensor", self.where())
             return x.item()
-        if issubclass(type(x), tuple) and kind is not torch.Size:
+        if issubclass(type(x), tuple):
             return tuple(self.arg(e) for e in x)
         if kind is not bool:
             for plain, exact in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):

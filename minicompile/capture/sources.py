@@ -6,6 +6,7 @@ them. Sources are interned by path, so one path is one object, and its identity 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ class Source:
     type_attr  the entry `key` that the class parent finds in its own or its bases' __dict__
     item       parent[key] for a dict; the key is a constant
     index      parent[key] for a list or tuple, with type(parent)'s own lookup
+    size       parent.size(key) for a tensor
+    stride     parent.stride(key) for a tensor
     call       value(parent)
     derived    value(*key), where the sources among `key` (the parent is the first) give numbers
     """
@@ -70,6 +73,12 @@ class Source:
     def index(self, i: int) -> Source:
         return self._child("index", i, f"{self.text}[{i}]")
 
+    def size(self, dim: int) -> Source:
+        return self._child("size", dim, f"{self.text}.size({dim})")
+
+    def stride(self, dim: int) -> Source:
+        return self._child("stride", dim, f"{self.text}.stride({dim})")
+
     def call(self, function: Callable[[Any], Any]) -> Source:
         return self._child("call", function, f"{getattr(function, '__name__', function)}({self.text})",
                            function)
@@ -80,6 +89,8 @@ class Source:
         child = self.children.get(name)
         if child is None:
             text = f"{function.__name__}({', '.join(map(str, operands))})"
+            if function in _INFIX and len(operands) == 2:
+                text = f"({operands[0]} {_INFIX[function]} {operands[1]})"
             child = self.children[name] = Source("derived", self, operands, function, text)
         return child
 
@@ -103,6 +114,11 @@ def _show(key: Any) -> str:
             else getattr(key, "__name__", type(key).__name__))
 
 
+_INFIX = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.mod: "%",
+          operator.truediv: "/", operator.pow: "**", operator.eq: "==", operator.ne: "!=", operator.lt: "<",
+          operator.le: "<=", operator.gt: ">", operator.ge: ">="}
+
+
 def _dict_attr(obj: Any, name: str) -> Any:
     return object.__getattribute__(obj, "__dict__")[name]
 
@@ -118,4 +134,5 @@ def _index(container: Any, i: int) -> Any:
 _STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "attr": getattr, "dict_attr": _dict_attr,
     "type_attr": lambda cls, name: next(vars(c)[name] for c in cls.__mro__ if name in vars(c)), "item": _item,
-    "index": _index, "call": lambda value, function: function(value)}
+    "index": _index, "size": lambda t, dim: t.size(dim),
+    "stride": lambda t, dim: t.stride(dim), "call": lambda value, function: function(value)}

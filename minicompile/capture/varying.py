@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..ir.scalar import Number
-from .guards import FLOAT32_MAX, Guard
+from .guards import FLOAT32_MAX
 from .sources import Source
 
 NUMBERS = (int, float)
@@ -35,20 +35,18 @@ class Numbers:
 
     changing: frozenset[str] = frozenset()
     pinned: frozenset[str] = frozenset()
+    sizes: bool | None = None           # of tensors: all are open, none, or those that differ
 
-    def seen(self, guard: Guard | None, found: Any) -> Numbers:
-        """After a call in which `guard` failed on `found`."""
-        if guard is None or guard.check != "equals" or type(found) not in KINDS:
-            return self
-        if type(guard.expected) is not type(found):
-            return self
-        return replace(self, changing=self.changing | {str(guard.source)})
+    @property
+    def all_sizes(self) -> bool:
+        return self.sizes is True
 
     def closed(self) -> Numbers:
-        return replace(self, pinned=self.pinned | self.changing)
+        """With nothing open."""
+        return replace(self, pinned=self.pinned | self.changing, sizes=False)
 
-    def pin(self, source: Source) -> Numbers:
-        return replace(self, pinned=self.pinned | {str(source)})
+    def pin(self, *sources: Source) -> Numbers:
+        return replace(self, pinned=self.pinned.union(map(str, sources)))
 
 
 NO_NUMBERS = Numbers()
@@ -126,6 +124,12 @@ def derive(function: Callable[..., Any], *operands: Any) -> Any:
     """function(*operands), where some vary: the result does so too, if it is a number. Raises what the
     function raises."""
     operands = tuple(map(settled, operands))
+    sizes = [_sized(v) for v in operands]
+    if function in _OF_SIZES and None not in sizes and 0 not in operands[1:]:
+        world = next(v.world for v in operands if type(v) in VARYING)
+        result = function(*sizes)
+        world.sizes.placed()
+        return world.sizes.number(result)
     try:
         result = function(*[v.node.value if type(v) in VARYING else v for v in operands])
     except Exception:          # that it raises is for these values
@@ -139,6 +143,16 @@ def derive(function: Callable[..., Any], *operands: Any) -> Any:
     if type(result) in NUMBERS:
         return vary(first.world, source, result)
     return first.world.read(source, result)
+
+
+def _sized(value: Any) -> Any:
+    """An int, or the expression of sizes that a number is; else None."""
+    return value.node.sym if type(value) in VARYING else value if type(value) is int else None
+
+
+_OF_SIZES = frozenset({int, round, min, max, operator.add, operator.sub, operator.mul, operator.floordiv,
+                       operator.mod, operator.neg, operator.lt, operator.le, operator.gt, operator.ge,
+                       operator.eq, operator.ne, operator.truth})
 
 
 def _operation(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:

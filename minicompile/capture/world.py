@@ -236,7 +236,7 @@ class CaptureWorld(Attributes):
         return set()
 
     def call_native(self, f: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
-        if self.scalars:
+        if self.scalars or self.sizes.dims:
             if id(f) in varying.NUMERIC and not kwargs and varying.numbers(args):
                 return varying.derive(f, *args)
             if not policy.takes_scalars(f):
