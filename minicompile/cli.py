@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .codegen import driver
 from .config import config
 from .errors import MinicompileError, ToolchainError
 from .runtime import cache, toolchain
@@ -107,12 +108,15 @@ def run_cross(args: argparse.Namespace) -> int:
 
 
 def cache_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("action", nargs="?", default="info", choices=("info", "clear", "verify"),
+    p.add_argument("action", nargs="?", default="info",
+                   choices=("info", "clear", "verify", "export", "import"),
                    help="info: where it is and how much there is; clear: remove every entry; verify: read "
-                        "every entry, tell what is wrong, status 1 if anything is")
+                        "every entry, tell what is wrong, status 1 if anything is; export, import: to and "
+                        "from a file, for machines with the same versions and instruction set")
+    p.add_argument("file", nargs="?", type=Path, help="of export and import")
 
 
-@command("cache", "the disk cache of compiled code: info, clear, verify", cache_options)
+@command("cache", "the disk cache of compiled code: info, clear, verify, export, import", cache_options)
 def run_cache(args: argparse.Namespace) -> int:
     folder = cache.folder()
     if folder is None:
@@ -122,6 +126,8 @@ def run_cache(args: argparse.Namespace) -> int:
     if args.action == "clear":
         print(f"{folder}: {cache.clear(folder)} compiled graphs removed")
         return 0
+    if args.action in ("export", "import"):
+        return _ship(args.action, args.file, folder)
     entries = cache.entries(folder, verify=args.action == "verify")
     for e in entries:
         if e.fault:
@@ -130,6 +136,20 @@ def run_cache(args: argparse.Namespace) -> int:
           f"of at most {config.cache_size_mb}"
           + (f"; {sum(e.fault is not None for e in entries)} bad" if args.action == "verify" else ""))
     return 1 if any(e.fault for e in entries) else 0
+
+
+def _ship(action: str, file: Path | None, folder: Path) -> int:
+    if file is None:
+        raise MinicompileError(f"cache {action} takes a file")
+    try:
+        if action == "export":
+            n = cache.export(folder, driver.facts(), file)
+        else:
+            n = cache.import_(folder, driver.facts(), toolchain.machine_isas(), file)
+    except OSError as e:
+        raise MinicompileError(f"{file}: {e.strerror}") from e
+    print(f"{n} compiled graphs {action}ed: {file}")
+    return 0
 
 
 def fuzz_options(p: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ STAGES = ("capture", "aten", "prims", "loops", "plan", "source")      # the bord
 BACKENDS = ("auto", "cpp", "triton", "reference", "eager", "aot_eager", "inductor")
 STANCES = ("default", "force_eager", "eager_on_recompile", "fail_on_recompile")
 MODES = ("default", "reduce-overhead", "max-autotune")
+PASSES = ("rewrite", "fuse", "cores", "tiles", "vectors", "memory")
 LOG_TOPICS = ("graphs", "breaks", "guards", "prims", "schedule", "code", "time", "cache")
 
 
@@ -111,6 +112,8 @@ class Config:
     activation_memory_budget: float = _field(
         1.0, fraction, "training: bytes kept for the backward, as a part of what costs no library call or "
                        "reduction to be computed again; 0: as few as can be")
+    disable_passes: tuple[str, ...] = _field(
+        (), several_of(*PASSES), "optimisations to leave out; results are the same up to the order of sums")
     stance: str = _field("default", one_of(*STANCES),
                          "'force_eager': compiled functions run as they are; 'eager_on_recompile': nothing "
                          "more is compiled; 'fail_on_recompile': that is an error")

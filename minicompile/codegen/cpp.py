@@ -19,6 +19,7 @@ How a kernel looks:
 
 from __future__ import annotations
 
+from ..config import config
 from ..loops.ir import Extern
 from ..runtime.library import kernel_library
 from ..runtime.toolchain import detect_isa, flags_for
@@ -76,7 +77,8 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
 def _print(step: Kernel | Extern, plan: Plan, isa: str) -> tuple[str, tuple[str, ...]] | None:
     """(body, buffers) of a step; None for a library call that torch makes."""
     if isinstance(step, Extern):
-        ours = kernel_library(isa) is not None and why_not_attention(step) is None
+        wanted = kernel_library(isa) is not None and "cores" not in config.disable_passes
+        ours = wanted and why_not_attention(step) is None
         return attention_text(step) if ours else None
     printer = CoreText if step.core is not None else TileText if step.tiling.transpose else KernelText
     return printer(step, plan.buffers, isa).emit()

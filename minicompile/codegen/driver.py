@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib
 import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,30 +70,34 @@ def load(source: Source) -> Executable:
     if source.isa not in toolchain.machine_isas():
         raise ToolchainError(f"this machine cannot run code for {source.isa}; it has "
                              f"{', '.join(toolchain.machine_isas())}")
-    tool = toolchain.find()
     try:
-        library, cached = _library(source, tool)
+        library, cached = _library(source)
     except OSError:
         # what the cache gave went between its check and its use; the next try makes it
-        library, cached = _library(source, tool)
+        library, cached = _library(source)
     built = time.perf_counter()
     graph, externs = _graph(source, library)
     seconds = {"compile": 0.0 if cached else built - start, "load": time.perf_counter() - built}
     return Executable(source, graph, cached, seconds, externs)
 
 
-def _library(source: Source, tool: toolchain.Toolchain) -> tuple[GraphLibrary, bool]:
+def _library(source: Source) -> tuple[GraphLibrary, bool]:
     """The library of a source, bound, and whether it came from the cache."""
-    headers = headers_folder()
-    kernels = _kernels_of(source)
+    kernels, tool, missing = _kernels_of(source), None, None
+    try:
+        tool = toolchain.find()
+    except ToolchainError as e:  # code that was imported needs none
+        missing = e
 
     def make(path: Path) -> None:
+        if tool is None:
+            raise missing
         text = path.with_suffix(".cpp")
         try:
             text.write_text(source.text)
         except OSError as e:
             raise ToolchainError(f"the C++ text cannot be written: {e}") from e
-        toolchain.build(tool, text, path, source.flags, headers)
+        toolchain.build(tool, text, path, source.flags, headers_folder())
 
     with cache.get_or_make(cache_key(source, tool), make) as (path, cached):
         try:
@@ -105,10 +110,18 @@ def _library(source: Source, tool: toolchain.Toolchain) -> tuple[GraphLibrary, b
     return library, cached
 
 
-def cache_key(source: Source, tool: toolchain.Toolchain) -> str:
-    """Of everything that goes into a source's library."""
-    return cache.key_of(__version__, torch.__version__, source.text, " ".join(source.flags), source.isa,
-                        " ".join(tool.command), tool.identity, _headers_hash(headers_folder()))
+def cache_key(source: Source, tool: toolchain.Toolchain | None) -> str:
+    """Of everything that goes into a source's library: what it is on every machine, and what compiles it."""
+    code = cache.key_of(__version__, torch.__version__, source.text, " ".join(source.flags), source.isa,
+                        _headers_hash(headers_folder()))
+    return code if tool is None else f"{code}-{cache.key_of(' '.join(tool.command), tool.identity)}"
+
+
+def facts() -> dict[str, str]:
+    """What machines must have in common to share compiled code."""
+    return {"minicompile": __version__, "headers": _headers_hash(headers_folder())[:12],
+            "torch": torch.__version__, "system": f"{platform.system()} {platform.machine()}",
+            "isa": toolchain.detect_isa()}
 
 
 def _kernels_of(source: Source) -> Library:

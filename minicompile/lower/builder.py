@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..config import config
 from ..errors import Where
 from ..ir.elementwise import promote
 from ..ir.graph import Names, Node
@@ -82,7 +83,7 @@ class Builder:
 
     def emit(self, row: Prim, args: tuple) -> Node:
         """A node of `row`, simplified. Operands that are constant are given as numbers, unless all are."""
-        for rewrite in REWRITES.get(row.kind, ()):
+        for rewrite in REWRITES.get(row.kind, ()) if "rewrite" not in config.disable_passes else ():
             found = rewrite(self, row, args)
             if found is not None:
                 return found

@@ -1,23 +1,27 @@
 """Disk cache of compiled libraries: private to the user, checksummed, safe to share between processes,
 never trusted.
 
-Takes a key (a hash of everything that goes into a file) and a function that makes the file; gives its path.
-Any fault - wrong owner, wrong permissions, bad checksum, full disk - is a miss: the file is then made in a
-private temporary folder. An entry is one file, `<key>.so`: the library and, behind its end, where loaders
-don't look, a checksum of key and library. It appears and goes in one step; nothing is unpickled.
+Takes a key (a hash of everything that goes into a file: what the code is, "-", and what compiles it) and a
+function that makes the file; gives its path. An entry that was imported from another machine is named by
+the first half alone. Any fault - wrong owner, wrong permissions, bad checksum, full disk - is a miss: the
+file is then made in a private temporary folder. An entry is one file, `<key>.so`: the library and, behind its
+end, where loaders don't look, a checksum of key and library. It appears and goes in one step; nothing is
+unpickled. What `export` writes is one line of JSON, the libraries, and a checksum of all that.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +29,16 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from ..config import config
-from ..errors import ToolchainError
+from ..errors import MinicompileError, ToolchainError
 
 log = logging.getLogger("minicompile.cache")
 # another process may be making the same file; after this, we make it too
 LOCK_SECONDS = 60.0
 STALE_SECONDS = 3600.0  # a temporary file of a process that was killed is removed after this
 MARK = b"minicompile-1\n"
+ARTEFACTS = b"minicompile artefacts 1\n"
 SUM_BYTES = 32
+KEY = re.compile("[0-9a-f]{40}")
 
 
 def key_of(*parts: str | bytes) -> str:
@@ -95,7 +101,7 @@ def get_or_make(key: str, make: Callable[[Path], None]) -> Iterator[tuple[Path, 
     it raises passes through. What raises inside the block takes the entry with it: it is no good.
     Raises ToolchainError where no folder can be written to."""
     home = folder()
-    path = _read(home, key) if home else None
+    path = _found(home, key) if home else None
     if path is None:
         with _making(home, key, make) as (path, cached):
             yield path, cached
@@ -112,7 +118,7 @@ def _making(home: Path | None, key: str, make: Callable[[Path], None]) -> Iterat
     """get_or_make after a miss. The file is loaded from where it was made, and published when it has
     been."""
     with _single_flight(home / f"{key}.lock") if home else nullcontext():
-        path = _read(home, key) if home else None  # somebody else may have made it meanwhile
+        path = _found(home, key) if home else None  # somebody else may have made it meanwhile
         if path is not None:
             yield path, True
             return
@@ -121,7 +127,11 @@ def _making(home: Path | None, key: str, make: Callable[[Path], None]) -> Iterat
             make(made)
             yield made, False
             if home:
-                _publish(home, key, made)
+                try:
+                    _publish(home, key, made.read_bytes())
+                    _trim(home)
+                except OSError as e:
+                    _say_once(f"cannot write to the disk cache in {home}: {e.strerror}")
 
 
 @contextmanager
@@ -142,23 +152,20 @@ def _workshop(home: Path | None) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _publish(home: Path, key: str, made: Path) -> None:
-    """Puts a file into the cache: written beside its place, flushed to disk, then renamed."""
-    temporary = None
+def _publish(home: Path, key: str, data: bytes) -> None:
+    """Puts a library into the cache: written beside its place, flushed to disk, then renamed. Raises
+    OSError."""
+    fd, temporary = tempfile.mkstemp(dir=home, prefix="making-")  # mode 0600
     try:
-        data = made.read_bytes()
-        fd, temporary = tempfile.mkstemp(dir=home, prefix="making-")  # mode 0600
         with os.fdopen(fd, "wb") as file:
             file.write(data + _sum(key, data) + MARK)
             file.flush()
             os.fsync(fd)
         os.replace(temporary, home / f"{key}.so")
-        _trim(home)
-    except OSError as e:
-        _say_once(f"cannot write to the disk cache in {home}: {e.strerror}")
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _sum(key: str, data: bytes) -> bytes:
@@ -167,18 +174,31 @@ def _sum(key: str, data: bytes) -> bytes:
 
 def fault(path: Path) -> str | None:
     """What is wrong with the entry `path`; None if nothing. Raises OSError where it cannot be read."""
+    return _checked(path)[1]
+
+
+def _checked(path: Path) -> tuple[bytes, str | None]:
+    """(library of the entry `path`, what is wrong with it)."""
+    whole, why = _private_bytes(path)
+    end = len(whole) - SUM_BYTES - len(MARK)
+    if why is None and (end < 0 or whole[end + SUM_BYTES:] != MARK):
+        why = "it is no entry, or cut short"
+    elif why is None and whole[end:end + SUM_BYTES] != _sum(path.stem, whole[:end]):
+        why = "it does not match its checksum"
+    return whole[:max(end, 0)], why
+
+
+def _private_bytes(path: Path) -> tuple[bytes, str | None]:
+    """(content of a file, "") or (nothing, why it may not be trusted)."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         why = _not_private(os.fstat(fd), stat.S_ISREG)
-        if why is not None:
-            return why
-        whole = file.read()
-    end = len(whole) - SUM_BYTES - len(MARK)
-    if end < 0 or whole[end + SUM_BYTES:] != MARK:
-        return "it is no entry, or cut short"
-    if whole[end:end + SUM_BYTES] != _sum(path.stem, whole[:end]):
-        return "it does not match its checksum"
-    return None
+        return (b"", why) if why is not None else (file.read(), None)
+
+
+def _found(home: Path, key: str) -> Path | None:
+    """The entry of a key; else the imported one for the same code."""
+    return _read(home, key) or ("-" in key and _read(home, key.partition("-")[0])) or None
 
 
 def _read(home: Path, key: str) -> Path | None:
@@ -242,6 +262,47 @@ def _is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
         return False
+
+
+def export(home: Path, facts: Mapping[str, str], target: Path) -> int:
+    """Writes every good entry into one file for other machines; gives their number.
+
+    facts   what a machine must have in common with this one to use them
+    """
+    good = {e.path.stem.partition("-")[0]: _checked(e.path)[0] for e in entries(home, verify=True)
+            if e.fault is None}
+    head = {"facts": dict(facts), "entries": [[key, len(data)] for key, data in good.items()]}
+    whole = ARTEFACTS + json.dumps(head).encode() + b"\n" + b"".join(good.values())
+    target.touch(0o600)
+    target.write_bytes(whole + hashlib.sha256(whole).digest())
+    return len(good)
+
+
+def import_(home: Path, facts: Mapping[str, str], isas: Sequence[str], source: Path) -> int:
+    """Takes over what `export` wrote, all or nothing; gives the number of entries.
+
+    facts, isas   this machine's, and the instruction sets it has: another version or a wider set is refused
+    Raises MinicompileError with the reason, OSError where a file cannot be read or written.
+    """
+    whole, why = _private_bytes(source)
+    if why is not None:
+        raise MinicompileError(f"{source} is not imported: {why}")
+    body, checksum = whole[:-SUM_BYTES], whole[-SUM_BYTES:]
+    if not body.startswith(ARTEFACTS) or hashlib.sha256(body).digest() != checksum:
+        raise MinicompileError(f"{source} is not imported: it is no export of minicompile, or damaged")
+    line, _, rest = body[len(ARTEFACTS):].partition(b"\n")
+    head = json.loads(line)
+    if not all(KEY.fullmatch(key) for key, _ in head["entries"]):
+        raise MinicompileError(f"{source} is not imported: it holds names that are no keys")
+    others = [f"{name} {there}, here {facts.get(name, 'unknown')}" for name, there in head["facts"].items()
+              if there not in (isas if name == "isa" else [facts.get(name)])]
+    if others:
+        raise MinicompileError(f"{source} is not imported: it was made for {'; '.join(others)}")
+    for key, size in head["entries"]:
+        _publish(home, key, rest[:size])
+        rest = rest[size:]
+    _trim(home)
+    return len(head["entries"])
 
 
 @dataclass(frozen=True, slots=True)

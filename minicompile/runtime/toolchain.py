@@ -24,38 +24,16 @@ from ..errors import ToolchainError
 # -ffp-contract=off: a*b+c must round twice, as eager mode's two kernels do (fused multiply-adds in
 # kernels/cpp are written out). -fno-math-errno, -fno-trapping-math: nobody reads errno or the floating
 # point flags; values are unaffected. -fwrapv: integer arithmetic wraps, as eager's does.
-COMMON = (
-    "-std=c++17",
-    "-O2",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fwrapv",
-    "-fno-strict-aliasing",
-    "-fPIC",
-    "-shared",
-    "-fopenmp",
-    "-fno-exceptions",
-    "-fno-rtti",
-    "-Wno-psabi",
-    "-fno-plt",
-    "-fvisibility=hidden",
-)
+COMMON = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
+          "-fno-strict-aliasing", "-fPIC", "-shared", "-fopenmp", "-fno-exceptions", "-fno-rtti",
+          "-Wno-psabi", "-fno-plt", "-fvisibility=hidden")
 MARCH = {"avx512": ("-march=x86-64-v4",), "avx2": ("-march=x86-64-v3",), "scalar": ()}
-NEEDS = {
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma", "bmi2"),
-    "avx2": ("avx2", "fma", "f16c", "bmi2"),
-}
-MISSING = (
-    "no C++ compiler was found: install g++ (Debian and Ubuntu: apt-get install g++) or clang++ with OpenMP, "
-    "or set CXX to one"
-)
-
-
-HELP = (
-    "check that it works (`g++ --version`), install g++ (Debian and Ubuntu: apt-get install g++), or set CXX "
-    "to another compiler"
-)
+NEEDS = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma", "bmi2"),
+         "avx2": ("avx2", "fma", "f16c", "bmi2")}
+MISSING = ("no C++ compiler was found: install g++ (Debian and Ubuntu: apt-get install g++) or clang++ with "
+           "OpenMP, or set CXX to one")
+HELP = ("check that it works (`g++ --version`), install g++ (Debian and Ubuntu: apt-get install g++), or set "
+        "CXX to another compiler")
 VERSION_SECONDS = 10.0
 
 

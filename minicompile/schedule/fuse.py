@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+from ..config import config
 from ..loops.ir import Buffer, Extern, Loop, Loops
 from .cores import core_group, why_not_core
 from .deps import reads_of, step_dependencies, writes_of
@@ -152,7 +153,7 @@ class _Fusion:
             for j in needs:
                 self.after[j].add(i)
         heap: list[tuple[int, int, int]] = []
-        for i in self.groups:
+        for i in self.groups if "fuse" not in config.disable_passes else ():
             self._candidates(i, heap, later_only=True)
         while heap:
             _, i, j = heappop(heap)
@@ -162,7 +163,7 @@ class _Fusion:
     def _group(self, i: int, step: Loop | Extern) -> Group | Extern:
         if isinstance(step, Loop):
             return single(step, i)
-        if not self.cores or why_not_core(step):
+        if not self.cores or "cores" in config.disable_passes or why_not_core(step):
             return step
         group, changed = core_group(step, i, self.buffers, tuple(r.buffer for r in self.loops.results))
         self.buffers.update((b.name, b) for b in changed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from ..config import config
 from ..loops.ir import Buffer, Extern, Loops
 from .liveness import ALIGN, lifetimes, may_replace, touched
 from .nest import Kernel, Refused
@@ -58,12 +59,12 @@ def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[st
     placed = {n for n in spans if buffers[n].kind == "temp" and n not in local}
     size = {n: -(-max(buffers[n].spec.storage_numel * buffers[n].spec.dtype.itemsize, 1) // ALIGN) * ALIGN
             for n in placed}
-    arena, offsets = _Arena(), {}
+    arena, offsets, share = _Arena(), {}, "memory" not in config.disable_passes
     ends: dict[int, list[str]] = defaultdict(list)
     for n in placed:
         ends[spans[n][1]].append(n)
     for i, step in enumerate(steps):
-        dying = [n for n in ends[i] if n in offsets]
+        dying = [n for n in ends[i] if n in offsets and share]
         taken = set()
         for n in (n for n in touched(step)[1] if n in placed and n not in offsets):
             heir = next((d for d in dying if d not in taken and size[d] == size[n]
@@ -74,7 +75,7 @@ def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[st
             else:
                 offsets[n] = arena.take(size[n])
         for n in ends[i]:
-            if n not in taken and n in offsets:
+            if n not in taken and n in offsets and share:
                 arena.give(offsets[n], offsets[n] + size[n])
     frees: dict[int, list[str]] = defaultdict(list)
     for n, (_, last) in spans.items():

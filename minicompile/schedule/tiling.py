@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from ..config import config
 from ..ir.sym import Sym, Var, coefficient
 from ..loops.nest import Axis, Buffer, Extern
 from ..loops.val import Apply, Checked, Load, Val, walk
@@ -48,7 +49,7 @@ def tile(
     if core is not None:
         work = cost(par, stages, buffers, local, True) + core_cost(core, total(par))
         return Tiling(par[-1].var.name, int(work >= FORK_NS), round(work, 1))
-    vector = vector_axis(par, stages)
+    vector = vector_axis(par, stages) if "vectors" not in config.disable_passes else None
     work = cost(par, stages, buffers, local, vector is not None)
     ordered = any(loop.out.indirect or loop.out.mode != "set" for stage in stages for loop in stage.loops)
     parallel = 0 if ordered or work < FORK_NS else parallel_depth(par)
@@ -107,7 +108,8 @@ def _accesses(stage: Stage, points: int) -> Iterator[tuple[Sym | int, bool, int]
 
 def transpose(par: Sequence[Axis], stages: Sequence[Stage], vector: str | None) -> tuple[str, str] | None:
     """(axis the reads walk with stride 1, axis the writes do) of a flat kernel where these differ."""
-    if len(par) < 2 or any(s.inner for s in stages) or vector != par[-1].var.name:
+    flat = len(par) > 1 and not any(s.inner for s in stages) and vector == par[-1].var.name
+    if not flat or "tiles" in config.disable_passes:
         return None
     last = par[-1].var
     reads = [x.index for s in stages for loop in s.loops for x in loop.loads() if not x.indirect]
