@@ -123,7 +123,8 @@ def _for_prims(n: Node) -> bool:
 
 # operators that look at data and may raise: at any, and at integers only
 INDEXING = frozenset("""index index_select gather embedding take index_put index_add index_copy index_fill
-                     scatter scatter_add scatter_reduce nll_loss_forward""".split())
+                     scatter scatter_add scatter_reduce nll_loss_forward nll_loss2d_forward multi_margin_loss
+                     put masked_scatter index_reduce embedding_renorm binary_cross_entropy""".split())
 DIVIDING = frozenset("div floor_divide remainder fmod".split())
 
 
@@ -138,8 +139,11 @@ def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     for a in arg_nodes((n.args, n.kwargs)):
         if isinstance(a.spec, TensorSpec) and a.spec.number:
             raise Specialise(str(op), a.args[0])
-    if op is torch.ops.aten.as_strided_scatter.default and args[0].op is not aten.empty.memory_format:
-        raise Refusal("as-strided", f"{op} on {n.tensor.dtype} depends on its argument's memory", n.where)
+    if op is aten.as_strided_scatter.default and args[0].op is not aten.empty.memory_format:
+        if n.tensor.dtype is not torch.complex64:
+            raise Refusal("as-strided", f"{op} on {n.tensor.dtype} depends on its argument's memory", n.where)
+        words = [b.call(aten.view_copy.dtype, a, torch.int64) for a in args[:2]]
+        return b.call(aten.view_copy.dtype, RULES[op](b, *words, *args[2:], **kwargs), n.tensor.dtype)
     if op in UNVIEWED:
         op = UNVIEWED[op]
         spec = infer(op, args, kwargs)

@@ -204,8 +204,8 @@ class Functionaliser:
                 pure, call_args, call_kwargs = self._draw(op, written, call_args, call_kwargs)
         spec = spec_of(out) if pure is op else infer(pure, call_args, call_kwargs)
         for s, f in zip((spec,) if isinstance(spec, TensorSpec) else (), written):
-            if not torch.can_cast(s.dtype, f.dtype):
-                raise Refusal("raises", f"{op}: a {s.dtype} result can't be cast to {f.dtype}", self.where)
+            if not torch.can_cast(s.dtype, f.dtype) or not names and s.shape != f.spec.shape:
+                raise Refusal("raises", f"{op}: a result {s} can't be put into {f.spec}", self.where)
         if names and pure not in ELEMENTWISE:
             self._check_out(op, written, args, kwargs, spec)
         node = self.emit(pure, call_args, call_kwargs, spec)

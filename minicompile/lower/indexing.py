@@ -14,7 +14,7 @@ from ..ir.elementwise import broadcast
 from ..ir.graph import Node
 from ..ir.prims import need
 from .builder import Builder, Rule, as_dtype, rule, wide
-from .reduction import reduce
+from .reduction import norm_of, reduce, shrinking
 
 aten = torch.ops.aten
 NO_MASKS = (torch.int64, torch.int32, torch.int16, torch.int8)
@@ -47,6 +47,22 @@ def line(b: Builder, x: Any) -> Any:
 def _embedding(b: Builder, weight: Node, indices: Node, *_: Any, **__: Any) -> Node:
     rows = b.expand(b.unsqueeze(b.cast(indices, torch.int64), (indices.tensor.ndim,)), b.out.shape)
     return b.gather(weight, (rows, b.index(b.out.shape, indices.tensor.ndim)), True, EMBEDDING_ERROR)
+
+
+@rule(aten.embedding_renorm.default)
+def _embedding_renorm(b: Builder, weight: Node, indices: Node, most: float, p: float) -> Any:
+    """The rows that are looked up, shrunk and put back."""
+    if weight.tensor.ndim != 2 or not indices.tensor.numel:
+        return NotImplemented
+    size, shape = weight.tensor.shape, (indices.tensor.numel, weight.tensor.shape[1])
+    text = f"select(): index {{index}} out of range for tensor of size {[*size]} at dimension 0"
+    error = ("IndexError", text)
+    rows = _wrapped(b, b.reshape(indices, shape[:1]), size[0])
+    place = (b.broadcast_like(rows, (1,), shape), b.index(shape, 1))
+    y = b.widen(b.gather(weight, place, True, error))
+    norm = b.widen(b.cast(norm_of(b, y, p, (1,)), weight.tensor.dtype))
+    y = b.mul(y, b.broadcast_like(shrinking(b, norm, most), (1,), shape))
+    return b.scatter(weight, place, b.cast(y, weight.tensor.dtype), "set", True, error)
 
 
 @rule(aten.index_select.default)
@@ -164,8 +180,6 @@ def _isin(b: Builder, x: Node, tests: Node, *, assume_unique: bool = False, inve
                 b.expand(b.reshape(b.cast(tests, dtype), (n,)), shape))
     found = reduce(b, "any", each, (len(shape) - 1,))
     return b.not_(found) if invert else found
-
-
 
 
 def plan_index(b: Builder, x: Node, indices: Any) -> Any:

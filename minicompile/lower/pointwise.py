@@ -541,6 +541,7 @@ FORMULAS: dict[Any, Formula] = {
     aten.frac.default: lambda b, x: b.sub(x, b.trunc(x)),
     aten.celu.default: lambda b, x, alpha=1.0: _elu(b, x, alpha, 1, 1 / alpha),
     aten.positive.default: lambda b, x: x,
+    aten.conj_physical.default: lambda b, x: x,
     aten.hardsigmoid.default: lambda b, x: b.div(_hard(b, x), 6.0),
     aten.hardswish.default: lambda b, x: b.div(b.mul(x, _hard(b, x)), 6.0),
     aten.leaky_relu.default: lambda b, x, slope=0.01: b.where(b.gt(x, 0.0), x, b.mul(x, slope)),

@@ -11,6 +11,7 @@ import torch
 
 from ..ir.graph import Node
 from .builder import Builder, rule
+from .reduction import reduce
 
 aten = torch.ops.aten
 # what a library does with its bias in one pass: for targets without products of our own to fuse the bias with
@@ -32,6 +33,20 @@ def _addmm(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: An
 @rule(aten.baddbmm.default)
 def _baddbmm(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 1) -> Any:
     return _biased(b, aten.bmm.default, bias, x, y, beta=beta, alpha=alpha)
+
+
+@rule(aten._trilinear.default)
+def _trilinear(b: Builder, x: Node, weight: Node, y: Node, *how: Any) -> Any:
+    """What `bilinear` makes: x[n, i] weight[o, i, j] y[n, j], the first product by the library."""
+    if how[:4] != BILINEAR or b.out.dtype not in (torch.float32, torch.float64):
+        return NotImplemented
+    n, features = x.tensor.shape
+    product = b.call(aten.bmm.default, b.expand(x, (weight.tensor.shape[0], n, features)), weight)
+    product = b.mul(product, b.expand(y, product.tensor.shape))
+    return b.permute(reduce(b, "sum", product, (2,)), (1, 0))
+
+
+BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
 
 
 @rule(aten.convolution.default)

@@ -88,16 +88,12 @@ def _mean(b: Builder, x: Node, dims: Any = None, keepdim: bool = False, *, dtype
 
 
 for name in ("amax", "amin"):
-    rule(getattr(aten, name).default)(
-        lambda b, x, dims=(), keepdim=False, name=name: b.cast(
-            reduce(b, name, b.widen(x), dims_of(x, dims), keepdim), b.out.dtype
-        )
-    )
+    rule(getattr(aten, name).default)(lambda b, x, dims=(), keepdim=False, name=name: b.cast(
+        reduce(b, name, b.widen(x), dims_of(x, dims), keepdim), b.out.dtype))
 
 for packet, name in ((aten.max, "amax"), (aten.min, "amin")):
-    rule(packet.default)(
-        lambda b, x, name=name: b.cast(reduce(b, name, b.widen(x), dims_of(x, None)), b.out.dtype)
-    )
+    rule(packet.default)(lambda b, x, name=name: b.cast(
+        reduce(b, name, b.widen(x), dims_of(x, None)), b.out.dtype))
 
 
 def _with_index(b: Builder, x: Node, dim: int, keepdim: bool, largest: bool) -> Any:
@@ -206,11 +202,11 @@ def _vector_norm(b: Builder, x: Node, ord: Any = 2, dims: Any = None, keepdim: b
     y, over = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype)), dims_of(x, dims)
     if ord in (math.inf, -math.inf) and not count(x, over):
         return NotImplemented
-    norm = _norm_of(b, y, ord, over)
+    norm = norm_of(b, y, ord, over)
     return b.cast(b.unsqueeze(norm, over) if keepdim else norm, b.out.dtype)
 
 
-def _norm_of(b: Builder, y: Node, p: Any, over: Dims) -> Node:
+def norm_of(b: Builder, y: Node, p: Any, over: Dims) -> Node:
     """The p-norm over these dimensions, which go."""
     size = b.abs(y)
     if p in (math.inf, -math.inf):
@@ -232,10 +228,14 @@ def _norm(b: Builder, x: Node, p: Any = 2, dims: Any = None, keepdim: bool = Fal
 @rule(aten.renorm.default)
 def _renorm(b: Builder, x: Node, p: Any, dim: int, most: Any) -> Any:
     over, y = tuple(d for d in range(x.tensor.ndim) if d != dim % x.tensor.ndim), b.widen(x)
-    norm = _norm_of(b, y, p, over)
-    factor = b.where(b.gt(norm, float(most)), b.div(float(most), b.add(norm, 1e-7)), 1.0)
-    factor = b.widen(b.cast(factor, x.tensor.dtype))
+    norm = norm_of(b, y, p, over)
+    factor = b.widen(b.cast(shrinking(b, norm, most), x.tensor.dtype))
     return b.cast(b.mul(y, spread(b, factor, over, y)), x.tensor.dtype)
+
+
+def shrinking(b: Builder, norm: Node, most: Any) -> Node:
+    """What to multiply by for a norm of at most `most`."""
+    return b.where(b.gt(norm, float(most)), b.div(float(most), b.add(norm, 1e-7)), 1.0)
 
 
 @rule(aten._cdist_forward.default)
@@ -247,7 +247,7 @@ def _cdist(b: Builder, x: Node, y: Node, p: float, mode: int | None) -> Any:
     shape = (*b.out.shape, width)
     first = b.expand(b.unsqueeze(x, (x.tensor.ndim - 1,)), shape)
     apart = b.sub(first, b.expand(b.unsqueeze(y, (y.tensor.ndim - 2,)), shape))
-    return _norm_of(b, apart, p, (len(shape) - 1,))
+    return norm_of(b, apart, p, (len(shape) - 1,))
 
 
 @rule(aten._pdist_forward.default)
@@ -259,7 +259,7 @@ def _pdist(b: Builder, x: Node, p: float = 2.0) -> Any:
     shape = (*b.out.shape, width)
     pair = [b.gather(x, (b.broadcast_like(b.reshape(i, b.out.shape), (1,), shape), b.index(shape, 1)), False)
             for i in rows]
-    return _norm_of(b, b.sub(*pair), p, (1,))
+    return norm_of(b, b.sub(*pair), p, (1,))
 
 
 # ---- softmax --------------------------------------------------------------------------------------
@@ -376,16 +376,13 @@ def _batch_norm(b: Builder, x: Node, weight: Any, bias: Any, mean_: Any, var: An
     else:
         average = b.widen(mean_)
         scale = b.div(1.0, b.sqrt(b.add(b.widen(var), eps)))
-    factor = (
-        scale if weight is None else b.mul(scale, b.widen(weight))
-    )  # per channel, so two operations a pixel
+    # per channel, so two operations a pixel
+    factor = scale if weight is None else b.mul(scale, b.widen(weight))
     shift = b.neg(b.mul(average, factor))
     shift = shift if bias is None else b.add(shift, b.widen(bias))
     result = b.add(b.mul(y, spread(b, factor, dims, y)), spread(b, shift, dims, y))
-    saved = [
-        b.cast(s, o.dtype) if o.numel else b.full(o.shape, 0.0, o.dtype)
-        for s, o in zip((average, scale), outs[1:3])
-    ]
+    saved = [b.cast(s, o.dtype) if o.numel else b.full(o.shape, 0.0, o.dtype)
+             for s, o in zip((average, scale), outs[1:3])]
     return b.cast(result, outs[0].dtype), *saved
 
 
@@ -397,17 +394,19 @@ def _batch_norm_functional(b: Builder, x: Node, weight: Any, bias: Any, mean_: N
     if done is NotImplemented or not training:
         return NotImplemented if done is NotImplemented else (*done, mean_, var)
     dims = _channels(x)
-    n = count(x, dims)
     average, _, squares = moments(b, b.widen(x), dims)
-    unbiased = b.div(squares, float(n - 1))
-    new = [
-        b.cast(
-            b.add(b.mul(b.cast(s, wide(r.tensor.dtype)), momentum), b.mul(b.widen(r), 1.0 - momentum)),
-            r.tensor.dtype,
-        )
-        for s, r in ((average, mean_), (unbiased, var))
-    ]
-    return (*done, *new)
+    unbiased = b.div(squares, float(count(x, dims) - 1))
+    new = [b.add(b.mul(b.cast(s, wide(r.tensor.dtype)), momentum), b.mul(b.widen(r), 1.0 - momentum))
+           for s, r in ((average, mean_), (unbiased, var))]
+    return (*done, *(b.cast(n, r.tensor.dtype) for n, r in zip(new, (mean_, var))))
+
+
+@rule(aten._batch_norm_with_update_functional.default)
+def _batch_norm_with_update(b: Builder, x: Node, weight: Any, bias: Any, mean_: Node, var: Node,
+                            momentum: float, eps: float) -> Any:
+    done = _batch_norm_functional(b, x, weight, bias, mean_, var, True, momentum, eps)
+    reserve = b.full(b.out[3].shape, 0, b.out[3].dtype)
+    return done if done is NotImplemented else (*done[:3], reserve, *done[3:])
 
 
 # ---- scans ----------------------------------------------------------------------------------------
@@ -479,6 +478,29 @@ def _huber_loss(b: Builder, x: Node, target: Node, reduction: int = 1, delta: fl
         d = b.abs(b.sub(p, q))
         return b.where(b.le(d, delta), b.mul(b.mul(d, d), 0.5), b.mul(b.sub(d, 0.5 * delta), delta))
     return _loss(b, x, target, reduction, huber)
+
+
+def checked(b: Builder, x: Node, fine: Node, error: tuple[str, str]) -> Node:
+    """x; raises `error` where `fine` does not hold for some element."""
+    shape = x.tensor.shape
+    if not shape:
+        return b.reshape(checked(b, b.reshape(x, (1,)), b.reshape(fine, (1,)), error), ())
+    own = [b.index(shape, d) for d in range(len(shape))]
+    return b.gather(x, (b.where(fine, own[0], -1), *own[1:]), True, error)
+
+
+@rule(aten.binary_cross_entropy.default)
+def _binary_cross_entropy(b: Builder, x: Node, target: Node, weight: Node | None = None,
+                          reduction: int = 1) -> Any:
+    def loss(p: Node, q: Node) -> Node:
+        p, q = (checked(b, y, b.and_(b.ge(y, 0.0), b.le(y, 1.0)),
+                        ("RuntimeError", f"all elements of {name} should be between 0 and 1"))
+                for y, name in ((p, "input"), (q, "target")))
+        logs = [b.maximum(log, -100.0) for log in (b.log(p), b.log1p(b.neg(p)))]
+        y = b.cast(b.sub(b.mul(b.sub(q, 1.0), logs[1]), b.mul(q, logs[0])), x.tensor.dtype)
+        return b.widen(y) if weight is None else b.mul(b.widen(y), b.to(b.widen(weight), wide(x.tensor.dtype),
+                                                                       x.tensor.shape))
+    return _loss(b, x, target, reduction, loss)
 
 
 @rule(aten.soft_margin_loss.default)

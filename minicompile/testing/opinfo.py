@@ -228,15 +228,17 @@ def judge(case: Case, how: How, limits: tuple[float, float] | None, values: bool
             reason = difference(got, expected, limits, values)
             if NOT_CLOSE in reason and not rounds_worse(got, expected, run, inputs, case.grad):
                 reason = ""
+            done = done if got.raised is None else []          # there, the library is asked what to raise
             return ("wrong", reason, done) if reason else ("ok", "", done)
 
         kind, reason, done = attempt(captured if how.capture or shared else lowered)
         if kind == "refused" and usual and not how.capture and not shared:
             kind, later, done = attempt(captured)
             reason = reason if later.startswith("raises") or reason.split(":")[0] in BREAKS else later
-        if kind == "refused" and usual and reason.split(":")[0] in BREAKS:
+        if kind == "refused" and usual and (expected.raised or reason.split(":")[0] in BREAKS):
             kind, later, done = attempt(partial(captured, fullgraph=False))
-            kind, reason = ("break", reason) if kind == "ok" else (kind, later)
+            known = "ok" if expected.raised else "break"          # what is asked of errors is to be raised
+            kind, reason = (known, reason) if kind == "ok" else (kind, later)
     return kind, reason, done
 
 
