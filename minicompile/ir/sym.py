@@ -18,10 +18,11 @@ that is being compiled, and is then a `Condition` of the program (see `asking`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd, inf
 from typing import Any
 
@@ -154,6 +155,25 @@ class Size(Var):
             self.hint = hint
             return self
         return _intern(("size", name, hint, lo, hi), make)
+
+
+class Walk(Var):
+    """A loop variable that runs over range(extent), where that depends on sizes."""
+
+    __slots__ = ("extent",)
+    extent: Sym
+
+    def __new__(cls, name: str, extent: Sym) -> Walk:  # type: ignore[misc]
+        def make() -> Walk:
+            self = cls._make(name, 0, max(extent.hi - 1, 0))
+            self.extent = extent
+            return self
+        return _intern(("walk", name, id(extent)), make)
+
+
+def running(name: str, extent: Sym | int) -> Var:
+    """The variable of a loop over range(extent)."""
+    return Var(name, 0, max(extent - 1, 0)) if isinstance(extent, int) else Walk(name, extent)
 
 
 class Sum(Sym):
@@ -409,20 +429,24 @@ def _symbolic_div(n: Sym | int, d: Sym) -> Sym | int:
         whole, rest = _split_by(n, d)
     if rest == 0 and isinstance(rest, int):
         return whole
-    if d.lo > 0:
-        lo, hi = bounds(rest)
-        if lo >= 0 and hi < d.lo:
-            return whole
+    if _is_rest(rest, d):
+        return whole
     r = rest
     return whole + _intern(("/", *_key(r), *_key(d)), lambda: _make_div(r, d))
 
 
 def _symbolic_mod(n: Sym | int, d: Sym) -> Sym | int:
     rest: Sym | int = n if isinstance(n, int) else _split_by(n, d)[1]
-    lo, hi = bounds(rest)
-    if rest == 0 or (d.lo > 0 and lo >= 0 and hi < d.lo):
+    if isinstance(rest, int) and rest == 0 or _is_rest(rest, d):
         return rest
     return _intern(("%", *_key(rest), *_key(d)), lambda: _make_mod(rest, d))
+
+
+def _is_rest(r: Sym | int, d: Sym) -> bool:
+    """Whether 0 <= r < d for sure."""
+    if isinstance(r, Div) and bounds(r.den)[0] > 0:       # x // a < d where x < a*d
+        return nonnegative(r.num) and nonnegative(r.den * d - 1 - r.num)
+    return d.lo > 0 and nonnegative(r) and nonnegative(d - 1 - r)
 
 
 def _key(s: Sym | int) -> tuple:
@@ -510,8 +534,8 @@ def _bare(s: Sym | int) -> str:
 class NeedsSizes(Refusal):
     """The value of an integer that depends on `sizes` is needed."""
 
-    def __init__(self, s: Sym):
-        super().__init__("varying", f"{s} must be known, but is a size that varies")
+    def __init__(self, s: Sym, why: str = ""):
+        super().__init__("varying", f"{s} must be known, but is a size that varies{why and ': '}{why}")
         self.sizes = [v for v in s.vars if isinstance(v, Size)]
 
 
@@ -535,19 +559,25 @@ _RELATIONS: dict[str, Callable[[int], bool]] = {"eq": lambda n: n == 0, "ne": la
                                                 "ge": lambda n: n >= 0}
 _OPPOSITE: dict[str, Callable[[Sym], tuple[str, Any]]] = {
     "eq": lambda s: ("ne", s), "ge": lambda s: ("ge", -1 - s)}
-_asked: ContextVar[dict[Condition, None] | None] = ContextVar("asked", default=None)
+_asked: ContextVar[dict[Condition, Any] | None] = ContextVar("asked", default=None)
 
 
 @contextmanager
-def asking() -> Iterator[dict[Condition, None]]:
+def asking() -> Iterator[dict[Condition, Any]]:
     """While entered, questions about sizes are answered for their hints, and noted: the dict that this gives
     holds them, in order."""
-    found: dict[Condition, None] = {}
+    found: dict[Condition, Any] = {}
     token = _asked.set(found)
     try:
         yield found
     finally:
         _asked.reset(token)
+
+
+def asked() -> dict[Condition, Any]:
+    """What has been asked since `asking` was entered; the values are the notes of whoever asks."""
+    found = _asked.get()
+    return {} if found is None else found
 
 
 def _of_sizes(s: Sym | int) -> bool:
@@ -556,7 +586,7 @@ def _of_sizes(s: Sym | int) -> bool:
 
 def _decide(relation: str, s: Sym | int) -> bool:
     """Whether `s` is 0 ("eq") or at least 0 ("ge"): by its bounds, else by hints, which is noted."""
-    lo, hi = bounds(s)
+    lo, hi = span(s)
     if lo >= 0 and (relation == "ge" or lo > 0):
         return relation == "ge"
     if hi < 0 or lo == hi == 0:
@@ -565,7 +595,7 @@ def _decide(relation: str, s: Sym | int) -> bool:
     if found is None or isinstance(s, int) or not _of_sizes(s):
         raise TypeError(f"the sign of {s} cannot be decided")
     yes = _RELATIONS[relation](hint(s))
-    found[Condition(relation, s) if yes else Condition(*_OPPOSITE[relation](s))] = None
+    found.setdefault(Condition(relation, s) if yes else Condition(*_OPPOSITE[relation](s)))
     return yes
 
 
@@ -589,23 +619,93 @@ def free_vars(s: Sym | int) -> frozenset[Var]:
     return frozenset() if isinstance(s, int) else s.vars
 
 
+def same(a: Sym | int, b: Sym | int) -> bool:
+    """Whether they are equal by their form; asks nothing of sizes."""
+    return a is b or isinstance(a, int) and isinstance(b, int) and a == b
+
+
+def alike(a: Sequence[Sym | int], b: Sequence[Sym | int]) -> bool:
+    """The same, item by item."""
+    return len(a) == len(b) and all(map(same, a, b))
+
+
+def divides(d: Sym | int, n: Sym | int) -> bool:
+    """Whether n is a multiple of d by its form."""
+    return not same(d, 0) and same(mod(n, d), 0)
+
+
 def less(a: Sym | int, b: Sym | int) -> bool | None:
     """a < b: True or False where the bounds decide it, None where they don't."""
-    lo, hi = bounds(a - b)
+    lo, hi = span(a - b)
     return True if hi < 0 else False if lo >= 0 else None
 
 
-def coefficient(s: Sym | int, v: Var) -> int | None:
-    """k where s = k*v + (something without v); None where s is not affine in v."""
+def coefficient(s: Sym | int, v: Var) -> Sym | int | None:
+    """k where s = k*v + (something without v) and k is a number or made of sizes; None where there is no
+    such k."""
     if isinstance(s, int) or v not in s.vars:
         return 0
-    k = 0
+    k: Sym | int = 0
     for a, c in s.terms:
         if a is v:
-            k = c
+            k = k + c
         elif v in a.vars:
-            return None
+            rest = _without(a, (v,)) if isinstance(a, Prod) else None
+            if rest is None or not _of_sizes(rest):
+                return None
+            k = k + rest * c
     return k
+
+
+def span(s: Sym | int) -> tuple[Bound, Bound]:
+    """The bounds, brought to 0 or beyond where what sizes are decides the sign."""
+    lo, hi = bounds(s)
+    if lo > 0 or hi < 0 or isinstance(s, int) or not any(isinstance(v, (Size, Walk)) for v in s.vars):
+        return lo, hi
+    if nonnegative(s):
+        return int(nonnegative(s - 1)), hi
+    return (lo, -int(nonnegative(-1 - s))) if nonnegative(-s) else (lo, hi)
+
+
+@lru_cache(maxsize=4096)
+def nonnegative(s: Sym | int) -> bool:
+    """Whether s >= 0 for sure: by its bounds, or at every corner of the loops and for all sizes."""
+    lo, hi = bounds(s)
+    if lo >= 0 or hi < 0 or isinstance(s, int) or not any(isinstance(v, (Size, Walk)) for v in s.vars):
+        return lo >= 0
+    for a, c in s.terms:                            # c*a is at least (something without a) / scale
+        rest, scale = s - c * a, 1
+        if isinstance(a, Div) and bounds(a.den)[0] > 0:
+            scale, least = a.den, c * a.num - (c * (a.den - 1) if c > 0 else 0)
+        elif isinstance(a, Mod) and bounds(a.den)[0] > 0:
+            least = 0 if c > 0 else c * (a.den - 1)
+        elif c > 0 and isinstance(a, Prod) and not all(isinstance(f, Var) for f in a.factors):
+            least = a.lo if a.lo == 0 else -inf
+        else:
+            continue
+        return not isinstance(least, float) and nonnegative(rest * scale + least)
+    v = next((v for v in s.vars if not isinstance(v, Size)), None)
+    if v is not None:
+        return _at_ends(s, v)
+    shifted = substitute(s, {v: v.lo + Var(v.name, 0) for v in s.vars})     # type: ignore[operator]
+    return bounds(shifted)[0] >= 0
+
+
+def _at_ends(s: Sym, v: Var) -> bool:
+    """Whether s, linear in v, is at least 0 at both ends of v's range."""
+    slope: Sym | int = 0
+    for a, c in s.terms:
+        if v in a.vars:
+            k = _without(a, (v,))
+            if k is None or v in free_vars(k):
+                return False
+            slope = slope + k * c
+    top = v.extent - 1 if isinstance(v, Walk) else v.hi
+    if v.lo == -inf or isinstance(top, float):
+        return False
+    ends = [] if nonnegative(-slope) and not same(slope, 0) else [v.lo]
+    ends += [] if nonnegative(slope) else [top]
+    return all(nonnegative(substitute(s, {v: end})) for end in ends)     # type: ignore[dict-item]
 
 
 def atoms(s: Sym | int) -> Iterator[Sym]:

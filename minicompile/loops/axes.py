@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Div, Mod, Sym, Var, atoms, substitute
+from ..ir.sym import Div, Mod, Size, Sym, Var, atoms, divides, free_vars, hint, same, substitute
 from .nest import Axis, Buffer, Loop, Store, axis
 from .val import Index, Load, Val, load, rewrite, walk
 
@@ -30,24 +30,25 @@ def syms(loop: Loop) -> Iterator[Sym | int]:
                 yield x.sym
 
 
-def divisors_of(loop: Loop) -> dict[Var, set[int]]:
-    """Variable -> the numbers it is divided by (// or %)."""
-    found: dict[Var, set[int]] = {}
+def divisors_of(loop: Loop) -> dict[Var, set[Sym | int]]:
+    """Variable -> the numbers and sizes it is divided by (// or %)."""
+    found: dict[Var, set[Sym | int]] = {}
     for s in syms(loop):
         if isinstance(s, int) or ("/" not in s.text and "%" not in s.text):
             continue
         for a in atoms(s):
-            if isinstance(a, (Div, Mod)) and isinstance(a.num, Var) and isinstance(a.den, int):
+            if isinstance(a, (Div, Mod)) and isinstance(a.num, Var) and all(
+                    isinstance(v, Size) for v in free_vars(a.den)):
                 found.setdefault(a.num, set()).add(a.den)
     return found
 
 
-def factor(size: int, divisors: Iterable[int]) -> list[int] | None:
+def factor(size: Sym | int, divisors: Iterable[Sym | int]) -> list[Sym | int] | None:
     """Sizes, outermost first, of the axes to split `size` into so that every division falls between two of
     them."""
-    cuts = sorted(d for d in divisors if 1 < d < size)
+    cuts = sorted((d for d in divisors if not same(d, 1) and hint(d) < hint(size)), key=hint)
     chain = [1, *cuts, size]
-    if not cuts or any(b % a for a, b in zip(chain, chain[1:])):
+    if not cuts or not all(map(divides, chain, chain[1:])):
         return None
     return [b // a for a, b in zip(chain, chain[1:])][::-1]
 
@@ -62,7 +63,7 @@ def split_axes(loop: Loop) -> Loop:
         if not divisors:
             break
         for a in loop.axes if loop.is_scan else loop.axes + loop.reduce_axes:  # a scan runs along one axis
-            sizes = factor(int(a.size), divisors.get(a.var, ()))
+            sizes = factor(a.size, divisors.get(a.var, ()))
             if sizes:
                 parts = axes[a] = tuple(axis(f"{a.var.name}{'abcdefgh'[k]}", n) for k, n in enumerate(sizes))
                 env[a.var] = _joined(parts)
@@ -99,14 +100,14 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
     """
     if not loop.is_reduction or (loop.combine or "").startswith("arg") or loop.body.dtype is torch.bool:
         return [loop]
-    rows, length = _product(loop.axes), _product(loop.reduce_axes)
+    rows, length = hint(_product(loop.axes)), hint(_product(loop.reduce_axes))
     first = loop.reduce_axes[0]
-    parts = max((k for k in range(1, PARTS + 1) if int(first.size) % k == 0), default=1)
+    parts = max((k for k in range(1, PARTS + 1) if divides(k, first.size)), default=1)
     if rows > FEW_ROWS or length < LONG or parts < 4:
         return [loop]
-    outer, inner = axis("p", parts), axis("q", int(first.size) // parts)
+    outer, inner = axis("p", parts), axis("q", first.size // parts)
     name = loop.out.buffer + "_parts"
-    sizes = [int(a.size) for a in loop.axes] + [parts]
+    sizes = [*(a.size for a in loop.axes), parts]
     spec = TensorSpec.contiguous(loop.body.dtype, sizes)
     buffers[name] = Buffer(name, "temp", spec)
     place: Sym | int = outer.var
@@ -119,8 +120,8 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
     return [partial, total]
 
 
-def _product(axes: tuple[Axis, ...]) -> int:
-    n = 1
+def _product(axes: tuple[Axis, ...]) -> Sym | int:
+    n: Sym | int = 1
     for a in axes:
-        n *= int(a.size)
+        n *= a.size
     return n

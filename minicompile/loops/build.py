@@ -10,17 +10,19 @@ everything that reads them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..ir.graph import Graph, Node, map_arg
 from ..ir.spec import TensorSpec
-from ..ir.sym import coefficient
+from ..ir.sym import Sym, alike, coefficient, hint, same
 from .axes import split_axes, split_reduction
 from .ir import Loops
 from .nest import Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis
 from .realise import Decisions, decide, layout_of, out_variant
+from .sizes import sizes_in, sources
 from .val import Val, apply, const, loads
 from .values import TOP, Undecided, Values
 from .views import Indices, argument, kind_of, name_of, offset_of, strided_window
@@ -48,7 +50,8 @@ class _Builder:
     def build(self) -> Loops:
         g = self.graph
         for i, n in enumerate(g.inputs):
-            self._bind(n, Buffer(f"in{i}", "input", n.tensor, i))
+            if not isinstance(n.spec, Sym):
+                self._bind(n, Buffer(f"in{i}", "input", n.tensor, i))
         for j, o in enumerate(g.outputs):
             if o.alias is None and o.node in self.decisions.reasons:
                 self.outputs.setdefault(o.node, j)
@@ -59,11 +62,14 @@ class _Builder:
             self._node(n)
         copies = [self._output(j) for j in range(len(g.outputs))]
         self._writes()
-        return Loops(self.buffers, tuple(self.steps), tuple(copies),
-                     tuple(f"in{i}" for i in range(len(g.inputs))), tuple(self.constants),
-                     tuple(self.values.errors), self.notes, g.returned,
-                     tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides,
-                     tuple(i for i, n in g.writes if n is g.inputs[i]))
+        loops = Loops(self.buffers, tuple(self.steps), tuple(copies),
+                      tuple(f"in{i}" for i in range(len(g.inputs))), tuple(self.constants),
+                      tuple(self.values.errors), self.notes, g.returned,
+                      tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides,
+                      tuple(i for i, n in g.writes if n is g.inputs[i]))
+        if any(isinstance(n, Sym) for b in self.buffers.values() for n in b.spec.shape):
+            loops = replace(loops, sizes=sources([n.spec for n in g.inputs], sizes_in(loops)))
+        return loops
 
     # ---- buffers ----
 
@@ -130,10 +136,10 @@ class _Builder:
         while todo:
             box = todo.pop(0)
             axes = tuple(axis(f"i{k}", stop - start) for k, (start, stop) in enumerate(box)
-                         if stop - start != 1)
+                         if not same(stop - start, 1))
             by_name = {a.var.name: a.var for a in axes}
-            idx: Indices = tuple(by_name[f"i{k}"] + start if stop - start != 1 else start for k,
-                                 (start, stop) in enumerate(box))
+            idx: Indices = tuple(start if same(stop - start, 1) else by_name[f"i{k}"] + start
+                                 for k, (start, stop) in enumerate(box))
             self.values.splits = made + len(todo) < BOXES or len(todo) + made == 0
             try:
                 self.values.compute(n, idx) if own else self.values.of(n, idx)
@@ -150,7 +156,7 @@ class _Builder:
 
     def _loop(self, n: Node, name: str, axes: tuple[Axis, ...], reduce_axes: tuple[Axis, ...],
               combine: str | None, body: Val, out: Store) -> None:
-        axes = tuple(sorted(axes, key=lambda a: -(coefficient(out.index, a.var) or 0)))
+        axes = tuple(sorted(axes, key=lambda a: -hint(coefficient(out.index, a.var) or 0)))
         loop = Loop(name, axes, reduce_axes, combine, body, out, self.buffers[out.buffer].spec.dtype, n.where)
         self.steps += split_reduction(split_axes(loop), self.buffers)
 
@@ -161,7 +167,8 @@ class _Builder:
         shape = src.tensor.shape
         given = (argument(n, 1, "dim"),) if scan else tuple(argument(n, 1, "dims"))
         dims = tuple(d % max(len(shape), 1) for d in given)
-        axes = {k: axis(f"r{k}" if k in dims else f"i{k}", size) for k, size in enumerate(shape) if size != 1}
+        axes = {k: axis(f"r{k}" if k in dims else f"i{k}", size) for k, size in enumerate(shape)
+                if not same(size, 1)}
         idx: Indices = tuple(axes[k].var if k in axes else 0 for k in range(len(shape)))
         body = self.values.of(src, idx)
         if body.dtype is not n.tensor.dtype and name in ("any", "all"):
@@ -186,13 +193,13 @@ class _Builder:
         buffer = self._memory(n)
         idx: Indices
         shape = n.tensor.shape
-        axes = tuple(axis(f"i{k}", size) for k, size in enumerate(shape) if size != 1)
+        axes = tuple(axis(f"i{k}", size) for k, size in enumerate(shape) if not same(size, 1))
         by_name = {a.var.name: a.var for a in axes}
         idx = tuple(by_name.get(f"i{k}", 0) for k in range(len(shape)))
         self._loop(n, f"{n.name}_base", axes, (), None, self.values.of(base, idx),
                    Store(buffer.name, offset_of(idx, buffer.spec.stride)))
         points = next((a.tensor.shape for a in (src, *indices) if isinstance(a, Node)), ())
-        axes = tuple(axis(f"i{k}", size) for k, size in enumerate(points) if size != 1)
+        axes = tuple(axis(f"i{k}", size) for k, size in enumerate(points) if not same(size, 1))
         by_name = {a.var.name: a.var for a in axes}
         at: Indices = tuple(by_name.get(f"i{k}", 0) for k in range(len(points)))
         where, pairs = self.values.indirect(indices, shape, at, TOP, n)
@@ -254,7 +261,7 @@ class _Builder:
             return name
         own = self.values.buffers.get(o.node)
         if (own is not None and own.kind == "extern" and self.outputs.get(o.node) == j
-                and own.spec.stride == o.spec.stride):
+                and alike(own.spec.stride, o.spec.stride)):
             return own.name
         target = Buffer(name, "output", o.spec.with_(offset=0), j)
         self.buffers[name] = target
@@ -288,7 +295,7 @@ class _Builder:
             body = self.values.compute(n, idx)
             here = offset_of(idx, stride)
             for x in loads(body):
-                if x.buffer in written and (x.buffer != target or x.index != here):
+                if x.buffer in written and (x.buffer != target or not same(x.index, here)):
                     return False
         return True
 

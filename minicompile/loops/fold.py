@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..ir.sym import Sym, bounds
+from ..ir.sym import Sym, bounds, span
 from .val import Const, Index, Val, const, index
 
 LIMIT = 1 << 62
@@ -84,7 +84,7 @@ def _two(prim: str, a: Sym | int, b: Sym | int, dtype: torch.dtype) -> Val | Non
 
 
 def _compare(prim: str, difference: Sym | int) -> Val | None:
-    lo, hi = bounds(difference)
+    lo, hi = span(difference)
     never, always = {"lt": (lo >= 0, hi < 0), "le": (lo > 0, hi <= 0), "gt": (hi <= 0, lo > 0),
                      "ge": (hi < 0, lo >= 0), "eq": (lo > 0 or hi < 0, lo == hi == 0),
                      "ne": (lo == hi == 0, lo > 0 or hi < 0)}.get(prim, (False, False))

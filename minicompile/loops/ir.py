@@ -16,6 +16,7 @@ from ..ir.spec import TensorSpec
 from .check import check_loops
 from .nest import REDUCTIONS, SCANS, Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis
 from .reference import run_loops
+from .sizes import Source, bind, hints, specialise
 from .val import (
     Apply,
     Checked,
@@ -48,6 +49,7 @@ class Loops:
     the value found. written    the inputs that the graph writes back to
     kept       numbers of those it writes back unchanged: they only get a new version
     restrides  (i, spec): input i has that geometry in the end
+    sizes      the sizes that vary, each with the input and dimension that say it (-1: the input is a number)
     notes      decisions for people: buffer name -> why it is realised
     """
 
@@ -62,6 +64,7 @@ class Loops:
     written: tuple[str, ...] = ()
     restrides: tuple[tuple[int, TensorSpec], ...] = ()
     kept: tuple[int, ...] = ()
+    sizes: tuple[Source, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"loops({', '.join(self.inputs)}):"]
@@ -74,9 +77,9 @@ class Loops:
 
     def check(self) -> None:
         """Raises CheckError naming the step: see loops.check."""
-        check_loops(self)
+        check_loops(specialise(self, hints(self.sizes)) if self.sizes else self)
 
     def run(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """The caller's results by the reference executor; inputs that the graph writes are changed. See
         loops.reference."""
-        return run_loops(self, inputs)
+        return run_loops(specialise(self, bind(self.sizes, inputs)) if self.sizes else self, inputs)

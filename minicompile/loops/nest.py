@@ -13,7 +13,7 @@ import torch
 
 from ..errors import Where
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, Var
+from ..ir.sym import Sym, Var, running
 from .val import Load, Val, loads, show
 
 REDUCTIONS = ("sum", "prod", "amax", "amin", "any", "all", "argmax", "argmin")
@@ -51,9 +51,9 @@ class Axis:
         return f"{self.var}<{self.size}"
 
 
-def axis(name: str, size: int) -> Axis:
+def axis(name: str, size: Sym | int) -> Axis:
     """An axis with its variable."""
-    return Axis(Var(name, 0, max(size - 1, 0)), size)
+    return Axis(running(name, size), size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import torch
 
 from ..ir.graph import Graph, Node, arg_nodes
 from ..ir.spec import TensorSpec, contiguous_stride
+from ..ir.sym import alike, hint
 from .views import VIEWS, chain, kind_of, name_of, strided_window
 
 HEAVY = frozenset(
@@ -147,6 +148,11 @@ def _same_stride(window: TensorSpec, spec: TensorSpec) -> bool:
     return spec.numel == 0 or all(n == 1 or s == t for n, s, t in zip(spec.shape, window.stride, spec.stride))
 
 
+def points(n: Node) -> int:
+    """Elements of a value, in the call that is being compiled."""
+    return hint(n.tensor.numel)
+
+
 def _any_stride(call: Node, window: TensorSpec) -> bool:
     """Matrix products give the same numbers for any stride their library takes without a copy."""
     if call.op.overloadpacket.__name__ not in MATMULS or window.ndim < 2:
@@ -168,7 +174,7 @@ def _costs(graph: Graph, leaves: dict[Node, str]) -> dict[Node, Cost]:
         else:
             own = Cost(1 if kind != "view" else 0, 0.0, name in HEAVY or (name in MODEST and _big(n)))
             for a in arg_nodes(n.args):
-                own = own + _share(costs[a], a.tensor.numel, n.spec.numel)
+                own = own + _share(costs[a], points(a), points(n))
         costs[n] = own
     return costs
 
@@ -187,13 +193,13 @@ def _uses(graph: Graph, d: Decisions, costs: dict[Node, Cost]) -> None:
     key: same index in the same loop), each with how many evaluations it asks for."""
     keys: dict[Node, dict[Any, int]] = {n: {} for n in (*graph.inputs, *graph.nodes)}
     for i, n in graph.writes:
-        keys[n]["write", i] = n.tensor.numel
+        keys[n]["write", i] = points(n)
     for n in reversed(graph.nodes):
         if (isinstance(n.spec, TensorSpec) and kind_of(n) not in ("constant", "create") and n
             not in d.reasons):
             if kind_of(n) != "view" or name_of(n) not in VIEWS:
                 reason = why_realise(name_of(n), costs[n], n.spec.dtype.itemsize, len(keys[n]),
-                                     sum(keys[n].values()), n.spec.numel)
+                                     sum(keys[n].values()), points(n))
                 if reason:
                     d.reasons[n] = reason
         for a, key, evaluations in _reads(n, d.reasons, keys[n]):
@@ -208,23 +214,23 @@ def _reads(n: Node, realised: dict[Node, str], mine: dict[Any, int]) -> Iterator
         return
     operands = list(dict.fromkeys(arg_nodes(n.args)))
     if n in realised:
-        mine = {n: n.tensor.numel}
+        mine = {n: points(n)}
     if kind in ("reduce", "scan"):
-        yield operands[0], n, operands[0].tensor.numel
+        yield operands[0], n, points(operands[0])
     elif kind == "elementwise":
         for a in operands:
             for key, evaluations in mine.items():
-                yield a, (key if a.tensor.shape == n.tensor.shape else (key, "scalar")), evaluations
+                yield a, (key if alike(a.tensor.shape, n.tensor.shape) else (key, "scalar")), evaluations
     elif name in ("cat", "pad"):
         for a in operands:
-            share = a.tensor.numel / max(n.tensor.numel, 1)
+            share = points(a) / max(points(n), 1)
             for key, evaluations in mine.items():
                 yield a, (n, key), int(evaluations * share)
     elif name == "scatter":
         base, indices, src = n.args[:3]
-        yield base, (n, "base"), n.tensor.numel
+        yield base, (n, "base"), points(n)
         for a in (*arg_nodes(indices), *arg_nodes(src)):
-            yield a, (n, "source"), a.tensor.numel
+            yield a, (n, "source"), points(a)
     elif name == "expand":  # emitters hoist what inner loops don't change
         src = operands[0]
         for key, evaluations in mine.items():
@@ -242,5 +248,5 @@ def _trailing(src: tuple[int, ...], wide: tuple[int, ...]) -> int:
     for k, size in enumerate(reversed(wide)):
         if k < len(src) and src[-1 - k] != 1:
             break
-        n *= size
+        n *= hint(size)
     return max(n, 1)

@@ -97,7 +97,8 @@ def start(buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Ten
     if len(names) != len(inputs):
         raise CheckError("run", "inputs", f"expects {len(names)} tensors, got {len(inputs)}")
     for name, tensor in zip(names, inputs):
-        memory.bind(name, tensor)
+        if isinstance(tensor, Tensor):          # else a size
+            memory.bind(name, tensor)
     for b in buffers.values():
         if b.kind == "constant":
             memory.bind(b.name, constants[b.index])
@@ -109,7 +110,7 @@ def results(loops: Loops, memory: Memory) -> list[Tensor]:
     shown = loops.results[: loops.returned] if loops.returned >= 0 else loops.results
     given = [_result(r, memory) for r in shown]
     torch._C._increment_version([memory.given[loops.inputs[i]] for i in loops.kept])
-    restride([memory.given[name] for name in loops.inputs], loops.restrides)
+    restride([memory.given.get(name) for name in loops.inputs], loops.restrides)
     return given
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..ir.intern import interner
-from ..ir.sym import Sym, Var, free_vars, substitute
+from ..ir.sym import Sym, Var, free_vars, less, substitute
 
 
 class Val:
@@ -138,9 +138,8 @@ def apply(prim: str, args: tuple[Val, ...], dtype: torch.dtype) -> Apply:
 
 def checked(value: Val, lo: int, hi: Sym | int, error: int) -> Val:
     """See Checked; an Index or Const whose bounds prove it needs no check."""
-    if isinstance(value, Const) and isinstance(hi, int) and lo <= value.value < hi:
-        return value
-    if isinstance(value, Index) and isinstance(hi, int) and value.sym.lo >= lo and value.sym.hi < hi:
+    at = value.value if isinstance(value, Const) else value.sym if isinstance(value, Index) else None
+    if at is not None and less(at, lo) is False and less(at, hi):       # type: ignore[arg-type]
         return value
     key = ("checked", id(value), lo, *_sym_key(hi), error)
     return _intern(key, lambda: _new(Checked, value.dtype, (value,), frozenset(), lo=lo, hi=hi, error=error))
@@ -178,12 +177,12 @@ def rebuild(v: Val, args: tuple[Val, ...], env: Mapping[Var, Sym | int]) -> Val:
         return v if args == v.args else apply(v.prim, args, v.dtype)
     if isinstance(v, Load):
         n = len(v.indirect)
-        bound = tuple((p[0], x) for p, x in zip(v.indirect, args))
+        bound = tuple((env.get(p[0], p[0]), x) for p, x in zip(v.indirect, args))
         return load(v.buffer, substitute(v.index, env), v.dtype, bound, args[n] if v.mask else None)
     if isinstance(v, Index):
         return index(substitute(v.sym, env), v.dtype)
     if isinstance(v, Checked):
-        return checked(args[0], v.lo, v.hi, v.error)
+        return checked(args[0], v.lo, substitute(v.hi, env), v.error)
     return v
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..ir.graph import Node
 from ..ir.prims import BAD_INDEX
-from ..ir.sym import Div, Mod, Prod, Sym, Var, bounds, free_vars, less
+from ..ir.sym import Div, Mod, Prod, Sym, Var, alike, bounds, free_vars, less, running
 from .fold import fold
 from .nest import Buffer
 from .val import Checked, Const, Index, Val, apply, checked, const, index, load, walk
@@ -26,7 +26,7 @@ class Undecided(Exception):
     """A concatenation is met at an index that lies in several of its parts: the loop over `var` must be
     split at `point`."""
 
-    def __init__(self, var: Var, point: int):
+    def __init__(self, var: Var, point: Sym | int):
         super().__init__(f"{var} at {point}")
         self.var, self.point = var, point
 
@@ -79,7 +79,7 @@ class Values:
             src, where = source_index(node, idx)
             return self.of(src, where, ctx)
         if name == "full":
-            return const(argument(node, 1, "value"), node.tensor.dtype)
+            return number(argument(node, 1, "value"), node.tensor.dtype)
         if name == "iota":
             return self._iota(node, idx, ctx)
         if name == "pad":
@@ -110,9 +110,9 @@ class Values:
 
     def _operand(self, a: Any, idx: Indices, ctx: Context, dtype: torch.dtype, user: Node) -> Val:
         if not isinstance(a, Node):
-            return const(a, dtype)
+            return number(a, dtype)
         shape = a.tensor.shape
-        if shape == user.tensor.shape:
+        if alike(shape, user.tensor.shape):
             return self.of(a, idx, ctx)
         tail = idx[len(idx) - len(shape) :]
         return self.of(a, tuple(0 if n == 1 else i for n, i in zip(shape, tail)), ctx)
@@ -122,11 +122,11 @@ class Values:
     def _iota(self, node: Node, idx: Indices, ctx: Context) -> Val:
         start, step = argument(node, 1, "start", 0), argument(node, 2, "step", 1)
         dtype = node.tensor.dtype
-        if isinstance(start, int) and isinstance(step, int):
+        if isinstance(start, (int, Sym)) and isinstance(step, (int, Sym)):
             return sym_value(idx[0] * step + start, ctx, dtype)
         wide = torch.float64
-        scaled = apply("mul", (sym_value(idx[0], ctx, wide), const(step, wide)), wide)
-        total = apply("add", (scaled, const(start, wide)), wide)
+        scaled = apply("mul", (sym_value(idx[0], ctx, wide), number(step, wide)), wide)
+        total = apply("add", (scaled, number(start, wide)), wide)
         return total if dtype is wide else apply("cast", (total,), dtype)
 
     # ---- views that choose ----
@@ -138,7 +138,7 @@ class Values:
         mask = inside(where, src.tensor.shape, ctx)
         if mask is None:
             return self.of(src, where, ctx)
-        value = const(argument(node, 3, "value", 0), node.tensor.dtype)
+        value = number(argument(node, 3, "value", 0), node.tensor.dtype)
         if isinstance(mask, Const):
             return value
         x = self.of(src, where, Context(both(ctx.mask, mask), ctx.indirect))
@@ -151,7 +151,7 @@ class Values:
         start = 0
         for part in node.args[0]:
             stop = start + part.tensor.shape[dim]
-            if less(at, start) is not True and less(at, stop) is not False and stop > start:
+            if less(at, start) is not True and less(at, stop) is not False and less(start, stop) is not False:
                 parts.append((part, start, stop))
             start = stop
         if len(parts) > 1 and self.splits and not isinstance(at, int):
@@ -190,8 +190,8 @@ class Values:
             v = self._operand(a, idx, ctx, torch.int64, node)
             if isinstance(v, Const):
                 v = index(int(v.value), torch.int64)
-            known = isinstance(v, Const) or (isinstance(v, Index) and bounds(v.sym)[0] >= 0 and
-                                             bounds(v.sym)[1] < n)
+            known = isinstance(v, Const) or (isinstance(v, Index) and less(v.sym, 0) is False and
+                                             less(v.sym, n) is True)
             if ctx.mask is not None and not known:  # what is masked away must not raise
                 v = apply("where", (ctx.mask, v, const(0, v.dtype)), v.dtype)
             if check:
@@ -201,13 +201,18 @@ class Values:
             elif isinstance(v, Index):
                 where.append(v.sym)
             else:
-                var = Var(f"t{len(pairs)}", 0, max(n - 1, 0))
+                var = running(f"t{len(pairs)}", n)
                 pairs.append((var, v))
                 where.append(var)
         return tuple(where), tuple(pairs)
 
 
-def split_at(at: Sym, boundary: int, ctx: Context) -> None:
+def number(value: Any, dtype: torch.dtype) -> Val:
+    """A literal, or a size as a value."""
+    return index(value, dtype) if isinstance(value, Sym) else const(value, dtype)
+
+
+def split_at(at: Sym, boundary: Sym | int, ctx: Context) -> None:
     """Raises Undecided if `at` runs over one loop variable with coefficient 1."""
     (var, k), *more = at.terms
     if not more and k == 1 and isinstance(var, Var) and all(var is not v for v, _ in ctx.indirect):
@@ -223,15 +228,17 @@ def inside(where: Indices, shape: Sequence[int], ctx: Context) -> Val | None:
     never."""
     mask: Val | None = None
     for i, n in zip(where, shape):
-        lo, hi = bounds(i)
-        if hi < 0 or lo >= n:
+        below, within = less(i, 0), less(i, n)
+        if below is True or within is False:
             return const(False, torch.bool)
+        lo, hi = bounds(i)
         read = any(v in dict(ctx.indirect) for v in free_vars(i))
-        kind = torch.int64 if read or max(-lo, hi) >= 2**31 else torch.int32    # narrow: more lanes
-        if lo < 0:
+        wide = read or max(-lo, hi, bounds(n)[1]) >= 2**31
+        kind = torch.int64 if wide else torch.int32             # narrow: more lanes
+        if below is None:
             mask = both(mask, apply("ge", (sym_value(i, ctx, kind), const(0, kind)), torch.bool))
-        if hi >= n:
-            mask = both(mask, apply("lt", (sym_value(i, ctx, kind), const(n, kind)), torch.bool))
+        if within is None:
+            mask = both(mask, apply("lt", (sym_value(i, ctx, kind), index(n, kind)), torch.bool))
     return mask
 
 

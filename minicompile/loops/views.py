@@ -12,7 +12,7 @@ from typing import Any
 
 from ..ir.graph import Node
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Sym, Var, coefficient, substitute
+from ..ir.sym import Sym, alike, coefficient, free_vars, hint, running, same, substitute
 
 Indices = tuple[Sym | int, ...]
 VIEWS = (
@@ -75,41 +75,46 @@ def reshape_index(src: Sequence[int], dst: Sequence[int], idx: Indices) -> Indic
 
     Dimensions are matched in the smallest groups whose sizes multiply to the same, so most stay untouched.
     """
-    if tuple(src) == tuple(dst):
+    if alike(src, dst):
         return idx
-    if 0 in src:
+    if any(same(n, 0) for n in src):
         return (0,) * len(src)
     out: list[Sym | int] = []
     i = j = 0
     while i < len(src) or j < len(dst):
         i0, j0 = i, j
-        have = want = 1
+        have: Sym | int = 1
+        want: Sym | int = 1
         if i < len(src):
             have, i = src[i], i + 1
         if j < len(dst):
             want, j = dst[j], j + 1
-        while have != want:
-            if have < want:
+        while not same(have, want):
+            if i < len(src) and (j == len(dst) or hint(have) < hint(want)):
                 have, i = have * src[i], i + 1
-            else:
+            elif j < len(dst):
                 want, j = want * dst[j], j + 1
+            elif have == want:                      # known to be: asked before
+                break
+            else:
+                raise ValueError(f"{src} and {dst} have different numbers of elements")
         out += _regroup(src[i0:i], dst[j0:j], idx[j0:j])
     return tuple(out)
 
 
 def _regroup(src: Sequence[int], dst: Sequence[int], idx: Indices) -> list[Sym | int]:
-    big = [(n, i) for n, i in zip(dst, idx) if n != 1]
-    wide = [n for n in src if n != 1]
-    if [n for n, _ in big] == wide:
+    big = [(n, i) for n, i in zip(dst, idx) if not same(n, 1)]
+    wide = [n for n in src if not same(n, 1)]
+    if alike([n for n, _ in big], wide):
         left = iter(i for _, i in big)
-        return [0 if n == 1 else next(left) for n in src]
+        return [0 if same(n, 1) else next(left) for n in src]
     linear: Sym | int = 0
     for n, i in big:
         linear = linear * n + i
     out: list[Sym | int] = []
     for k, (n, step) in enumerate(zip(src, contiguous_stride(src))):
-        first = all(m == 1 for m in src[:k])
-        out.append(0 if n == 1 else linear // step if first else linear // step % n)
+        first = all(same(m, 1) for m in src[:k])
+        out.append(0 if same(n, 1) else linear // step if first else linear // step % n)
     return out
 
 
@@ -134,7 +139,7 @@ def strided_window(node: Node, base: Node, layout: Sequence[int]) -> TensorSpec 
     spec = node.tensor
     if spec.numel == 0:
         return spec.with_(offset=0)
-    variables = [Var(f"i{k}", 0, n - 1) for k, n in enumerate(spec.shape)]
+    variables = [running(f"i{k}", n) for k, n in enumerate(spec.shape)]
     idx: Indices = tuple(0 if n == 1 else v for n, v in zip(spec.shape, variables))
     at = node
     while at is not base:
@@ -142,7 +147,7 @@ def strided_window(node: Node, base: Node, layout: Sequence[int]) -> TensorSpec 
     total = offset_of(idx, layout)
     strides = [coefficient(total, v) for v in variables]
     start = substitute(total, dict.fromkeys(variables, 0))
-    if any(s is None or s < 0 for s in strides) or not isinstance(start, int):
+    if any(s is None or s < 0 for s in strides) or free_vars(start) & set(variables):
         return None
     kept = tuple(own if n == 1 else s for n, s, own in zip(spec.shape, strides, spec.stride))
     return spec.with_(stride=kept, offset=start)
