@@ -288,7 +288,10 @@ is_compiling = torch.compiler.is_compiling              # true while minicompile
 
 def torch_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable:
     """The backend `torch.compile(model, backend="minicompile")` finds by its entry point: our stages behind
-    torch's own capture. What they refuse runs as `gm` does."""
+    torch's own capture. What they refuse runs as `gm` does. A graph for sizes that vary is captured once
+    more, by us: what our stages ask of a size has to be guarded."""
+    if any(isinstance(n, torch.SymInt) for x in example_inputs for n in (x, *getattr(x, "shape", ()))):
+        return compile(torch.fx.GraphModule(gm, gm.graph))     # its text is made now, not when it is called
     from_torch = types.SimpleNamespace(gm=gm)
     try:
         return compile_graph("torch", from_torch, example_inputs).run

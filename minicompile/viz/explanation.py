@@ -61,6 +61,7 @@ class Explanation:
     saved       what graphs that are trained through keep from forward to backward, with bytes and reason
     stages      per graph, stage name -> border object
     seconds     stage name -> compile seconds, summed over the graphs
+    constant    sizes that one program could not leave open, and why
     contests    of graphs that were timed against eager mode: what was found
     """
 
@@ -76,10 +77,12 @@ class Explanation:
     saved: tuple[Saved, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     contests: tuple[str, ...] = ()
+    constant: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = ()) -> Explanation:
-        """From what the API kept: the compiled graphs, and the refusals met."""
+    def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = (),
+           constant: Mapping[str, str] | None = None) -> Explanation:
+        """From what the API kept: the compiled graphs, the refusals met, the sizes that are constants."""
         parts = [part for c in compiled for part in (c, c.backward) if part is not None]
         stages = tuple(stages_of(c) for c in compiled)
         graphs = tuple(s["capture"].gm for s in stages if "capture" in s)
@@ -101,6 +104,7 @@ class Explanation:
             saved=tuple(v for c in compiled if c.split for v in c.split.saved),
             seconds=seconds,
             contests=tuple(f"{c.name}: {c.contest}" for c in compiled if c.contest),
+            constant=constant or {},
         )
 
     def __str__(self) -> str:
@@ -110,6 +114,7 @@ class Explanation:
                     for i, s in enumerate(self.stages) if hasattr(s.get("capture"), "program")]
         parts = [("summary", self.summary()),
                  ("refused", [r.describe() for r in self.break_reasons]),
+                 ("sizes that are constants", [f"{size}: {why}" for size, why in self.constant.items()]),
                  *guards,
                  *graphs,
                  *programs,
@@ -126,6 +131,23 @@ class Explanation:
         path = Path(path)
         path.write_text(to_html(self, title or path.stem), encoding="utf-8")
         return path
+
+    def why_static(self, tensor: str, dim: int) -> str:
+        """Why a program serves one size only of this dimension of the input at `tensor` ("x", "b['ids']"),
+        with the line that had to know it. Raises LookupError where no graph has such an input."""
+        size = f"{tensor}.size({dim})"
+        if size in self.constant:
+            return f"{size} is a constant: {self.constant[size]}"
+        inputs = [i for s in self.stages if hasattr(s.get("capture"), "inputs") for i in s["capture"].inputs]
+        found = [i.spec.shape[dim] for i in inputs if str(i.source) == tensor and dim < len(i.spec.shape)]
+        if not found:
+            raise LookupError(f"no graph has an input {tensor} with a dimension {dim}; there are "
+                              f"{', '.join(dict.fromkeys(str(i.source) for i in inputs))}")
+        if not isinstance(found[0], int):
+            return f"{size} varies: one program serves every {found[0]} from {found[0].lo} to {found[0].hi}"
+        if found[0] < 2:
+            return f"{size} is {found[0]}: 0 and 1 have programs of their own, being empty or broadcast"
+        return f"{size} was {found[0]} in every call so far; another makes it vary, or mark_dynamic() at once"
 
     def summary(self) -> list[str]:
         """The counts that matter, one sentence each."""
@@ -160,7 +182,7 @@ def explain(fn: Any) -> Callable[..., Explanation]:
             if done.contest is not None:
                 done.contest.finish(done.inputs)
             done.inputs = ()
-        return Explanation.of(handle.compilations, handle.refusals)
+        return Explanation.of(handle.compilations, handle.refusals, handle.compiled.why_constant)
 
     return explained
 
