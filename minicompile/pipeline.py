@@ -246,12 +246,12 @@ def taking_numbers(call: Call, examples: Sequence[Any], keeps: bool = False) -> 
 def _resolve(backend: str, examples: Sequence[Any]) -> str:
     if backend == "auto":
         backend = config.backend
-    if backend == "auto":
-        devices = {str(x.device) for x in examples if isinstance(x, torch.Tensor)}
-        if len(devices) > 1 or any(not d.startswith(("cpu", "cuda")) for d in devices):
-            raise Refusal("device", f"tensors on {', '.join(sorted(devices))}: one device is supported")
-        backend = "triton" if devices - {"cpu"} else "cpp"
-    return backend
+    if backend == "eager":
+        return backend
+    devices = {str(x.device) for x in examples if isinstance(x, torch.Tensor)}
+    if len(devices) > 1 or any(not d.startswith(("cpu", "cuda")) for d in devices):
+        raise Refusal("device", f"tensors on {', '.join(sorted(devices))}: one device is supported")
+    return backend if backend != "auto" else "triton" if devices - {"cpu"} else "cpp"
 
 
 def _warn_once(key: str, text: str) -> None:
