@@ -162,7 +162,7 @@ def _range_text(low: int, high: int, source: Source | None) -> str:
 _TEXT: dict[str, Callable[[Guard], str]] = {
     "id": lambda g: f"{g.source} is {_name(g.expected)}",
     "type": lambda g: f"type({g.source}) is {_name(g.expected)}",
-    "equals": lambda g: f"{g.source} == {g.expected!r}",
+    "equals": lambda g: f"{g.source}" if g.expected is True else f"{g.source} == {g.expected!r}",
     "len": lambda g: f"len({g.source}) == {g.expected}",
     "keys": lambda g: f"keys of {g.source} == {list(g.expected)}",
     "range": lambda g: _range_text(*g.expected, g.source),

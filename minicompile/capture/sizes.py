@@ -47,7 +47,7 @@ class Sizes:
         fixed = isinstance(t, torch.nn.Parameter)
         shape = tuple([n if fixed else self.size(source.size(d), n, marks.get(d, ())) for d, n
                        in enumerate(spec.shape)])
-        if shape == spec.shape:
+        if all(type(n) is int for n in shape):
             return spec
         stride = strides(spec, shape)
         for d, s in enumerate(stride):
