@@ -11,10 +11,24 @@ namespace mc {
 // number + 1 of the first failed index check goes (0: none failed). `found` is the value that failed.
 struct Env { int threads; int error; i64 found; };
 
-// f(begin, end) over [0, n), split evenly among at most `threads` threads.
-template <class F> MC_INLINE void parallel(int threads, i64 n, F f) {
-  if (threads <= 1 || n <= 1) { f(i64(0), n); return; }
-#pragma omp parallel num_threads(threads)
+// What a kernel of a team gets as its Env, with no threads: it does the part [lo, hi) of `of`.
+struct Share : Env {
+  i64 lo, hi, of;
+  i64 at(i64 n, i64 part) const { return part == of ? n : i64(double(n) * double(part) / double(of)); }
+};
+
+// f(begin, end) over [0, n), split evenly among at most `env->threads` threads.
+template <class F> MC_INLINE void parallel(const Env* env, i64 n, F f) {
+  if (env->threads <= 1 || n <= 1) {
+    i64 begin = 0, end = n;
+    if (env->threads == 0) {
+      const auto share = (const Share*)env;
+      begin = share->at(n, share->lo), end = share->at(n, share->hi);
+    }
+    if (begin < end) f(begin, end);
+    return;
+  }
+#pragma omp parallel num_threads(env->threads)
   {
     // a copy per thread stays in registers
     F mine = f;
@@ -28,6 +42,27 @@ __attribute__((noinline, cold)) static void report(Env* env, int number, i64 fou
   int none = 0;
   if (__atomic_compare_exchange_n(&env->error, &none, number + 1, false, __ATOMIC_RELAXED,
       __ATOMIC_RELAXED)) env->found = found;
+}
+
+// Kernels that need nothing of each other, as one parallel region whose work is split evenly. A kernel that
+// cannot be split is done by the thread that has its beginning.
+struct Member { void (*run)(char* const*, Env*); int buffers; bool splits; i64 work; };
+
+template <int count> static void team(const Member (&members)[count], i64 work, char* const* b, Env* env) {
+  parallel(env, work, [=, &members](i64 begin, i64 end) {
+    char* const* mine = b;
+    for (const Member& member : members) {
+      i64 lo = begin > 0 ? begin : 0, hi = end < member.work ? end : member.work;
+      if (lo < hi && (member.splits || begin <= 0)) {
+        if (!member.splits) hi = member.work;
+        Share share{*env, lo, hi, member.work};
+        share.threads = share.error = 0;
+        member.run(mine, &share);
+        if (share.error) report(env, share.error - 1, share.found);
+      }
+      begin -= member.work, end -= member.work, mine += member.buffers;
+    }
+  });
 }
 
 // An index that must lie in [lo, hi): reported and clamped otherwise, so that the access stays inside the

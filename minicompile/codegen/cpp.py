@@ -9,7 +9,7 @@ How a kernel looks:
 
     MC_EXPORT void k0_softmax(char* const* b, Env* env) {     // b: the buffers' addresses
       const float* p0 = ...;
-      parallel(env->threads, 8, [=](i64 begin, i64 end) {      // par axes
+      parallel(env, 8, [=](i64 begin, i64 end) {      // par axes
         for (i64 at = begin; at < end; ++at) {
           const i64 i0 = at;
           vec<float, 8> acc0[4] = ...;                         // one stage: accumulators, body, loop,
@@ -18,6 +18,9 @@ How a kernel looks:
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from ..config import config
 from ..loops.ir import Extern
@@ -70,8 +73,21 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
                 f"MC_EXPORT void {name}(char* const* b, Env* env) {{\n{body}}}\n"
             )
         calls.append(Launch(name, buffers))
-    text = HEADER + "\n" + "\n".join(shown) + "\n}  // namespace mc\n"
-    return Source(text, "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan)
+    teams = [_team(f"team_{t.start}", [plan.steps[i] for i in t], [calls[i] for i in t]) for t in plan.teams]
+    text = HEADER + "\n" + "\n".join([*shown, *(body for _, body in teams)]) + "\n}  // namespace mc\n"
+    return Source(text, "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan,
+                  tuple(launch for launch, _ in teams))
+
+
+def _team(name: str, steps: Sequence[Any], calls: Sequence[Any]) -> tuple[Launch, str]:
+    """The launch and the text of kernels that run as one parallel region."""
+    works = [max(round(s.tiling.work), 1) for s in steps]
+    splits = ["true" if s.tiling.parallel else "false" for s in steps]
+    members = ",\n    ".join(f"{{{c.function}, {len(c.buffers)}, {split}, {work}}}"
+                            for c, split, work in zip(calls, splits, works))
+    text = (f"MC_EXPORT void {name}(char* const* b, Env* env) {{\n  static const Member members[] = {{\n"
+            f"    {members}}};\n  team(members, {sum(works)}, b, env);\n}}\n")
+    return Launch(name, tuple(b for c in calls for b in c.buffers)), text
 
 
 def _print(step: Kernel | Extern, plan: Plan, isa: str) -> tuple[str, tuple[str, ...]] | None:

@@ -105,7 +105,7 @@ class KernelText:
         if not shared:
             self.rows_then(lambda: self.inner_par(par, flat))
             return
-        with self.block(f"parallel(env->threads, {prod(counts)}, [=](i64 begin, i64 end) {{", closing="});"):
+        with self.block(f"parallel(env, {prod(counts)}, [=](i64 begin, i64 end) {{", closing="});"):
             self.rows_then(lambda: self.shared_axes(shared, counts, blocks, flat))
 
     def shared_axes(self, shared: tuple[Axis, ...], counts: list[int], blocks: bool, flat: bool) -> None:

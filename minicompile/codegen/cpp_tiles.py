@@ -37,7 +37,7 @@ class TileText(KernelText):
         outer = [a for a in self.kernel.par if a is not down and a is not last]
         counts = [*map(extent, outer), -(-extent(down) // (DOWN * n)), -(-extent(last) // (ACROSS * n))]
         shared = self.kernel.tiling.parallel > 0
-        opening = f"parallel(env->threads, {prod(counts)}, [=](i64 begin, i64 end) {{" if shared else "{"
+        opening = f"parallel(env, {prod(counts)}, [=](i64 begin, i64 end) {{" if shared else "{"
         with self.block(opening, closing="});" if shared else "}"):
             if not shared:
                 self.here.put(f"const i64 begin = 0, end = {prod(counts)};")

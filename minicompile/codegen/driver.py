@@ -201,8 +201,13 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
 
     how: dict[str, str] = {}
     steps: list[tuple] = []
+    instead = {i: (team, None) for team in plan.teams for i in team}
+    instead.update((team[-1], (team, launch)) for team, launch in zip(plan.teams, source.teams))
     for i, (step, launch) in enumerate(zip(plan.steps, source.calls)):
-        frees = tuple(number[b] for b in plan.frees.get(i, ()))
+        team, launch = instead.get(i, (range(i, i + 1), launch))
+        if launch is None and i in instead:
+            continue
+        frees = tuple(number[b] for j in team for b in plan.frees.get(j, ()))
         if launch is None:
             assert isinstance(step, Extern)
             call = call_of(step, view, dtype_code)

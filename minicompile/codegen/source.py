@@ -31,6 +31,7 @@ class Source:
     kernels names of the emitted functions, for people; equal kernels share one
     calls   one per step of the plan: a Launch, or None where the step is a call that torch makes
     plan    the plan it was emitted from
+    teams   one per team of the plan: what runs it instead of its members' calls
     """
 
     text: str
@@ -40,6 +41,7 @@ class Source:
     kernels: tuple[str, ...]
     calls: tuple[Launch | None, ...]
     plan: Plan
+    teams: tuple[Launch, ...] = ()
 
     def __str__(self) -> str:
         return self.text

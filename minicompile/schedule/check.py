@@ -15,8 +15,9 @@ from ..loops.val import Load
 from .cores import core_axes, why_not_core
 from .deps import is_random
 from .legal import Placing
-from .liveness import ALIGN, lifetimes, may_replace
+from .liveness import ALIGN, lifetimes, may_replace, touched
 from .space import Part
+from .teams import why_not_team
 
 if TYPE_CHECKING:
     from .nest import Kernel
@@ -41,6 +42,7 @@ def check_plan(plan: Plan) -> None:
         if not isinstance(step, Extern):
             check_kernel(step, plan)
     _check_order(plan)
+    _check_teams(plan)
     _check_memory(plan)
     _check_frees(plan)
 
@@ -172,6 +174,21 @@ def touched_by(s: Loop | Extern) -> tuple[list[str], list[str]]:
     if isinstance(s, Extern):
         return [v.buffer for v in s.views()], [v.buffer for v in s.outs if v is not None]
     return [x.buffer for x in s.loads()], [s.out.buffer]
+
+
+def _check_teams(plan: Plan) -> None:
+    """Kernels that run at the same time touch nothing that one of them stores to, and no memory changes
+    hands."""
+    for team in plan.teams:
+        stored: set[str] = set()
+        used: set[str] = set()
+        for step in (plan.steps[i] for i in team):
+            reads, writes = map(set, touched(step))
+            needed = "others need what it stores" if stored & (reads | writes) or used & writes else None
+            if reason := why_not_team(step, plan.buffers) or needed:
+                raise CheckError(STAGE, step.name, f"runs in a team: {reason}")
+            stored |= writes
+            used |= reads
 
 
 # ---- memory ----

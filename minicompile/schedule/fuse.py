@@ -22,6 +22,7 @@ from .memory import plan_memory
 from .nest import Kernel, Refused
 from .plan import Plan
 from .space import Group, align, common_inner, single, total
+from .teams import teams
 
 SCRATCH = 256 * 1024  # bytes of row scratch per thread: what half of a usual second-level cache holds
 FEW_ROWS = 8  # a kernel with fewer rows cannot occupy the cores
@@ -37,7 +38,8 @@ def schedule(loops: Loops, cores: bool = False) -> Plan:
     work = _Fusion(loops, dict(loops.buffers), cores)
     work.run()
     steps, buffers = work.finished()
-    return plan_memory(loops, steps, buffers, tuple(work.refused.values()))
+    steps, together = teams(steps, buffers)
+    return plan_memory(loops, steps, buffers, tuple(work.refused.values()), together)
 
 
 # ---- decisions ----

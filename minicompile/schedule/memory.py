@@ -51,7 +51,7 @@ class _Arena:
 
 
 def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[str, Buffer],
-                refused: tuple[Refused, ...] = ()) -> Plan:
+                refused: tuple[Refused, ...] = (), teams: tuple[range, ...] = ()) -> Plan:
     """The Plan: arena offsets, frees, and only the buffers still in use."""
     local = {n for s in steps if isinstance(s, Kernel) for n in s.local}
     shown = {r.buffer for r in loops.results}
@@ -84,4 +84,4 @@ def plan_memory(loops: Loops, steps: Sequence[Kernel | Extern], buffers: dict[st
     kept = {n: b for n, b in buffers.items() if n in spans or b.kind in ("input", "output", "constant")
             or n in shown}
     return Plan(loops, tuple(steps), kept, offsets, arena.top, {i: tuple(v) for i, v in frees.items()},
-                refused)
+                refused, teams)

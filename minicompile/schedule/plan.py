@@ -25,6 +25,7 @@ class Plan:
     steps     Kernel or Extern, in order
     buffers   all buffers that still exist (inputs, constants, outputs, arena temps, locals, extern results)
     arena     byte offset of each "temp" buffer that is not local, 64-byte aligned; arena_bytes in all
+    teams     steps that may run at the same time, as one parallel region (see schedule.teams)
     frees     after step i, these "extern" buffers can be released
     """
 
@@ -35,6 +36,7 @@ class Plan:
     arena_bytes: int
     frees: dict[int, tuple[str, ...]]
     refused: tuple[Refused, ...] = ()
+    teams: tuple[range, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"plan({', '.join(self.loops.inputs)}):  # arena of {self.arena_bytes} bytes"]
@@ -42,6 +44,7 @@ class Plan:
             place = f" at {self.arena[b.name]}" if b.name in self.arena else ""
             lines.append(f"    {b.kind} {b.name}: {b.spec}{place}")
         for i, s in enumerate(self.steps):
+            lines += [f"    team of {len(t)}:" for t in self.teams if t.start == i]
             lines += ["    " + line for line in str(s).split("\n")]
             if i in self.frees:
                 lines.append(f"    free {', '.join(self.frees[i])}")
