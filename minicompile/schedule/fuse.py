@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from ..config import config
+from ..ir.sym import hint, same
 from ..loops.ir import Buffer, Extern, Loop, Loops
 from .cores import core_group, why_not_core
 from .deps import reads_of, step_dependencies, writes_of
@@ -50,10 +51,10 @@ def gain(a: Group, b: Group, buffers: dict[str, Buffer], kept: frozenset[str] = 
     it is among `kept`, which others need) nor loaded, and inputs are read once instead of twice."""
     saved = 0
     for name in a.reads() & b.reads():
-        saved += buffers[name].spec.nbytes
+        saved += hint(buffers[name].spec.nbytes)
     for name in (a.writes() & b.reads()) | (b.writes() & a.reads()):
         stays = name in kept or buffers[name].kind != "temp"
-        saved += buffers[name].spec.nbytes * (1 if stays else 2)
+        saved += hint(buffers[name].spec.nbytes) * (1 if stays else 2)
     return saved
 
 
@@ -73,9 +74,9 @@ def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
         return no("scatters run alone, in order")
     if len(a.parts) + len(b.parts) > MOST_PARTS:
         return no(f"more than {MOST_PARTS} loops in one kernel")
-    if 0 in (a.rows, b.rows) or any(total(p.inner) == 0 for p in (*a.parts, *b.parts)):
+    if any(same(n, 0) for n in (a.rows, b.rows)) or any(same(total(p.inner), 0) for p in (*a.parts, *b.parts)):
         return no("one of them has nothing to do")
-    if a.rows != b.rows and a.flat and b.flat and not a.writes() & b.reads():
+    if not same(a.rows, b.rows) and a.flat and b.flat and not a.writes() & b.reads():
         return no("iteration spaces differ, and neither reads the other's result")
     reason = _unprofitable(a, b)
     if reason:
@@ -111,10 +112,10 @@ def _no_epilogue(core: Group, b: Group) -> str | None:
 
 
 def _unprofitable(a: Group, b: Group) -> str | None:
-    rows = min(a.rows, b.rows)
-    if rows < FEW_ROWS and a.rows != b.rows and max(a.rows, b.rows) // rows > BIG_ROW:
+    rows, more = sorted((hint(a.rows), hint(b.rows)))
+    if rows < FEW_ROWS and rows != more and more // rows > BIG_ROW:
         return f"only {rows} rows to share between threads"
-    wide = max((total(p.inner) for p in (*a.parts, *b.parts)), default=1)
+    wide = max((hint(total(p.inner)) for p in (*a.parts, *b.parts)), default=1)
     if rows < FEW_ROWS and a.flat != b.flat and wide > BIG_ROW:
         return f"only {rows} rows to share between threads"
     return None
@@ -125,7 +126,7 @@ def scratch_bytes(group: Group, stages: list[int], buffers: dict[str, Buffer]) -
     at = {p.loop.out.buffer: (s, p) for p, s in zip(group.parts, stages)}
     crossing = {x.buffer for p, s in zip(group.parts, stages) for x in p.loop.loads() if x.buffer in at
                 and at[x.buffer][0] != s and buffers[x.buffer].kind == "temp"}
-    return sum(total(at[n][1].inner) * buffers[n].spec.dtype.itemsize for n in crossing
+    return sum(hint(total(at[n][1].inner)) * buffers[n].spec.dtype.itemsize for n in crossing
                if at[n][1].loop.combine is None or at[n][1].loop.is_scan)
 
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, Var, coefficient
+from ..ir.sym import Sym, Var, coefficient, same
 from ..loops.axes import rename, syms
 from ..loops.nest import Axis, Buffer, Store, axis
 from ..loops.val import Apply, Load, Val, load, rewrite, walk
 from .nest import Kernel, Stage
-from .space import Group, Part, row_part, run_of, sizes_of, total
+from .space import Group, Part, row_part, run_of, total
 from .tiling import tile
 
 CHEAP_PRIMS, CHEAP_LOADS = 2, 2
@@ -74,9 +74,9 @@ class _Source:
     part: Part
     stage: int
     body: Val
-    place: tuple[Sym | int, int]  # (position in the row as stored, its length)
-    lo: int
-    step: int
+    place: tuple[Sym | int, Sym | int]  # (position in the row as stored, its length)
+    lo: Sym | int
+    step: Sym | int
     even: bool  # the row is evenly spaced: any element of it can be addressed
 
 
@@ -104,7 +104,8 @@ def _pass_on(group: Group, placed: Sequence[int], buffers: dict[str, Buffer],
         sources[target] = source
         if target in private:
             n = source.place[1]
-            spec = TensorSpec.contiguous(buffers[target].spec.dtype, (n,) if n > 1 else ())
+            shape = () if isinstance(n, int) and n <= 1 else (n,)
+            spec = TensorSpec.contiguous(buffers[target].spec.dtype, shape)
             local[target] = replace(buffers[target], spec=spec)
             loop = replace(loop, out=Store(target, source.place[0]))
         out.append((s, replace(p, loop=loop)))
@@ -130,7 +131,7 @@ def _arrives(x: Load, source: _Source, p: Part, stage: int, par: frozenset[Var],
              overwritten: frozenset[str]) -> Val:
     """What stands for the load of a value of the same kernel in part p."""
     w = source.part
-    same_point = x.index == w.loop.out.index and not x.indirect and x.mask is None
+    same_point = same(x.index, w.loop.out.index) and not x.indirect and x.mask is None
     if same_point and w.loop.combine is None and w.inner == p.inner:
         cheap = x.buffer in private and recompute_or_scratch(source.body)[0] == "recompute"
         if stage == source.stage or (cheap and _lasting(source.body, overwritten)):
@@ -200,18 +201,15 @@ def _merged(axes: tuple[Axis, ...], used: set[Sym], letter: str, env: dict[Var, 
     Where outer's coefficient is always size(inner) times inner's, c*outer + k*inner is k*merged: so outer
     becomes 0 and inner becomes the merged variable."""
     runs: list[list[Axis]] = []
-    env.update({a.var: 0 for a in axes if a.size == 1})
-    for a in (a for a in axes if a.size != 1):
+    env.update({a.var: 0 for a in axes if same(a.size, 1)})
+    for a in (a for a in axes if not same(a.size, 1)):
         if runs and all(_walks_as_one(s, runs[-1][-1], a) for s in used):
             runs[-1].append(a)
         else:
             runs.append([a])
     out = []
     for k, run in enumerate(runs):
-        n = 1
-        for size in sizes_of(run):
-            n *= size
-        merged = axis(f"{letter}{k}", n)
+        merged = axis(f"{letter}{k}", total(run))
         out.append(merged)
         for a in run[:-1]:
             env[a.var] = 0
@@ -223,4 +221,4 @@ def _walks_as_one(s: Sym, outer: Axis, inner: Axis) -> bool:
     if outer.var not in s.vars and inner.var not in s.vars:
         return True
     a, b = coefficient(s, outer.var), coefficient(s, inner.var)
-    return a is not None and b is not None and a == b * inner.size
+    return a is not None and b is not None and same(a, b * inner.size)

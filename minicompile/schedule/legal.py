@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ..ir.sym import Var
+from ..ir.sym import Var, same
 from ..loops.nest import Axis
 from ..loops.val import Load
 from .space import Group, Part, row_part, run_of, within
@@ -62,11 +62,11 @@ def place(group: Group) -> list[int] | str:
 
 def _after_store(w: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
     """The first stage in which p may load x, which part w stores in stage s."""
-    same_point = x.index == w.loop.out.index and not x.indirect and x.mask is None
+    same_point = same(x.index, w.loop.out.index) and not x.indirect and x.mask is None
     if same_point and w.loop.combine is None and w.inner == p.inner:
         return s
     mine, theirs = row_part(w.loop.out.index, par), row_part(x.index, par)
-    if mine is None or theirs is None or mine[0] != theirs[0]:
+    if mine is None or theirs is None or not same(mine[0], theirs[0]):
         return f"{p.loop.name} reads {x.buffer} of other rows"
     run = run_of(mine[1], w.inner)
     if same_point and (w.inner == p.inner or run is not None):
@@ -78,11 +78,12 @@ def _after_store(w: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int 
 
 def _after_load(reader: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:
     """The first stage in which p may overwrite what `reader` loads as x in stage s."""
-    if (x.index == p.loop.out.index and not x.indirect and reader.inner == p.inner
+    if (same(x.index, p.loop.out.index) and not x.indirect and reader.inner == p.inner
         and p.loop.combine is None):
         return s
     mine, theirs = row_part(p.loop.out.index, par), row_part(x.index, par)
     run = run_of(mine[1], p.inner) if mine else None
-    if mine is None or theirs is None or mine[0] != theirs[0] or run is None or not within(theirs[1], run):
+    if (mine is None or theirs is None or not same(mine[0], theirs[0]) or run is None
+        or not within(theirs[1], run)):
         return f"{p.loop.name} overwrites {x.buffer}, which other rows read"
     return s + 1

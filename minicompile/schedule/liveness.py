@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..ir.sym import same
 from ..loops.ir import Extern
 from .deps import reads_of, writes_of
 from .nest import Kernel
@@ -47,5 +48,5 @@ def may_replace(kernel: Kernel, old: str, new: str) -> bool:
         return False
     stage, index = stores[0]
     last = [loop.out.buffer for loop in kernel.stages[stage].loops][-1] == new
-    return last and all(s == stage and i == index and not indirect and not combine
+    return last and all(s == stage and same(i, index) and not indirect and not combine
                         for s, i, indirect, combine in loads)

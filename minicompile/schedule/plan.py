@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..ir.sym import Sym
 from ..loops.ir import Buffer, Extern, Loops
+from ..loops.sizes import bind, hints, specialise
 from .check import check_plan
 from .execute import run_plan
 from .nest import Kernel, Refused, Stage, Tiling, signature
@@ -32,8 +34,8 @@ class Plan:
     loops: Loops
     steps: tuple[Kernel | Extern, ...]
     buffers: dict[str, Buffer]
-    arena: dict[str, int]
-    arena_bytes: int
+    arena: dict[str, Sym | int]
+    arena_bytes: Sym | int
     frees: dict[int, tuple[str, ...]]
     refused: tuple[Refused, ...] = ()
     teams: tuple[range, ...] = ()
@@ -53,9 +55,10 @@ class Plan:
 
     def check(self) -> None:
         """Raises CheckError naming the kernel: see schedule.check."""
-        check_plan(self)
+        check_plan(specialise(self, hints(self.loops.sizes)) if self.loops.sizes else self)
 
     def run(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """The caller's results by the reference executor, in the plan's order and memory. See
         schedule.execute."""
-        return run_plan(self, inputs)
+        sizes = self.loops.sizes
+        return run_plan(specialise(self, bind(sizes, inputs)) if sizes else self, inputs)

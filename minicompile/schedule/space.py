@@ -10,7 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.sym import Sym, Var, bounds, coefficient, free_vars
+from ..ir.sym import (
+    Size,
+    Sym,
+    Var,
+    alike,
+    bounds,
+    coefficient,
+    divides,
+    free_vars,
+    hint,
+    less,
+    same,
+    substitute,
+)
 from ..loops.axes import rename, syms
 from ..loops.nest import Axis, Extern, Loop, axis
 
@@ -39,7 +52,7 @@ class Group:
         return not any(p.inner for p in self.parts)
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> Sym | int:
         return total(self.par)
 
     @property
@@ -56,16 +69,16 @@ class Group:
         return {p.loop.out.buffer for p in self.parts}
 
 
-def total(axes: Sequence[Axis]) -> int:
+def total(axes: Sequence[Axis]) -> Sym | int:
     """The number of points."""
-    n = 1
+    n: Sym | int = 1
     for a in axes:
-        n *= int(a.size)
+        n *= a.size
     return n
 
 
-def sizes_of(axes: Sequence[Axis]) -> list[int]:
-    return [int(a.size) for a in axes]
+def sizes_of(axes: Sequence[Axis]) -> list[Sym | int]:
+    return [a.size for a in axes]
 
 
 def single(loop: Loop, order: int) -> Group:
@@ -77,33 +90,33 @@ def single(loop: Loop, order: int) -> Group:
     return Group(par, (Part(rename(loop, env, par, inner), inner, order),))
 
 
-def refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], int] | None:
+def refine(a: Sequence[Sym | int], b: Sequence[Sym | int]) -> tuple[list[Sym | int], int] | None:
     """The coarsest sizes that both lists (outermost first) are products of neighbours of.
 
     b may stop early: then it matches a prefix of a, and the second value says how many of the sizes b
     covers.
     """
-    out: list[int] = []
+    out: list[Sym | int] = []
     left, right = list(a[::-1]), list(b[::-1])
     while right:
         if not left:
             return None
         x, y = left.pop(), right.pop()
-        small = min(x, y)
-        if x % small or y % small:
+        small = x if divides(x, y) else y
+        if not divides(small, x):
             return None
         out.append(small)
-        if x > small:
+        if not same(x, small):
             left.append(x // small)
-        if y > small:
+        if not same(y, small):
             right.append(y // small)
     return out + left[::-1], len(out)
 
 
-def respace(g: Group, sizes: Sequence[int], split: int) -> Group:
+def respace(g: Group, sizes: Sequence[Sym | int], split: int) -> Group:
     """g over axes of the given sizes (a refinement of its par sizes), the first `split` of them par and the
     rest inner axes of every part."""
-    if sizes_of(g.par) == list(sizes) and split == len(sizes):
+    if alike(sizes_of(g.par), sizes) and split == len(sizes):
         return g
     par = tuple(axis(f"i{k}", n) for k, n in enumerate(sizes[:split]))
     rest = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes[split:]))
@@ -123,11 +136,11 @@ def joined(old: Sequence[Axis], new: Sequence[Axis]) -> dict[Var, Sym | int]:
     pieces = iter(new)
     for a in old:
         value: Sym | int = 0
-        n = 1
-        while n < int(a.size):
+        n: Sym | int = 1
+        while not same(n, a.size):
             piece = next(pieces)
             value = value * piece.size + piece.var
-            n *= int(piece.size)
+            n *= piece.size
         env[a.var] = value
     return env
 
@@ -137,8 +150,8 @@ def align(a: Group, b: Group) -> tuple[Group, Group] | str:
     if a.core:
         moved = onto(a.par, b)
         return moved if isinstance(moved, str) else (a, moved)
-    ra, rb = a.rows, b.rows
-    if ra == rb:
+    ra, rb = hint(a.rows), hint(b.rows)
+    if same(a.rows, b.rows):
         found = refine(sizes_of(a.par), sizes_of(b.par))
         if found:
             return respace(a, found[0], found[1]), respace(b, found[0], found[1])
@@ -155,18 +168,18 @@ def align(a: Group, b: Group) -> tuple[Group, Group] | str:
 def onto(par: tuple[Axis, ...], g: Group) -> Group | str:
     """A flat group over exactly these axes, or why it can't be: a core gives its points in rows and
     columns."""
-    found = refine(sizes_of(par), sizes_of(g.par)) if total(par) == g.rows else None
+    found = refine(sizes_of(par), sizes_of(g.par)) if same(total(par), g.rows) else None
     if found is None:
         return f"iteration spaces {sizes_of(par)} and {sizes_of(g.par)} differ"
     fine = respace(g, found[0], found[1])
     env: dict[Var, Sym | int] = {}
     pieces = list(fine.par)
     for a in reversed(par):  # the pieces of one axis, innermost first
-        step = 1
-        while step < int(a.size):
+        step: Sym | int = 1
+        while not same(step, a.size):
             piece = pieces.pop()
-            env[piece.var] = (a.var // step) % int(piece.size)
-            step *= int(piece.size)
+            env[piece.var] = (a.var // step) % piece.size
+            step *= piece.size
     env.update((p.var, 0) for p in pieces)
     memo: dict = {}
     parts = tuple(replace(p, loop=rename(p.loop, env, par, (), memo)) for p in fine.parts)
@@ -178,7 +191,7 @@ def onto(par: tuple[Axis, ...], g: Group) -> Group | str:
 
 def common_inner(parts: Sequence[Part]) -> list[Part]:
     """The parts with inner axes of the same extent brought to common sizes, where there are some."""
-    shared: dict[int, list[int] | None] = {}
+    shared: dict[Sym | int, list[Sym | int] | None] = {}
     kinds = {tuple(sizes_of(p.inner)) for p in parts}
     if len({total(p.inner) for p in parts}) == len(kinds):
         return list(parts)
@@ -187,14 +200,14 @@ def common_inner(parts: Sequence[Part]) -> list[Part]:
         mine = sizes_of(p.inner)
         if n not in shared:
             shared[n] = mine
-        elif shared[n] is not None and shared[n] != mine:
+        elif not alike(shared[n] or (), mine) and shared[n] is not None:
             found = refine(shared[n] or (), mine)
             shared[n] = found[0] if found else None
     return [_on_inner(p, shared[total(p.inner)]) for p in parts]
 
 
-def _on_inner(p: Part, sizes: list[int] | None) -> Part:
-    if sizes is None or sizes == sizes_of(p.inner) or p.loop.is_scan:  # a scan runs along one axis
+def _on_inner(p: Part, sizes: list[Sym | int] | None) -> Part:
+    if sizes is None or alike(sizes, sizes_of(p.inner)) or p.loop.is_scan:  # a scan runs along one axis
         return p
     inner = tuple(axis(f"j{k}", n) for k, n in enumerate(sizes))
     env = joined(p.inner, inner)
@@ -212,9 +225,9 @@ class Run:
     """The elements a loop stores at one par point, relative to that point's own part: start, start+step, …,
     n of them."""
 
-    start: int
-    step: int
-    n: int
+    start: Sym | int
+    step: Sym | int
+    n: Sym | int
 
 
 def row_part(s: Sym | int, par: frozenset[Var]) -> tuple[Sym | int, Sym | int] | None:
@@ -223,7 +236,7 @@ def row_part(s: Sym | int, par: frozenset[Var]) -> tuple[Sym | int, Sym | int] |
     rest: Sym | int = s if isinstance(s, int) else s.const
     for a, c in () if isinstance(s, int) else s.terms:
         used = a.vars & par
-        if used and used != a.vars:
+        if used and used != {v for v in a.vars if not isinstance(v, Size)}:
             return None
         if used:
             mine = mine + c * a
@@ -236,26 +249,24 @@ def run_of(rest: Sym | int, inner: Sequence[Axis]) -> Run | None:
     """The elements that `rest` runs through over the inner axes, if they are evenly spaced."""
     if isinstance(rest, int):
         return Run(rest, 1, 1)
-    strides = sorted((coefficient(rest, a.var) or 0, int(a.size)) for a in inner if a.size != 1)
+    strides = sorted(((coefficient(rest, a.var) or 0, a.size) for a in inner if not same(a.size, 1)),
+                     key=lambda pair: (hint(pair[0]), hint(pair[1])))
     step = strides[0][0] if strides else 1
-    n = 1
+    n: Sym | int = 1
     for k, size in strides:
-        if k <= 0 or k != step * n:
+        if bounds(k)[0] <= 0 or not same(k, step * n):
             return None
         n *= size
-    lo, hi = bounds(rest)
-    if free_vars(rest) - {a.var for a in inner} or hi - lo != step * (n - 1):
+    start = substitute(rest, {a.var: 0 for a in inner})
+    if any(not isinstance(v, Size) for v in free_vars(start)):
         return None
-    return Run(int(lo), step, n)
+    return Run(start, step, n)
 
 
 def within(rest: Sym | int, run: Run) -> bool:
     """Whether every value of `rest` is one of run's elements."""
-    lo, hi = bounds(rest)
-    if lo < run.start or hi > run.start + run.step * (run.n - 1):
+    if less(rest, run.start) is not False or less(run.start + run.step * (run.n - 1), rest) is not False:
         return False
-    if run.step == 1:
-        return True
-    if isinstance(rest, int):
-        return (rest - run.start) % run.step == 0
-    return (rest.const - run.start) % run.step == 0 and all(c % run.step == 0 for _, c in rest.terms)
+    at = rest - run.start
+    parts = [at] if isinstance(at, int) else [at.const, *(a * c for a, c in at.terms)]
+    return all(divides(run.step, part) for part in parts)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from ..config import config
-from ..ir.sym import Sym, Var, coefficient
+from ..ir.sym import Sym, Var, coefficient, hint, same
 from ..loops.nest import Axis, Buffer, Extern
 from ..loops.val import Apply, Checked, Load, Val, walk
 from .nest import Stage, Tiling
@@ -47,7 +47,7 @@ def tile(
     """The tiling of a kernel; a core brings its own tiles and threads, and its epilogue runs along its
     columns."""
     if core is not None:
-        work = cost(par, stages, buffers, local, True) + core_cost(core, total(par))
+        work = cost(par, stages, buffers, local, True) + core_cost(core, hint(total(par)))
         return Tiling(par[-1].var.name, int(work >= FORK_NS), round(work, 1))
     vector = vector_axis(par, stages) if "vectors" not in config.disable_passes else None
     work = cost(par, stages, buffers, local, vector is not None)
@@ -63,7 +63,7 @@ def parallel_depth(par: Sequence[Axis]) -> int:
     for k, a in enumerate(par):
         if pieces >= 64:
             return k
-        pieces *= int(a.size)
+        pieces *= hint(a.size)
     return len(par) if pieces > 1 else 0
 
 
@@ -86,12 +86,12 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
 def _score(stage: Stage, v: Var) -> float:
     """+1 for each access that walks v with stride 1, -0.5 for each that jumps far or gathers, weighted by the
     inner extent."""
-    points = total(stage.inner)
+    points = hint(total(stage.inner))
     score = 0.0
     for s, gathers, times in _accesses(stage, points):
         k = coefficient(s, v)
-        near = k is not None and abs(k) <= 4          # the same cache lines as without lanes
-        score += (-0.5 if gathers or not near else 1 if k == 1 else 0) * times
+        near = k is not None and abs(hint(k)) <= 4          # the same cache lines as without lanes
+        score += (-0.5 if gathers or not near else 1 if same(k, 1) else 0) * times
     return score
 
 
@@ -114,8 +114,8 @@ def transpose(par: Sequence[Axis], stages: Sequence[Stage], vector: str | None) 
     last = par[-1].var
     reads = [x.index for s in stages for loop in s.loops for x in loop.loads() if not x.indirect]
     for a in par[:-1]:
-        if int(a.size) >= 8 and int(par[-1].size) >= 8:
-            if any(coefficient(r, a.var) == 1 and (coefficient(r, last) or 0) > 1 for r in reads):
+        if hint(a.size) >= 8 and hint(par[-1].size) >= 8:
+            if any(same(coefficient(r, a.var), 1) and hint(coefficient(r, last) or 0) > 1 for r in reads):
                 return a.var.name, last.name
     return None
 
@@ -128,7 +128,7 @@ def cost(
     vectorised: bool,
 ) -> float:
     """Estimated nanoseconds on one core: arithmetic plus each buffer's traffic once."""
-    rows = total(par)
+    rows = hint(total(par))
     compute = 0.0
     touched: set[str] = set()
     for stage in stages:
@@ -144,9 +144,9 @@ def cost(
                         per_point += _val_cost(x)
                         if isinstance(x, Load):
                             touched.add(x.buffer)
-        compute += per_point * rows * total(stage.inner)
+        compute += per_point * rows * hint(total(stage.inner))
     traffic = sum(
-        min(buffers[n].spec.nbytes, _most(stages, rows, buffers[n])) for n in touched if n not in local
+        min(hint(buffers[n].spec.nbytes), _most(stages, rows, buffers[n])) for n in touched if n not in local
     )
     return compute * (1.0 if vectorised else SCALAR_FACTOR) + traffic * NS_PER_BYTE
 
@@ -158,12 +158,12 @@ def core_cost(core: Extern, points: int) -> float:
     depth = (
         first.spec.shape[-1] if second.spec.ndim < 4 else second.spec.numel // max(second.spec.shape[0], 1)
     )
-    return points * depth * NS_PER_MULTIPLY_ADD
+    return points * hint(depth) * NS_PER_MULTIPLY_ADD
 
 
 def _most(stages: Sequence[Stage], rows: int, b: Buffer) -> int:
     """A kernel cannot move more of a buffer than one element per point and stage."""
-    return sum(rows * total(s.inner) for s in stages) * b.spec.dtype.itemsize
+    return sum(rows * hint(total(s.inner)) for s in stages) * b.spec.dtype.itemsize
 
 
 def _val_cost(x: Val) -> float:
