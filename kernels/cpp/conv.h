@@ -2,12 +2,12 @@
 // windows [C*KH*KW, pixels].
 //
 // Takes the input by strides and a dense weight, in the caller's own memory. The right operand never exists
-// as a whole: the panels gemm.h's micro-kernel reads are filled from the input. Each task first copies the
-// rows it needs with their padding, columns split by phase (column modulo the stride), which makes every
-// run of window elements contiguous whatever the stride; that copy costs 1/(OC*KH*KW) of the arithmetic and
-// filling the panels 2/OC. Pixels go in vectors that never span two images, and two vectors of any images
-// make a panel, so tiny images waste no lanes. Gives finished pixels to a gemm.h epilogue: batch = image,
-// rows = output channels, columns = pixels oh * OW + ow.
+// as a whole. Each chunk of pixels first copies the rows it needs with their padding, columns split by phase
+// (column modulo the stride), which makes every run of window elements contiguous whatever the stride.
+// Pixels go in vectors that never span two images, and two vectors of any images make a panel, so tiny
+// images waste no lanes. A panel whose two vectors each lie in one row is read in place, by one table of
+// offsets for all panels; others are packed for gemm.h's micro-kernel. Gives finished pixels to a gemm.h
+// epilogue: batch = image, rows = output channels, columns = pixels oh * OW + ow.
 #pragma once
 #include "gemm.h"
 
@@ -16,8 +16,8 @@ namespace mc {
 // The padded copy of the rows of one image that some of its pixels need.
 struct ConvRows {
   float* data;
-  i64 row0, rows, phase, row,
-      plane;  // first row (of the padded image), and strides of phase, row and channel
+  i64 row0, rows;          // first row (of the padded image) and how many
+  i64 phase, row, plane;   // strides of phase, row and channel
 };
 
 static inline ConvRows conv_rows(const Conv2d& a, i64 pixel0, i64 pixel1) {
@@ -32,10 +32,20 @@ static inline ConvRows conv_rows(const Conv2d& a, i64 pixel0, i64 pixel1) {
   return r;
 }
 
+// Whether any of `taps` windows elements lies at place `at`, which is counted modulo the stride.
+static inline bool conv_reads(i64 at, i64 taps, i64 dilation, i64 stride) {
+  for (i64 t = 0; t < taps && t < stride; t++)
+    if ((at - t * dilation) % stride == 0) return true;
+  return false;
+}
+
 static __attribute__((noinline)) void conv_copy_rows(const Conv2d& a, const float* x, const ConvRows& r) {
   const i64 s = a.stride[1];
-  for (i64 c = 0; c < a.channels; c++)
-    for (i64 i = 0; i < r.rows; i++) {
+  bool* read = (bool*)__builtin_alloca(s);
+  for (i64 f = 0; f < s; f++) read[f] = conv_reads(f, a.kw, a.dilation[1], s);
+  for (i64 i = 0; i < r.rows; i++) {
+    if (!conv_reads(i, a.kh, a.dilation[0], a.stride[0])) continue;
+    for (i64 c = 0; c < a.channels; c++) {
       float* to = r.data + c * r.plane + i * r.row;
       const i64 row = r.row0 + i - a.pad[0];
       if (row < 0 || row >= a.height) {
@@ -44,6 +54,7 @@ static __attribute__((noinline)) void conv_copy_rows(const Conv2d& a, const floa
       }
       const float* from = x + c * a.xs[1] + row * a.xs[2];
       for (i64 f = 0; f < s; f++, to += r.phase) {  // to[q] = padded column q * s + f
+        if (!read[f]) continue;
         const i64 first = f - a.pad[1];
         i64 lo = first < 0 ? (-first + s - 1) / s : 0;
         i64 hi = first >= a.width ? 0 : (a.width - 1 - first) / s + 1;
@@ -58,6 +69,7 @@ static __attribute__((noinline)) void conv_copy_rows(const Conv2d& a, const floa
         for (i64 q = hi; q < r.phase; q++) to[q] = 0;
       }
     }
+  }
 }
 
 // Vectors of pixels [u0, u1): which image and pixels unit u is.
@@ -68,36 +80,68 @@ struct ConvUnits {
   i64 lanes(i64 u) const { return pixels - pixel(u) < GEMM_LANES ? pixels - pixel(u) : GEMM_LANES; }
 };
 
-// One panel: out[k][v * LANES + j] = window element k of pixel j of unit u + v.
-static __attribute__((noinline)) void conv_pack_panel(const Conv2d& a, const ConvUnits& units, i64 u,
-                                                      i64 u1, const ConvRows* rows, i64 image0,
-                                                      float* out) {
-  struct Run {
-    const float* from;
-    i64 at, plane, row;
-  };  // pixels of the panel that lie in one output row
-  Run runs[GEMM_NR];
-  int nruns = 0;
+// The elements of a panel that lie side by side in memory: they are the panel's from column `at` on.
+struct ConvRun {
+  const float* from;
+  i64 at;
+};
+
+// Finds the runs of the panel that begins with unit u.
+static inline int conv_runs(const Conv2d& a, const ConvUnits& units, i64 u, i64 u1, const ConvRows* rows,
+                            i64 image0, ConvRun* runs) {
+  int count = 0;
   for (int v = 0; v < GEMM_NV && u + v < u1; v++) {
     const ConvRows& r = rows[units.image(u + v) - image0];
     const i64 p0 = units.pixel(u + v), n = units.lanes(u + v);
     for (i64 j = 0; j < n;) {
       const i64 oh = (p0 + j) / a.out_width, ow = (p0 + j) % a.out_width;
-      runs[nruns++] =
-          Run{r.data + (oh * a.stride[0] - r.row0) * r.row + ow, v * GEMM_LANES + j, r.plane, r.row};
+      runs[count++] = ConvRun{r.data + (oh * a.stride[0] - r.row0) * r.row + ow, v * GEMM_LANES + j};
       j += a.out_width - ow;
     }
   }
-  const i64 phase = rows[0].phase;
-  for (i64 c = 0; c < a.channels; c++)
-    for (i64 i = 0; i < a.kh; i++)
-      for (i64 l = 0; l < a.kw; l++, out += GEMM_NR) {
-        const i64 at = (l * a.dilation[1]) % a.stride[1] * phase + (l * a.dilation[1]) / a.stride[1];
-        // Whole vectors: what a run writes past its end, the next run or the next k overwrites.
-        for (int r = 0; r < nruns; r++)
-          *(gemm_uvec*)(out + runs[r].at) =
-              *(const gemm_uvec*)(runs[r].from + c * runs[r].plane + i * a.dilation[0] * runs[r].row + at);
-      }
+  if (count == 1) runs[count++] = ConvRun{runs[0].from, GEMM_LANES};
+  return count;
+}
+
+// A panel that is more than two whole vectors, copied: out[k][j] = window element k of pixel j.
+static __attribute__((noinline)) void conv_pack_panel(const ConvRun* runs, int count, const i64* places,
+                                                      i64 K, float* out) {
+  for (i64 k = 0; k < K; k++, out += GEMM_NR)
+    // Whole vectors: what a run writes past its end, the next run or the next k overwrites.
+    for (int r = 0; r < count; r++)
+      *(gemm_uvec*)(out + runs[r].at) = *(const gemm_uvec*)(runs[r].from + places[k]);
+}
+
+// As gemm_rows, with the two vectors of a panel read where they lie.
+template <int MR>
+static __attribute__((noinline)) void conv_tile(const float* A, i64 ra, const float* x0, const float* x1,
+                                                const i64* places, i64 K, float* C, i64 ldc, bool more) {
+  gemm_vec acc[MR][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; v++)
+      acc[i][v] = more ? gemm_vec(*(const gemm_uvec*)(C + i * ldc + v * GEMM_LANES)) : gemm_vec{};
+  for (i64 k = 0; k < K; k++) {
+    const gemm_vec b0 = *(const gemm_uvec*)(x0 + places[k]), b1 = *(const gemm_uvec*)(x1 + places[k]);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+      const gemm_vec w = splat<float, GEMM_LANES>(A[i * ra + k]);
+      acc[i][0] = fma(w, b0, acc[i][0]);
+      acc[i][1] = fma(w, b1, acc[i][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; v++) *(gemm_uvec*)(C + i * ldc + v * GEMM_LANES) = acc[i][v];
+}
+
+template <int MR = GEMM_MR>
+static inline void conv_block(int m, const float* A, i64 ra, const ConvRun* two, const i64* places, i64 K,
+                              float* C, i64 ldc, bool more) {
+  if (m == MR) return conv_tile<MR>(A, ra, two[0].from, two[1].from, places, K, C, ldc, more);
+  if constexpr (MR > 1) conv_block<MR - 1>(m, A, ra, two, places, K, C, ldc, more);
 }
 
 // Units [u, u1) of a finished tile to the epilogue, one call per image.
@@ -112,55 +156,111 @@ static void conv_finish(const Conv2d& a, const ConvUnits& units, i64 u, i64 u1, 
   }
 }
 
-static void conv_part(const Conv2d& a, const ConvUnits& units, i64 u0, i64 u1) {
-  static thread_local GemmScratch scratch, padded;
-  const i64 K = a.channels * a.kh * a.kw, M = a.out_channels;
+// The rows that units [u0, u1) need, copied: one ConvRows for each image.
+static ConvRows* conv_copy(const Conv2d& a, const ConvUnits& units, i64 u0, i64 u1, ConvRows* rows) {
+  static thread_local GemmScratch padded;
   const i64 image0 = units.image(u0), images = units.image(u1 - 1) - image0 + 1;
-  ConvRows* rows = (ConvRows*)__builtin_alloca(images * sizeof(ConvRows));
-  i64 total = 0;
+  i64 plane = 0;
   for (i64 i = 0; i < images; i++) {
     const i64 first = i == 0 ? units.pixel(u0) : 0;
     const i64 last = i == images - 1 ? units.pixel(u1 - 1) + units.lanes(u1 - 1) : units.pixels;
     rows[i] = conv_rows(a, first, last);
-    total += rows[i].plane * a.channels;
+    if (rows[i].plane > plane) plane = rows[i].plane;
   }
-  float* data = padded.get(total + GEMM_LANES);
+  float* data = padded.get(images * plane * a.channels + 2 * GEMM_LANES);
   for (i64 i = 0; i < images; i++) {
-    rows[i].data = data;
+    rows[i].plane = plane;
+    rows[i].data = data + i * plane * a.channels;
     conv_copy_rows(a, a.x + (image0 + i) * a.xs[0], rows[i]);
-    data += rows[i].plane * a.channels;
   }
-  const i64 panels = (u1 - u0 + GEMM_NV - 1) / GEMM_NV, mr = gemm_row_block(M), ldc = GEMM_TILE * GEMM_NR;
-  i64 group = 98304 / (K * GEMM_NR + 1);
+  return rows;
+}
+
+// Units [u0, u1): few enough that the copy of their rows stays in the cache.
+static void conv_chunk(const Conv2d& a, const ConvUnits& units, i64 u0, i64 u1) {
+  static thread_local GemmScratch scratch;
+  const i64 taps = a.kh * a.kw, K = a.channels * taps, M = a.out_channels, image0 = units.image(u0);
+  const i64 images = units.image(u1 - 1) - image0 + 1;
+  const ConvRows* rows =
+      conv_copy(a, units, u0, u1, (ConvRows*)__builtin_alloca(images * sizeof(ConvRows)));
+  // as in gemm_part: some channels at a time, sums of the others kept
+  const i64 parts = (K + GEMM_DEPTH - 1) / GEMM_DEPTH, some = (a.channels + parts - 1) / parts;
+  const i64 depth = some * taps, panels = (u1 - u0 + GEMM_NV - 1) / GEMM_NV;
+  i64 group = GEMM_PANELS / (depth * GEMM_NR + 1);
   group = group < 1 ? 1 : group > panels ? panels : group;
-  float* C = scratch.get(GEMM_MR * ldc + group * K * GEMM_NR + GEMM_NR);
-  float* Bp = C + GEMM_MR * ldc;
+  const bool split = some < a.channels;
+  const i64 ldc = (split ? group : GEMM_TILE) * GEMM_NR, sums = (split ? M : GEMM_MR) * ldc;
+  float* C = scratch.get(sums + group * depth * GEMM_NR + GEMM_NR + 2 * depth);
+  float* Bp = C + sums;
+  i64* places = (i64*)(Bp + (group * depth + 1) * GEMM_NR);
+  for (i64 c = 0, k = 0; c < some; c++)
+    for (i64 i = 0; i < a.kh; i++)
+      for (i64 l = 0; l < a.kw; l++, k++)
+        places[k] = c * rows[0].plane + i * a.dilation[0] * rows[0].row +
+                    (l * a.dilation[1]) % a.stride[1] * rows[0].phase + (l * a.dilation[1]) / a.stride[1];
+  ConvRun* two = (ConvRun*)__builtin_alloca(group * 2 * sizeof(ConvRun));  // of panels read in place
   for (i64 g = 0; g < panels; g += group) {
     const i64 ge = g + group < panels ? g + group : panels;
-    for (i64 p = g; p < ge; p++)
-      conv_pack_panel(a, units, u0 + p * GEMM_NV, u1, rows, image0, Bp + (p - g) * K * GEMM_NR);
-    for (i64 row = 0; row < M; row += mr) {
-      const int m = (int)(M - row < mr ? M - row : mr);
-      for (i64 p = g; p < ge; p += GEMM_TILE) {
-        const i64 n = ge - p < GEMM_TILE ? ge - p : GEMM_TILE, v0 = u0 + p * GEMM_NV, v1 = v0 + n * GEMM_NV;
-        gemm_block(m, a.w + row * K, K, 1, Bp + (p - g) * K * GEMM_NR, K, n, C, ldc);
-        conv_finish(a, units, v0, v1 < u1 ? v1 : u1, row, m, C, ldc);
+    for (i64 c0 = 0; c0 < a.channels; c0 += some) {
+      const i64 c1 = c0 + some < a.channels ? c0 + some : a.channels, k = (c1 - c0) * taps;
+      for (i64 p = g; p < ge; p++) {
+        ConvRun runs[GEMM_NR];
+        const int count = conv_runs(a, units, u0 + p * GEMM_NV, u1, rows, image0, runs);
+        for (int r = 0; r < count; r++) runs[r].from += c0 * rows[0].plane;
+        const bool whole = count == 2 && runs[1].at == GEMM_LANES;
+        two[2 * (p - g)] = whole ? runs[0] : ConvRun{nullptr, 0};
+        two[2 * (p - g) + 1] = runs[1];
+        if (!whole) conv_pack_panel(runs, count, places, k, Bp + (p - g) * k * GEMM_NR);
+      }
+      for (i64 row = 0, m; row < M; row += m) {
+        m = gemm_next(M - row);
+        const float* w = a.w + row * K + c0 * taps;
+        for (i64 p = g; p < ge; p += GEMM_TILE) {
+          const i64 n = ge - p < GEMM_TILE ? ge - p : GEMM_TILE;
+          const i64 v0 = u0 + p * GEMM_NV, v1 = v0 + n * GEMM_NV;
+          float* to = split ? C + row * ldc + (p - g) * GEMM_NR : C;
+          for (i64 q = p; q < p + n; q++) {
+            float* tile = to + (q - p) * GEMM_NR;
+            const ConvRun* both = two + 2 * (q - g);
+            if (both->from) conv_block((int)m, w, K, both, places, k, tile, ldc, c0 > 0);
+            else gemm_block((int)m, w, K, 1, Bp + (q - g) * k * GEMM_NR, k, 1, tile, ldc, c0 > 0);
+          }
+          if (c1 == a.channels) conv_finish(a, units, v0, v1 < u1 ? v1 : u1, row, m, to, ldc);
+        }
       }
     }
   }
 }
 
+constexpr i64 CONV_COPY = 65536;  // floats of the input that are copied at a time
+
+// How many units at a time: their rows are copied together, those at the edge twice.
+static i64 conv_step(const Conv2d& a) {
+  const ConvRows one = conv_rows(a, 0, 1);
+  const i64 row = one.row * a.channels, edge = row * (one.rows - 1), unit = row * a.stride[0] * GEMM_LANES;
+  i64 step = (CONV_COPY - edge) * a.out_width / (unit + 1);
+  const i64 least = 2 * GEMM_TILE * GEMM_NV, twice = 4 * edge * a.out_width / (unit + 1);
+  if (step < twice) step = twice;  // at most a quarter of them is copied twice
+  return step < least ? least : step;
+}
+
 static inline void conv2d(const Conv2d& a, int threads) {
   const i64 pixels = a.out_height * a.out_width;
+  if (a.kh * a.kw == 1 && a.stride[0] * a.stride[1] == 1 && a.pad[0] + a.pad[1] == 0 &&
+      (a.xs[2] == a.width * a.xs[3] || a.height == 1)) {  // a product, just as it lies there
+    const Gemm g{a.batch, a.out_channels, pixels, a.channels, a.w, a.x, 0, a.channels, 1,
+                 a.xs[0], a.xs[1], a.xs[3], a.epilogue, a.context};
+    return gemm(g, threads);
+  }
   const ConvUnits units{(pixels + GEMM_LANES - 1) / GEMM_LANES, pixels};
   const i64 all = a.batch * units.per_image;
   if (all * a.out_channels == 0) return;
   if (a.batch * pixels * a.out_channels * a.channels * a.kh * a.kw < 32768) threads = 1;
+  const i64 step = conv_step(a);
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (i64 t = 0; t < threads; t++) {
-    const i64 u0 = all * t / threads, u1 = all * (t + 1) / threads;
-    if (u0 < u1) conv_part(a, units, u0, u1);
-  }
+  for (i64 t = 0; t < threads; t++)
+    for (i64 u = all * t / threads, end = all * (t + 1) / threads; u < end; u += step)
+      conv_chunk(a, units, u, u + step < end ? u + step : end);
 }
 
 }  // namespace mc

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import minicompile
@@ -75,6 +75,13 @@ sizes = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 130, 257
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 3), sizes, sizes, st.one_of(st.integers(0, 70), st.sampled_from([256, 1024])), st.integers(0, 2),
        st.integers(0, 2), st.integers(1, 3))
+@example(1, 20, 300, 1700, 0, 1, 2).via("several parts of K")
+@example(2, 130, 40, 1600, 1, 0, 1).via("several parts of K, rows copied")
+@example(1, 800, 20, 800, 1, 0, 1).via("several runs of rows")
+@example(1, 700, 33, 1500, 1, 1, 2).via("several runs of copied rows")
+@example(1, 3, 2100, 65, 2, 0, 2).via("few rows")
+@example(1, 2100, 3, 65, 1, 1, 1).via("few columns")
+@example(1, 1500, 1, 300, 0, 2, 1).via("one column")
 def test_products(library: tuple, batch: int, m: int, n: int, k: int, la: int, lb: int, threads: int) -> None:
     calls, lib = library
     g = torch.Generator().manual_seed(m * n + k)
@@ -90,6 +97,9 @@ def test_products(library: tuple, batch: int, m: int, n: int, k: int, la: int, l
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 20), st.integers(1, 40), st.sampled_from([1, 3, 8, 17, 33]),
        st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3), st.booleans(),
        st.integers(1, 2))
+@example(2, 100, 13, 21, 17, 3, 3, 1, 1, 1, False, 1).via("several parts of the channels")
+@example(1, 64, 40, 40, 9, 3, 3, 1, 2, 2, False, 2).via("several runs of rows")
+@example(2, 5, 9, 8, 8, 1, 1, 1, 0, 1, True, 2).via("a product")
 def test_convolutions(library: tuple, batch: int, channels: int, height: int, width: int, out_channels: int, kh: int,
                       kw: int, stride: int, pad: int, dilation: int, channels_last: bool, threads: int) -> None:
     if height + 2 * pad < (kh - 1) * dilation + 1 or width + 2 * pad < (kw - 1) * dilation + 1:
