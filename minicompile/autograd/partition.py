@@ -276,16 +276,18 @@ def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[N
 
 def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list[Output],
              writes: tuple[tuple[int, Node], ...]) -> Graph:
-    """What the user's results, the saved values and the writes need, and every random draw, in order."""
+    """What the user's results, the saved values and the writes need, every random draw, in order, and what is
+    there only because it may raise: nothing needs its value."""
     hidden = [j for j in dict.fromkeys(o.alias[1] for o in results if o.alias and o.alias[0] == "output")
               if j >= len(results)]
     moved = {j: len(results) + len(kept) + i for i, j in enumerate(hidden)}
     shown = [replace(o, alias=("output", moved[o.alias[1]])) if o.alias and o.alias[1] in moved
              and o.alias[0] == "output" else o for o in results]
     outputs = (*shown, *kept, *(joint.outputs[j] for j in hidden))
-    draws = [n for n in joint.nodes if recompute_class(n) == "random"
-             and _ancestors([n]).isdisjoint(joint.inputs[primals:])]
-    needed = _ancestors([o.node for o in outputs] + [n for _, n in writes] + draws)
+    used = _ancestors([o.node for o in joint.outputs] + [n for _, n in joint.writes])
+    effects = [n for n in joint.nodes if (n not in used or recompute_class(n) == "random")
+               and _ancestors([n]).isdisjoint(joint.inputs[primals:])]
+    needed = _ancestors([o.node for o in outputs] + [n for _, n in writes] + effects)
     nodes = tuple(n for n in joint.nodes if n in needed)
     return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept), joint.restrides)
 
