@@ -8,6 +8,7 @@ so aliasing is torch's own.
 """
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from types import CellType, FunctionType
@@ -18,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Refusal
 from . import shapes_nn
-from .scalar import OPEN, ask, fits, numbers_in, plain
+from .geometry import EXTRA, flat, geometries, meta_of, sizes_in
+from .scalar import OPEN, Number, ask, fits, numbers_in, plain, sym_of, symint
 from .shapes import shape_rule
 from .spec import TensorSpec
+from .sym import NeedsSizes, Sym, hint
 
 assert shapes_nn          # imported for the rules it adds to shapes
 EMPTY_CELL = CellType()
@@ -43,20 +46,25 @@ class Known:
 
 class Fake(torch.Tensor):
     """A tensor without data. `meta` computes its geometry; `known` is its value where that is a
-    compile-time constant."""
+    compile-time constant. Where its geometry depends on sizes, it is in `varying` ((shape, stride, offset)),
+    and meta has it for their hints."""
 
     meta: torch.Tensor
     known: Known | None
+    varying: Any
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, meta: torch.Tensor, device: torch.device = CPU, requires_grad: bool = False,
-                known: Known | None = None) -> Fake:
-        fake = torch.Tensor._make_wrapper_subclass(cls, meta.shape, strides=meta.stride(),
-                                                   storage_offset=meta.storage_offset(), dtype=meta.dtype,
-                                                   device=device, requires_grad=requires_grad)
+                known: Known | None = None, varying: Any = None) -> Fake:
+        shape, stride, offset = ((meta.shape, meta.stride(), meta.storage_offset()) if varying is None else
+                                 (*(tuple(map(symint, n)) for n in varying[:2]), symint(varying[2])))
+        fake = torch.Tensor._make_wrapper_subclass(cls, shape, strides=stride, storage_offset=offset,
+                                                   dtype=meta.dtype, device=device,
+                                                   requires_grad=requires_grad)
         fake.meta = meta
         fake.known = known
+        fake.varying = varying
         if meta.is_conj():                  # what handles these bits in eager mode does so here, too
             torch._C._set_conj(fake, True)
         if meta.is_neg():
@@ -66,7 +74,11 @@ class Fake(torch.Tensor):
     @classmethod
     def from_spec(cls, spec: TensorSpec, requires_grad: bool = False, is_param: bool = False) -> Fake:
         """A fresh fake of this geometry that shares storage with no other."""
-        fake = cls(meta_of(spec), torch.device(spec.device), requires_grad)
+        if spec.varies:
+            varying = (spec.shape, spec.stride, spec.offset)
+            fake = cls(meta_of(spec.at_hints), torch.device(spec.device), requires_grad, varying=varying)
+        else:
+            fake = cls(meta_of(spec), torch.device(spec.device), requires_grad)
         if is_param:
             fake._is_param = True
         return fake
@@ -74,13 +86,14 @@ class Fake(torch.Tensor):
     @classmethod
     def of(cls, t: torch.Tensor) -> Fake:
         """A fake of a real tensor's geometry, requires_grad and Parameterness; not of its value."""
-        return cls.from_spec(TensorSpec.of(t), t.requires_grad, isinstance(t, torch.nn.Parameter))
+        spec = t.spec if isinstance(t, Fake) else TensorSpec.of(t)
+        return cls.from_spec(spec, t.requires_grad, isinstance(t, torch.nn.Parameter))
 
     @property
     def spec(self) -> TensorSpec:
         meta = self.meta
-        return TensorSpec(meta.dtype, tuple(meta.shape), meta.stride(), str(self.device),
-                          meta.storage_offset())
+        shape, stride, offset = self.varying or (tuple(meta.shape), meta.stride(), meta.storage_offset())
+        return TensorSpec(meta.dtype, shape, stride, str(self.device), offset)
 
     def __repr__(self, *_: Any, **__: Any) -> str:
         if torch._C._len_torch_function_stack():  # a captured program asks: the recorder answers
@@ -89,15 +102,7 @@ class Fake(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return fake_call(func, args, kwargs or {}, {})
-
-
-def meta_of(spec: TensorSpec) -> torch.Tensor:
-    """A meta tensor of this geometry (storage just large enough, storage offset kept)."""
-    if not spec.offset:
-        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=META)
-    flat = torch.empty(spec.offset + spec.storage_numel, dtype=spec.dtype, device=META)
-    return flat.as_strided(spec.shape, spec.stride, spec.offset)
+        return _fixed(args[0]) if func in GEOMETRY else fake_call(func, args, kwargs or {}, {})
 
 
 def storage_key(fake: Fake) -> int:
@@ -108,7 +113,7 @@ def storage_key(fake: Fake) -> int:
 class Facts:
     """What `fake_call` needs to know of an operator, read off its schema once."""
 
-    __slots__ = ("composite", "refuse", "device_arg", "writes", "inplace_view", "follow")
+    __slots__ = ("composite", "refuse", "device_arg", "writes", "inplace_view", "follow", "sizes")
 
     def __init__(self, func: Any):
         schema, tags = func._schema, func.tags
@@ -120,6 +125,7 @@ class Facts:
                        and a.alias_info.is_write]
         self.inplace_view = torch.Tag.inplace_view in tags
         self.follow = torch.Tag.nondeterministic_seeded not in tags
+        self.sizes = frozenset(re.findall(r"SymInt\S* (\w+)", str(schema)))          # arguments that may vary
 
 
 _facts: dict[Any, Facts] = {}          # a pure function of the operator, remembered
@@ -169,7 +175,7 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
     would).
     """
     facts = facts_of(func)
-    fakes: list[Fake] = []
+    fakes = Met()
     unwrapped = _unwrap(args, fakes, real)
     unwrapped_kwargs = {k: _unwrap(v, fakes, real) for k, v in kwargs.items()} if kwargs else {}
     values = _follow(func, facts, args, kwargs, fakes, real, follow)
@@ -183,41 +189,85 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
         if len(fakes) > 1 and device.type == "cpu":  # 0-d CPU tensors may meet tensors of another device
             device = next((f.device for f in fakes if f.device.type != "cpu"), device)
     try:
-        if func in PROBED:
-            out = _probe(func, unwrapped, unwrapped_kwargs)
-        else:
-            out = shape_rule(func, unwrapped, unwrapped_kwargs)
-        if out is None:
-            out = func(*unwrapped, **unwrapped_kwargs)
+        out = meta_call(func, unwrapped, unwrapped_kwargs)
     except NotImplementedError as error:
         raise Refusal("no-meta",
                       f"torch has no shape rule for {func}: {str(error).splitlines()[0]}") from error
+    varying = _varying(func, args, {**kwargs, "device": META} if facts.device_arg else kwargs, out,
+                       real) if fakes.varying else None
     if facts.inplace_view:
-        return _regeometry(fakes[0], device)
+        return _regeometry(fakes[0], device, varying[0] if varying else None)
     if facts.writes:
         _check_sizes(fakes)
         for i, _ in facts.writes:        # torch counts writes to tensors, not to lists of them
             if i < len(args) and type(args[i]) in (list, tuple):
                 torch.autograd.graph.increment_version(args[i])
-    return _wrap(out, {id(f.meta): f for f in fakes}, torch.device(device), values)
+    return _wrap(out, {id(f.meta): f for f in fakes}, torch.device(device), values, varying)
+
+
+def meta_call(func: Any, args: tuple, kwargs: dict) -> Any:
+    """What func gives for meta tensors."""
+    out = _probe(func, args, kwargs) if func in PROBED else shape_rule(func, args, kwargs)
+    return func(*args, **kwargs) if out is None else out
+
+
+# What torch's C++ asks of a tensor, where it wants numbers.
+GEOMETRY = frozenset(getattr(torch.ops.aten, name).default for name in "size stride numel".split())
+
+
+def _fixed(fake: Fake) -> None:
+    raise NeedsSizes(sum(sizes_in(fake.spec)), "torch computes with it")
+
+
+def _varying(func: Any, args: tuple, kwargs: dict, out: Any, real: dict) -> list[Any]:
+    """What `Fake.varying` is for each result, of sizes that vary among the arguments."""
+    def described(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return (x if isinstance(x, Fake) else fake_of_real(x, real)).spec
+        return tuple(map(described, x)) if isinstance(x, (tuple, list)) else sym_of(x)
+    def taken(name: str, x: Any) -> Any:
+        x = described(x)
+        if not isinstance(x, Sym) or name in facts.sizes or func in EXTRA:
+            return x
+        if name not in OPEN.get(func, ()) or not all(fits(Number.of_size(x), r.dtype) for r in results):
+            raise NeedsSizes(x, f"as the number {name} of {func}")
+        return hint(x)
+    facts, names = facts_of(func), [a.name for a in func._schema.arguments]
+    results = [r for r in flat(out) if isinstance(r, torch.Tensor)]
+    found = geometries(meta_call, func, tuple(map(taken, names, args)),
+                       {k: taken(k, v) for k, v in kwargs.items()})
+    return [g if g is not None and any(isinstance(n, Sym) for n in (*g[0], *g[1], g[2])) else None
+            for g in found]
 
 
 def _check_sizes(fakes: list[Fake]) -> None:
     """Meta kernels give what they write to the result's size; eager mode does so for `out=` only."""
     for f in fakes:
-        if f.meta.shape != f.shape:
+        if f.meta.shape != (f.shape if f.varying is None else tuple(map(hint, f.varying[0]))):
             raise RuntimeError(f"output with shape {list(f.shape)} doesn't match the broadcast shape "
                                f"{list(f.meta.shape)}")
 
 
-def _unwrap(x: Any, fakes: list[Fake], real: dict) -> Any:
+class Met(list[Fake]):
+    """The fakes among the arguments of a call, and whether it depends on sizes that vary."""
+
+    varying = False
+
+
+def _unwrap(x: Any, fakes: Met, real: dict) -> Any:
     if isinstance(x, Fake):
         fakes.append(x)
+        if x.varying is not None:
+            fakes.varying = True
         return x.meta
     if isinstance(x, torch.Tensor):
         return _unwrap(fake_of_real(x, real), fakes, real)
     if isinstance(x, (tuple, list)):
         return type(x)([_unwrap(e, fakes, real) for e in x]) if type(x) in (tuple, list) else x
+    if isinstance(x, (Sym, torch.SymInt)):
+        x = sym_of(x)
+        fakes.varying |= isinstance(x, Sym)
+        return hint(x)
     return x
 
 
@@ -261,14 +311,16 @@ def _scalar(func: Any, value: Any) -> Any:
     raise Refusal("data-dependent", f"{func} needs the values of a tensor while compiling")
 
 
-def _regeometry(fake: Fake, device: torch.device) -> Fake:
+def _regeometry(fake: Fake, device: torch.device, varying: Any) -> Fake:
     """An operator changed its argument's geometry in place (t_, squeeze_, …): give the wrapper what its
     meta tensor has now."""
-    fake.data = Fake(fake.meta, torch.device(device))
+    fake.data = Fake(fake.meta, torch.device(device), varying=varying)
+    fake.varying = varying
     return fake
 
 
-def _wrap(out: Any, inputs: dict[int, Fake], device: torch.device, values: Any) -> Any:
+def _wrap(out: Any, inputs: dict[int, Fake], device: torch.device, values: Any, varying: Any) -> Any:
+    here = varying.pop(0) if varying and not isinstance(out, (tuple, list)) else None
     if isinstance(out, torch.Tensor):
         same = inputs.get(id(out))
         if same is not None:
@@ -278,10 +330,10 @@ def _wrap(out: Any, inputs: dict[int, Fake], device: torch.device, values: Any) 
             shared = [f.known.valid for f in inputs.values()
                       if f.known and f.meta.untyped_storage()._cdata == out.untyped_storage()._cdata]
             known = Known(values, shared[0] if shared else [True])
-        return Fake(out, device, known=known)
+        return Fake(out, device, known=known, varying=here)
     if isinstance(out, (tuple, list)):
         known_parts: Sequence = values if isinstance(values, (tuple, list)) else [None] * len(out)
-        return type(out)([_wrap(o, inputs, device, v) for o, v in zip(out, known_parts)])
+        return type(out)([_wrap(o, inputs, device, v, varying) for o, v in zip(out, known_parts)])
     return out
 
 
@@ -308,6 +360,8 @@ class FakeMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._conj.default and isinstance(args[0], complex):
             args = (torch.tensor(args[0]),)          # a number in a tensor's place, which this does not take
+        if func in GEOMETRY:
+            _fixed(args[0])
         if facts_of(func).composite:          # reaches us only where autograd keys are off (inference mode)
             with self:
                 return func.decompose(*args, **kwargs)
@@ -321,6 +375,7 @@ class FakeMode(TorchDispatchMode):
     def call_with_scalars(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict, Any]:
         """The call, with scalars among its arguments: (args, kwargs, result). Scalars whose values decide
         about more than values are asked for them."""
+        args, kwargs = sym_of(args), sym_of(kwargs)
         taken = OPEN.get(func, frozenset())
         names = [a.name for a in func._schema.arguments]
         args = tuple([a if names[i] in taken else ask(a) for i, a in enumerate(args)])

@@ -9,14 +9,14 @@ Comes before `lower` (which builds graphs) and `loops` (which reads the last one
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..errors import CheckError, Where
-from .spec import TensorSpec
+from .spec import TensorSpec, at
 
 Spec = TensorSpec | tuple["TensorSpec | None", ...] | None   # one tensor, several, or a plain Python value
 
@@ -175,6 +175,20 @@ class Graph:
     def roots(self) -> Iterable[Node]:
         yield from (o.node for o in self.outputs)
         yield from (n for _, n in self.writes)
+
+    def at(self, env: Mapping[str, int]) -> Graph:
+        """The graph for sizes of these values."""
+        if not env:
+            return self
+        new: dict[Node, Node] = {}
+
+        def put(x: Any) -> Any:
+            return new[x] if isinstance(x, Node) else at(x, env, put)
+        for n in (*self.inputs, *self.nodes):
+            new[n] = Node(n.name, n.op, put(n.args), put(n.kwargs), put(n.spec), n.where)
+        outputs = [Output(new[o.node], put(o.spec), o.alias, put(o.views)) for o in self.outputs]
+        return Graph(tuple(new[n] for n in self.inputs), tuple(new[n] for n in self.nodes), tuple(outputs),
+                     tuple((i, new[n]) for i, n in self.writes), self.returned, put(self.restrides))
 
     def __str__(self) -> str:
         lines = [f"def graph({', '.join(n.name for n in self.inputs)}):"]

@@ -7,6 +7,7 @@ is always known to have been.
 """
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,6 +53,7 @@ class Number:
         return False
 
     is_constant = is_nested_int = is_bool
+    constant = None
 
     def is_symbolic(self) -> bool:
         return True
@@ -67,7 +69,110 @@ class Number:
     guard_int = guard_float
 
     def __getattr__(self, name: str) -> Any:          # arithmetic of torch's own
-        raise Specialise(f"torch's {name}")
+        if self.sym is not None and name in _ARITHMETIC:
+            return lambda *others: _ARITHMETIC[name](self.sym, *map(_size, others))
+        if self.sym is not None and name in _OF_SIZES:
+            return lambda *given: _OF_SIZES[name](self, *given)
+        raise AttributeError(name) if name[0] == "_" else Specialise(f"torch's {name}")
+
+
+class Constant(Number):
+    """A number that an expression of sizes turns out to be."""
+
+    __slots__ = ()
+
+    def __init__(self, value: int):
+        super().__init__(value, lambda number: number.value, value)
+
+    def is_constant(self) -> bool:
+        return True
+
+    def is_symbolic(self) -> bool:
+        return False
+
+    def maybe_as_int(self) -> int:
+        return self.value
+
+
+class Truth:
+    """What a SymBool of ours holds: a question about sizes, asked when its answer matters."""
+
+    def __init__(self, answer: Callable[[], Any]):
+        self.answer = answer
+
+    def is_bool(self) -> bool:
+        return True
+
+    is_symbolic = has_hint = is_bool
+
+    def is_int(self) -> bool:
+        return False
+
+    is_float = is_constant = is_nested_int = is_int
+    constant = None
+
+    def guard_bool(self, *_: Any) -> bool:
+        return bool(self.answer())
+
+    bool_ = expect_true = guard_size_oblivious = guard_or_true = guard_or_false = guard_bool
+    statically_known_true = guard_bool
+
+    def sym_and(self, other: Truth) -> Truth:
+        return Truth(lambda: self.answer() and other.answer())
+
+    def sym_or(self, other: Truth) -> Truth:
+        return Truth(lambda: self.answer() or other.answer())
+
+    def sym_not(self) -> Truth:
+        return Truth(lambda: not self.answer())
+
+    and_, or_ = sym_and, sym_or
+
+    def wrap_bool(self, value: bool) -> Truth:
+        return Truth(lambda: value)
+
+
+def _size(number: Number) -> Sym | int:
+    if number.sym is None:
+        raise Specialise("arithmetic with a size")
+    return number.sym
+
+
+def _number(result: Sym | int) -> Number:
+    return Constant(result) if isinstance(result, int) else Number.of_size(result)
+
+
+def _computed(f: Callable[..., Sym | int]) -> Callable[..., Number]:
+    return lambda *syms: _number(f(*syms))
+
+
+def _asked(f: Callable[..., bool]) -> Callable[..., Truth]:
+    return lambda *syms: Truth(lambda: f(*syms))
+
+
+# What torch asks of integers, by the names it has for it.
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    **{name: _computed(getattr(operator, name)) for name in "add sub mul mod floordiv neg".split()},
+    "int_floordiv": _computed(operator.floordiv), "sym_max": _computed(max), "sym_min": _computed(min),
+    **{name: _asked(getattr(operator, name)) for name in "eq ne lt le gt ge".split()}}
+_OF_SIZES: dict[str, Callable[..., Any]] = {
+    "clone": lambda number: number, "wrap_int": lambda number, value: Constant(value),
+    "wrap_bool": lambda number, value: Truth(lambda: value),
+    "_graph_repr": lambda number: str(number.sym), "str": lambda number: str(number.sym)}
+
+
+def symint(s: Sym | int) -> Any:
+    """A size as torch takes it."""
+    return s if isinstance(s, int) else torch.SymInt(Number.of_size(s))
+
+
+def sym_of(x: Any) -> Any:
+    """`x` with the sizes that are in it as Syms: arguments of a torch call."""
+    if isinstance(x, torch.SymInt):
+        return x if x.node.sym is None else x.node.sym
+    if isinstance(x, dict):
+        return {k: sym_of(v) for k, v in x.items()}
+    return type(x)(map(sym_of, x)) if type(x) in (tuple, list) else x
 
 
 def _needs_size(number: Number) -> int:

@@ -4,13 +4,13 @@ Takes nothing from other stages; every border object is made of specs.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Union
+from typing import Any
 
 import torch
 
-Size = Union[int, "object"]  # int, or ir.sym.Sym once shapes are dynamic
+from .sym import Size, Sym, evaluate, hint
 
 
 def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
@@ -96,6 +96,21 @@ class TensorSpec:
             expect *= n
         return True
 
+    @property
+    def varies(self) -> bool:
+        """Whether the geometry depends on sizes that vary."""
+        return any(isinstance(n, Sym) for n in (*self.shape, *self.stride, self.offset))
+
+    def mapped(self, f: Callable[[Any], Any]) -> TensorSpec:
+        """The spec with f of each number of its geometry."""
+        return replace(self, shape=tuple(map(f, self.shape)), stride=tuple(map(f, self.stride)),
+                       offset=f(self.offset)) if self.varies else self
+
+    @property
+    def at_hints(self) -> TensorSpec:
+        """The spec in the call that is being compiled."""
+        return self.mapped(hint)
+
     def with_(self, **changes: object) -> TensorSpec:
         return replace(self, **changes)  # type: ignore[arg-type]
 
@@ -124,3 +139,26 @@ def copies(inputs: Sequence[Any]) -> list[Any]:
             t = twin.requires_grad_(t.requires_grad)
         copied.append(t)
     return copied
+
+
+def bind(specs: Sequence[Any], tensors: Sequence[Any]) -> dict[str, int]:
+    """The values of the sizes that are dimensions of these specs, for tensors that fit them; a spec that is a
+    size itself stands for an int."""
+    env: dict[str, int] = {}
+    for spec, t in zip(specs, tensors):
+        pairs = zip(spec.shape, t.shape) if isinstance(spec, TensorSpec) else ((spec, t),)
+        env.update({n.name: int(found) for n, found in pairs if isinstance(n, Size)})
+    return env
+
+
+def at(x: Any, env: Mapping[str, int], other: Callable[[Any], Any] | None = None) -> Any:
+    """`x` with values in place of sizes: specs, integers, nested tuples and dicts of them; `other` of what is
+    inside of those, which may be anything else."""
+    if isinstance(x, Sym):
+        return evaluate(x, env)
+    if isinstance(x, TensorSpec):
+        return x.mapped(lambda n: evaluate(n, env))
+    each = other or (lambda e: at(e, env))
+    if isinstance(x, dict):
+        return {k: each(v) for k, v in x.items()}
+    return type(x)([each(e) for e in x]) if type(x) in (tuple, list) else x

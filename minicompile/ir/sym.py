@@ -619,8 +619,8 @@ def free_vars(s: Sym | int) -> frozenset[Var]:
     return frozenset() if isinstance(s, int) else s.vars
 
 
-def same(a: Sym | int, b: Sym | int) -> bool:
-    """Whether they are equal by their form; asks nothing of sizes."""
+def same(a: Sym | int | None, b: Sym | int) -> bool:
+    """Whether they are equal by their form; asks nothing of sizes. None is equal to nothing."""
     return a is b or isinstance(a, int) and isinstance(b, int) and a == b
 
 
@@ -683,7 +683,7 @@ def nonnegative(s: Sym | int) -> bool:
             least = a.lo if a.lo == 0 else -inf
         else:
             continue
-        return not isinstance(least, float) and nonnegative(rest * scale + least)
+        return not isinstance(least, float) and nonnegative(rest * scale + least + scale - 1)
     v = next((v for v in s.vars if not isinstance(v, Size)), None)
     if v is not None:
         return _at_ends(s, v)

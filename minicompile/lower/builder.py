@@ -18,6 +18,7 @@ from ..ir.graph import Names, Node
 from ..ir.prims import PRIMS, Prim
 from ..ir.scalar import like_number
 from ..ir.spec import TensorSpec, contiguous_stride
+from ..ir.sym import Sym, alike
 from .graphs import infer, same_strides
 from .rewrite import REWRITES
 
@@ -88,7 +89,7 @@ class Builder:
             if found is not None:
                 return found
         if row.kind == "elementwise":
-            args = _numbers(row, args)
+            args = _numbers(row, self._sizes(row, args))
         key = (row, tuple(map(_key, args)))
         node = self.shared.get(key)
         if node is None:
@@ -96,6 +97,13 @@ class Builder:
             node = self.shared[key] = self._append(row, args,
                                                    TensorSpec(dtype, shape, self._stride(row, args, shape)))
         return node
+
+    def _sizes(self, row: Prim, args: tuple) -> tuple:
+        """Operands that are sizes, as tensors."""
+        if not any(isinstance(a, Sym) for a in args):
+            return args
+        typed = next(a.tensor for a in args[row.name == "where":] if isinstance(a, Node))
+        return tuple([self.to(a, typed.dtype, typed.shape) if isinstance(a, Sym) else a for a in args])
 
     def _append(self, op: Any, args: tuple, spec: Any, kwargs: dict | None = None) -> Node:
         node = Node(self.names.fresh(op), op, args, kwargs or {}, spec, self.place)
@@ -118,7 +126,7 @@ class Builder:
                 return tuple(s * args[4] if d == args[1] else s for d, s in enumerate(stride))
             return contiguous_stride(shape)
         outs = self.out if isinstance(self.out, tuple) else (self.out,)
-        same = next((o for o in outs if o is not None and o.shape == shape and o.is_dense), None)
+        same = next((o for o in outs if o is not None and alike(o.shape, shape) and o.is_dense), None)
         operands = [a.tensor for a in args if isinstance(a, Node)] if row.kind == "elementwise" else []
         like = same or next((t for t in operands if t.is_dense), None)
         return like.stride if like is not None else contiguous_stride(shape)
@@ -161,9 +169,11 @@ class Builder:
 
     def to(self, x: Operand, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> Node:
         """x cast to dtype and expanded to shape; a number becomes a constant of that shape."""
+        if isinstance(x, Sym):
+            return self.cast(self.full(shape or (), x, torch.int64), dtype)
         if not isinstance(x, Node):
             return self.full(shape or (), as_dtype(x, dtype), dtype)
-        if shape is not None and x.tensor.shape != shape:
+        if shape is not None and not alike(x.tensor.shape, shape):
             x = self.expand(x, shape)
         return self.cast(x, dtype)
 
@@ -216,8 +226,15 @@ def _promoted_as(x: Node) -> Any:
     return like_number(x.tensor) if x.tensor.number else x.tensor
 
 
-def as_dtype(value: Number, dtype: torch.dtype) -> Number:
-    """A number as an element of this dtype has it."""
+def real(n: Any) -> Any:
+    """A count as a floating-point operand."""
+    return float(n) if isinstance(n, int) else n
+
+
+def as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """A number as an element of this dtype has it. A size stays one: see Builder.to."""
+    if isinstance(value, Sym):
+        return value
     if dtype is torch.bool:
         return bool(value)
     if dtype.is_floating_point:
@@ -228,7 +245,8 @@ def as_dtype(value: Number, dtype: torch.dtype) -> Number:
 def _numbers(row: Prim, args: tuple) -> tuple:
     """Constant operands as numbers of the operands' dtype, but for one that says the dtype."""
     full = PRIMS["full"]
-    shown = [a.args[1] if isinstance(a, Node) and a.op is full else a for a in args]
+    shown = [a.args[1] if isinstance(a, Node) and a.op is full and not isinstance(a.args[1], Sym) else a
+             for a in args]
     values = args[1:] if row.name == "where" else args
     typed = next((a for a in values if isinstance(a, Node)), None)
     if typed is not None and typed.tensor.dtype.is_floating_point:

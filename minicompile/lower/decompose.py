@@ -108,7 +108,7 @@ def empty(spec: Any) -> bool:
     """Whether a result is known to have no elements, all of it if it is several tensors."""
     if isinstance(spec, tuple):
         return bool(spec) and all(map(empty, spec))
-    return isinstance(spec, TensorSpec) and not spec.numel
+    return isinstance(spec, TensorSpec) and 0 in spec.shape
 
 
 MOST_DIMS = 64          # what eager mode's reductions take

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from ..errors import CheckError
-from ..ir.fake import Fake, fake_call, meta_of
+from ..ir.fake import Fake, fake_call
 from ..ir.graph import Graph, Node, Output, map_arg, restride, seen
 from ..ir.prims import PRIMS, Prim
 from ..ir.scalar import like_number
-from ..ir.spec import TensorSpec
+from ..ir.spec import TensorSpec, bind
 
 Tensor = torch.Tensor
 
@@ -99,7 +99,7 @@ def same_strides(a: TensorSpec, b: TensorSpec) -> bool:
     """Whether two specs of one shape lay elements out alike (strides of dimensions of size 1 mean
     nothing)."""
     return len(a.stride) == len(b.stride) and (
-        a.numel == 0 or all(n <= 1 or s == t for n, s, t in zip(a.shape, a.stride, b.stride))
+        all(s is t or n <= 1 or s == t for n, s, t in zip(a.shape, a.stride, b.stride)) or a.numel == 0
     )
 
 
@@ -107,8 +107,8 @@ def infer(op: Any, args: tuple, kwargs: dict) -> Any:
     """The spec (or tuple of specs) of an ATen call on nodes, by torch's shape rules."""
     def fake(n: Node) -> Any:
         if isinstance(n.spec, tuple):
-            return tuple(None if s is None else Fake(meta_of(s)) for s in n.spec)
-        return Fake(meta_of(n.tensor)) if not n.tensor.number else like_number(n.tensor)
+            return tuple(None if s is None else Fake.from_spec(s) for s in n.spec)
+        return Fake.from_spec(n.tensor) if not n.tensor.number else like_number(n.tensor)
     out = fake_call(op, map_arg(args, fake), map_arg(kwargs, fake), {})
     return spec_of(out)
 
@@ -163,8 +163,12 @@ def run_graph(graph: Graph, inputs: Sequence[Tensor], stage: str) -> list[Tensor
     spec."""
     if len(inputs) != len(graph.inputs):
         raise CheckError(stage, "inputs", f"expects {len(graph.inputs)} tensors, got {len(inputs)}")
+    graph = graph.at(bind([n.spec for n in graph.inputs], inputs))
     values: dict[Node, Any] = {}
     for n, t in zip(graph.inputs, inputs):
+        if isinstance(n.spec, int):
+            values[n] = t
+            continue
         spec = n.tensor
         if (t.dtype, tuple(t.shape)) != (spec.dtype, spec.shape) or not same_strides(TensorSpec.of(t), spec):
             raise CheckError(stage, n.name, f"expects {spec}, got {TensorSpec.of(t)}")

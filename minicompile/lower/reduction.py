@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..ir.graph import Node
-from .builder import Builder, rule, wide
+from .builder import Builder, real, rule, wide
 
 aten = torch.ops.aten
 Dims = tuple[int, ...]
@@ -49,7 +49,7 @@ def spread(b: Builder, y: Node, dims: Dims, x: Node) -> Node:
 
 def mean(b: Builder, x: Node, dims: Dims) -> Node:
     n = count(x, dims)
-    return b.div(reduce(b, "sum", x, dims), float(n) if n else math.nan if x.tensor.numel else 0.0)
+    return b.div(reduce(b, "sum", x, dims), real(n) if n else math.nan if x.tensor.numel else 0.0)
 
 
 @rule(aten.sum.default)
@@ -84,7 +84,7 @@ def _mean(b: Builder, x: Node, dims: Any = None, keepdim: bool = False, *, dtype
     over = dims_of(x, dims)
     y = b.cast(b.cast(x, b.out.dtype), wide(b.out.dtype))
     total, n = reduce(b, "sum", y, over, keepdim), count(x, over)
-    return b.cast(b.div(total, float(n)), b.out.dtype)
+    return b.cast(b.div(total, real(n)), b.out.dtype)
 
 
 for name in ("amax", "amin"):
@@ -166,7 +166,8 @@ def variance(b: Builder, x: Node, dims: Any, correction: Any) -> tuple[Node, Nod
     """(variance, mean) over dims."""
     over = dims_of(x, dims)
     average, _, squares = moments(b, b.widen(x), over)
-    divisor = max(float(count(x, over)) - (1.0 if correction is None else float(correction)), 0.0)
+    n, less = count(x, over), 1 if correction is None else correction
+    divisor = real(max(n - int(less), 0)) if less == int(less) else max(float(n) - less, 0.0)
     return b.div(squares, divisor), average
 
 
@@ -327,7 +328,7 @@ def _layer_norm(b: Builder, x: Node, shape: Any, weight: Node | None, bias: Node
         return NotImplemented
     y = b.widen(x)
     average, centred, squares = moments(b, y, dims)
-    scale = b.rsqrt(b.add(b.div(squares, float(count(x, dims))), eps))
+    scale = b.rsqrt(b.add(b.div(squares, real(count(x, dims))), eps))
     result = _affine(b, b.mul(centred, spread(b, scale, dims, y)), weight, bias, tuple(range(lead)))
     return (b.cast(result, outs[0].dtype), *(b.cast(b.unsqueeze(s, dims), o.dtype) for s,
                                              o in zip((average, scale), outs[1:])))
@@ -354,7 +355,7 @@ def _group_norm(b: Builder, x: Node, weight: Node | None, bias: Node | None, n: 
     outs, shape = b.out, x.tensor.shape
     y = b.reshape(b.widen(x), (n, groups, c // groups * hw))
     average, centred, squares = moments(b, y, (2,))
-    scale = b.rsqrt(b.add(b.div(squares, float(y.tensor.shape[2])), eps))
+    scale = b.rsqrt(b.add(b.div(squares, real(y.tensor.shape[2])), eps))
     result = b.reshape(b.mul(centred, spread(b, scale, (2,), y)), shape)
     result = _affine(b, result, weight, bias, tuple(d for d in range(x.tensor.ndim) if d != 1))
     return b.cast(result, outs[0].dtype), b.cast(average, outs[1].dtype), b.cast(scale, outs[2].dtype)
@@ -372,7 +373,7 @@ def _batch_norm(b: Builder, x: Node, weight: Any, bias: Any, mean_: Any, var: An
     outs, y, dims = b.out, b.widen(x), _channels(x)
     if training or mean_ is None:
         average, _, squares = moments(b, y, dims)
-        scale = b.rsqrt(b.add(b.div(squares, float(count(x, dims))), eps))
+        scale = b.rsqrt(b.add(b.div(squares, real(count(x, dims))), eps))
     else:
         average = b.widen(mean_)
         scale = b.div(1.0, b.sqrt(b.add(b.widen(var), eps)))
@@ -395,7 +396,7 @@ def _batch_norm_functional(b: Builder, x: Node, weight: Any, bias: Any, mean_: N
         return NotImplemented if done is NotImplemented else (*done, mean_, var)
     dims = _channels(x)
     average, _, squares = moments(b, b.widen(x), dims)
-    unbiased = b.div(squares, float(count(x, dims) - 1))
+    unbiased = b.div(squares, real(count(x, dims) - 1))
     new = [b.add(b.mul(b.cast(s, wide(r.tensor.dtype)), momentum), b.mul(b.widen(r), 1.0 - momentum))
            for s, r in ((average, mean_), (unbiased, var))]
     return (*done, *(b.cast(n, r.tensor.dtype) for n, r in zip(new, (mean_, var))))
@@ -444,7 +445,7 @@ def _reduced(b: Builder, y: Node, reduction: int) -> Node:
     """0 none, 1 mean, 2 sum."""
     if reduction:
         total = reduce(b, "sum", y, dims_of(y, None))
-        y = b.div(total, float(y.tensor.numel)) if reduction == 1 else total
+        y = b.div(total, real(y.tensor.numel)) if reduction == 1 else total
     return b.cast(y, b.out.dtype)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from ..ir.graph import Node
 from ..ir.prims import PRIMS, Prim
+from ..ir.sym import Sym, alike, same
 
 if TYPE_CHECKING:
     from .builder import Builder
@@ -26,15 +27,14 @@ def is_op(x: Any, name: str) -> bool:
 
 def number(x: Any) -> Any:
     """The value of a constant operand, None for any other."""
-    if is_op(x, "full"):
-        return x.args[1]
-    return None if isinstance(x, Node) else x
+    value = x.args[1] if is_op(x, "full") else x
+    return None if isinstance(value, (Node, Sym)) else value
 
 
 def fold_constants(b: Builder, row: Prim, args: tuple) -> Node | None:
     """Elementwise on constants only: computed now, by the row's reference."""
     nodes = [a for a in args if isinstance(a, Node)]
-    if not nodes or not all(n.op is PRIMS["full"] for n in nodes):
+    if not nodes or any(number(n) is None for n in nodes):
         return None
     values = [torch.tensor(a.args[1], dtype=a.args[2]) if isinstance(a, Node) else a for a in args]
     out = row.ref(*values)
@@ -116,11 +116,11 @@ def merge_casts(b: Builder, row: Prim, args: tuple) -> Node | None:
 def same_shape(b: Builder, row: Prim, args: tuple) -> Node | None:
     """Views that change nothing."""
     x = args[0]
-    if row.name in ("reshape", "expand") and x.tensor.shape == tuple(args[1]):
+    if row.name in ("reshape", "expand") and alike(x.tensor.shape, tuple(args[1])):
         return x
     if row.name == "permute" and tuple(args[1]) == tuple(range(len(args[1]))):
         return x
-    if row.name == "slice" and args[2:] == (0, x.tensor.shape[args[1]], 1):
+    if row.name == "slice" and alike(args[2:], (0, x.tensor.shape[args[1]], 1)):
         return x
     if row.name == "flip" and all(x.tensor.shape[d] == 1 for d in args[1]):
         return x
@@ -149,6 +149,8 @@ def merge_views(b: Builder, row: Prim, args: tuple) -> Node | None:
         return b.permute(inner, tuple(x.args[1][d] for d in args[1]))
     if row.name == "slice" and x.args[1] == args[1]:
         (_, dim, start, stop, step), (start2, stop2, step2) = x.args, args[2:]
+        if any(isinstance(n, Sym) for n in (start, stop, start2, stop2)):
+            return b.slice(inner, dim, start + start2, start + stop2, step2) if same(step, 1) else None
         first = start + start2 * step
         count = len(range(start2, stop2, step2))
         last = first + (count - 1) * step * step2 + 1 if count else first

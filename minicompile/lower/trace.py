@@ -52,7 +52,7 @@ class Recorder(FakeMode):
         if isinstance(x, torch.Tensor):
             return self.fake(x)
         if isinstance(x, SYMBOLS):
-            return self.numbers[x.node]
+            return self.numbers[x.node] if x.node.sym is None else x.node.sym
         return tuple([self.faked(e) for e in x]) if isinstance(x, (tuple, list)) else x
 
     def scalar(self, value: int | float, index: int, name: str) -> tuple[Any, Fake]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import Refusal
+from ..ir.geometry import sliced
 from ..ir.graph import Node
 from ..ir.prims import need
 from ..ir.spec import TensorSpec
@@ -75,15 +76,13 @@ def _t(b: Builder, x: Node) -> Node:
 def _slice(b: Builder, x: Node, dim: int = 0, start: int | None = None, end: int | None = None,
            step: int = 1) -> Node:
     dim %= x.tensor.ndim
-    size = x.tensor.shape[dim]
-    first, last, _ = slice(start, end, 1).indices(size)
-    return b.slice(x, dim, first, max(first, last), step)
+    return b.slice(x, dim, *sliced(x.tensor.shape[dim], start, end), step)
 
 
 @rule(aten.select.int)
 def _select(b: Builder, x: Node, dim: int, index: int) -> Node:
     dim %= x.tensor.ndim
-    index %= x.tensor.shape[dim]
+    index = index + x.tensor.shape[dim] if index < 0 else index
     return b.reshape(b.slice(x, dim, index, index + 1, 1), b.out.shape)
 
 
@@ -261,8 +260,8 @@ def _slice_scatter(b: Builder, x: Node, source: Node, dim: int = 0, start: int |
                    end: int | None = None, step: int = 1) -> Node:
     dim %= x.tensor.ndim
     size, source = x.tensor.shape[dim], b.cast(source, x.tensor.dtype)
-    first, last, _ = slice(start, end, 1).indices(size)
-    if last <= first:
+    first, last = sliced(size, start, end)
+    if last == first:
         return x
     if step == 1:
         parts = (b.slice(x, dim, 0, first, 1), b.expand(source, b.slice(x, dim, first, last, 1).tensor.shape),
@@ -277,7 +276,7 @@ def _slice_scatter(b: Builder, x: Node, source: Node, dim: int = 0, start: int |
 @rule(aten.select_scatter.default)
 def _select_scatter(b: Builder, x: Node, source: Node, dim: int, index: int) -> Node:
     dim %= x.tensor.ndim
-    index %= x.tensor.shape[dim]
+    index = index + x.tensor.shape[dim] if index < 0 else index
     return _slice_scatter(b, x, b.unsqueeze(source, (dim,)), dim, index, index + 1)
 
 
