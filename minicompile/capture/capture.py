@@ -328,8 +328,9 @@ class Capturer:
         except Refusal as refusal:
             cause = refusal.__cause__ if refusal.code == "raises" else refusal
             frames = resume.inlined(cause or refusal)
-            needed = ([s for size in refusal.sizes for s in self.world.sizes.dims[size]]
-                      if isinstance(refusal, NeedsSizes) else ())
+            sizes = refusal.sizes if isinstance(refusal, NeedsSizes) else ()
+            needed = [refusal.source] if isinstance(refusal, varying.NeedsNumber) else [
+                s for size in sizes for s in self.world.sizes.dims[size]]
             raise Partial(refusal, self.all_guards(), self.tensors(), frames, needed) from refusal
         finally:
             self.world.dead = True

@@ -192,6 +192,11 @@ class Compiled:
         except Exception as error:
             if config.strict:
                 raise
+            if self.numbers.sizes is not False and self.numbers.changing:
+                log.warning("%s is compiled for one size at a time after an internal error, a bug of "
+                            "minicompile:\n%s", self.function.__qualname__, traceback.format_exc())
+                self.numbers = self.numbers.closed()
+                return self.add(slots)
             log.warning(
                 "%s runs as in eager mode after an internal error, a bug of minicompile; to report:\n%s\n%s",
                 self.function.__qualname__, reproducer(self.function, slots), traceback.format_exc())
@@ -275,6 +280,7 @@ class Compiled:
     def pin(self, why: Refusal, sources: Sequence[Source]) -> None:
         """Makes sizes constants."""
         self.numbers = self.numbers.pin(*sources)
+        sources = [s for s in sources if str(s) in self.numbers.pinned]
         reason = f"{why.reason} ({why.where})" if why.where else why.reason
         self.why_constant |= {str(s): reason for s in sources}
         self.on_event("static", {str(s): reason for s in sources})

@@ -61,19 +61,24 @@ class Sizes:
         return next((s for s, places in self.dims.items() if places[0] is source), None)
 
     def size(self, source: Source, n: int, mark: tuple | None) -> Size | int:
-        """The size n at `source`: a Size if it is open. Equal ones are one Size, guarded to stay equal."""
+        """The size n at `source`: a Size if it is open."""
         numbers: Numbers = self.world.numbers
         opened = mark or mark is not None and (str(source) in numbers.changing or numbers.all_sizes)
         if n < 2 or not opened or numbers.sizes is False or str(source) in numbers.pinned:
             return n
-        low, high = mark or (2, LARGEST_SIZE)
-        known = next((s for s in self.dims if (s.hint, s.lo, s.hi) == (n, low, high)), None)
+        return self.open(source, n, *mark or ())
+
+    def open(self, source: Source, n: int, low: int = 2, high: int = LARGEST_SIZE) -> Size:
+        """The Size that the number n at `source` is. Equal ones are one, guarded to stay equal."""
+        alike = (s for s, (first, *_) in self.dims.items()
+                 if first is source or "derived" not in (source.kind, first.kind))
+        known = next((s for s in alike if (s.hint, s.lo, s.hi) == (n, low, high)), None)
         if known is None:
             known = Size(f"s{len(self.dims)}", n, low, high)
             self.dims[known] = []
             self.world.guard(source, "range", (low, high))
             self.world.numbers_vary()
-        else:
+        elif self.dims[known][0] is not source:
             self.equal(source, self.dims[known][0])
         self.dims[known].append(source)
         return known

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..errors import Refusal
 from ..ir.scalar import Number
 from .guards import FLOAT32_MAX
 from .sources import Source
@@ -30,10 +31,11 @@ NUMERIC = {id(f): f for f in (
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What earlier calls taught, by the text of sources: numbers that differ from call to call, and those of
-    which the value is needed all the same."""
+    """What earlier calls taught, by the text of sources: numbers that differ from call to call, those of them
+    that torch calls take as sizes, and those of which the value is needed all the same."""
 
     changing: frozenset[str] = frozenset()
+    sized: frozenset[str] = frozenset()
     pinned: frozenset[str] = frozenset()
     sizes: bool | None = None           # of tensors: all are open, none, or those that differ
 
@@ -46,10 +48,20 @@ class Numbers:
         return replace(self, pinned=self.pinned | self.changing, sizes=False)
 
     def pin(self, *sources: Source) -> Numbers:
-        return replace(self, pinned=self.pinned.union(map(str, sources)))
+        """With these asked for once more: an int may do as a size first, or else is a constant."""
+        sized = {str(s) for s in sources if s.kind != "size" and str(s) not in self.sized}
+        return replace(self, sized=self.sized | sized, pinned=self.pinned.union(map(str, sources)) - sized)
 
 
-NO_NUMBERS = Numbers()
+NO_NUMBERS = Numbers(sizes=False)
+
+
+class NeedsNumber(Refusal):
+    """The value of the int at `source` is needed."""
+
+    def __init__(self, source: Source):
+        super().__init__("varying", f"{source} must be known, but varies")
+        self.source = source
 
 
 class Varying:
@@ -83,6 +95,8 @@ def vary(world: Any, source: Source, value: int | float) -> Any:
     if known is None:
         if str(source) in world.numbers.pinned or type(value) is int and abs(value) >= LIMIT:
             return world.constant_number(source, value)
+        if str(source) in world.numbers.sized and value > 1:
+            return world.sizes.number(world.sizes.open(source, value))
         world.guard(source, "type", type(value))
         known = world.scalars[source] = _make(world, source, value)
         world.numbers_vary()
@@ -112,6 +126,8 @@ def _given(number: Number) -> int | float:
 
 def _make(world: Any, source: Source, value: int | float) -> Varying:
     def ask(number: Number) -> int | float:
+        if type(value) is int and value > 1 and world.numbers.sizes is not False:
+            raise NeedsNumber(source)
         number.ask = _given
         return world.constant_number(source, number.value)
 
