@@ -360,7 +360,8 @@ def _trim(home: Path) -> None:
             break
         _remove(e.path)
         total -= e.size
-    for left in home.glob("making-*"):
+    for left in (*home.glob("making-*"), *Path(tempfile.gettempdir()).glob("making-minicompile-*")):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            info = left.stat(follow_symlinks=False)
+            if time.time() - info.st_mtime > STALE_SECONDS and info.st_uid == os.getuid():
                 _remove(left)

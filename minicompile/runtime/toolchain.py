@@ -13,7 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,8 @@ def build(tool: Toolchain, source: Path, output: Path, flags: tuple[str, ...], i
     Raises ToolchainError with the compiler's own words, or after config.compile_timeout_s.
     """
     command = (*tool.command, *flags, f"-I{include}", str(source), "-o", str(output))
-    code, _, err = _run(command, config.compile_timeout_s)
+    # its own temporary files go with ours, also when it is killed
+    code, _, err = _run(command, config.compile_timeout_s, {**os.environ, "TMPDIR": str(output.parent)})
     if code != 0:
         raise ToolchainError(f"the C++ compiler {_ending(code)}; {HELP}\n{shlex.join(command)}\n{err[:4000]}")
     try:
@@ -140,13 +141,13 @@ def _ending(code: int) -> str:
 _running: set[tuple[int, int]] = set()  # (our process, compiler's process group): see _stop_all
 
 
-def _run(command: Sequence[str], limit: float) -> tuple[int, str, str]:
+def _run(command: Sequence[str], limit: float, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     """(status, stdout, stderr) of a command in a process group of its own, none of which outlives the call:
     a compiler has children, and Ctrl-C must raise one KeyboardInterrupt here, not end them one by one."""
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True, errors="replace",
-                                 start_new_session=True)
+                                 start_new_session=True, env=env)
     except OSError as e:
         raise ToolchainError(f"the C++ compiler {command[0]} does not run: {e}; {HELP}") from e
     entry = (os.getpid(), child.pid)

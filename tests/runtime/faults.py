@@ -108,9 +108,9 @@ def _body(text: str, env: dict[str, str], folder: str) -> None:
     exec(compile(text, "<program>", "exec"), {"__name__": "program"})
 
 
-def run(body: str, env: dict[str, str], number: int = 1, status: int = 0) -> tuple[str, str]:
+def run(body: str, env: dict[str, str], number: int = 1, status: int = 0, seconds: float = 50) -> tuple[str, str]:
     """(stdout, stderr) of a Child, which must end with `status`."""
-    return Child(body, env, number).finish(status)
+    return Child(body, env, number).finish(status, seconds)
 
 
 def run_fresh(body: str, env: dict[str, str], *words: str) -> subprocess.CompletedProcess:

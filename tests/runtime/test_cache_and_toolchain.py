@@ -203,6 +203,26 @@ def test_size_cap_drops_the_least_recently_used_and_old_leavings(home):
         assert sorted(p.name for p in home.iterdir()) == ["k0.so", "k2.so", "k3.so"]
 
 
+def test_old_leavings_of_killed_processes_go(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    for name, age in (("making-minicompile-old", 0), ("making-minicompile-new", time.time()), ("other", 0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (age, age))
+    get("k", make()[0])
+    assert {p.name for p in tmp_path.iterdir()} == {"making-minicompile-new", "other", "cache"}
+
+
+def test_a_killed_compiler_leaves_no_files_of_its_own(tmp_path, monkeypatch):
+    fake = tmp_path / "cc"
+    fake.write_text('#!/bin/sh\ntouch "$TMPDIR/left"\nkill -9 $$\n')
+    fake.chmod(0o755)
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("CXX", str(fake))
+    with pytest.raises(ToolchainError, match="signal 9"):
+        toolchain.build(toolchain.find(), tmp_path / "a.cpp", tmp_path / "work" / "a.so", (), tmp_path)
+    assert (tmp_path / "work" / "left").exists()
+
+
 def test_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
