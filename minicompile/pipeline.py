@@ -172,7 +172,8 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
             list(call(*primals)), outputs, primals, joint.attached, joint.spent), examples)
     else:
         done.call = taking_numbers(call, examples)
-        if config.contest and done.call is call and why_no_contest(done) is None:
+        fixed = not any(isinstance(x, Fake) for x in examples)
+        if config.contest and fixed and done.call is call and why_no_contest(done) is None:
             done.contest = Contest(call, capture.gm.forward, lambda text: log("code", f"{name}: {text}"))
     return done
 
@@ -264,6 +265,8 @@ def why_no_contest(done: Compilation) -> str | None:
     """Why a graph cannot run in eager mode as well, with nothing to show for it; None if it can."""
     if done.runs != "executable" or done.stages is not STAGES:
         return "it runs no compiled C++"
+    if torch.are_deterministic_algorithms_enabled():
+        return "equal calls give equal bits"
     if done.aten.graph.writes or any(recompute_class(n) == "random" for n in done.aten.graph.nodes):
         return "it writes to inputs or draws random numbers"
     return None

@@ -13,6 +13,9 @@
 
 namespace mc {
 
+constexpr i64 CONV_DEPTH = 512;   // of the sum at a time: see GEMM_DEPTH
+constexpr i64 CONV_COPY = 65536;  // floats of the input that are copied at a time
+
 // The padded copy of the rows of one image that some of its pixels need.
 struct ConvRows {
   float* data;
@@ -184,7 +187,7 @@ static void conv_chunk(const Conv2d& a, const ConvUnits& units, i64 u0, i64 u1) 
   const ConvRows* rows =
       conv_copy(a, units, u0, u1, (ConvRows*)__builtin_alloca(images * sizeof(ConvRows)));
   // as in gemm_part: some channels at a time, sums of the others kept
-  const i64 parts = (K + GEMM_DEPTH - 1) / GEMM_DEPTH, some = (a.channels + parts - 1) / parts;
+  const i64 parts = (K + CONV_DEPTH - 1) / CONV_DEPTH, some = (a.channels + parts - 1) / parts;
   const i64 depth = some * taps, panels = (u1 - u0 + GEMM_NV - 1) / GEMM_NV;
   i64 group = GEMM_PANELS / (depth * GEMM_NR + 1);
   group = group < 1 ? 1 : group > panels ? panels : group;
@@ -232,7 +235,6 @@ static void conv_chunk(const Conv2d& a, const ConvUnits& units, i64 u0, i64 u1) 
   }
 }
 
-constexpr i64 CONV_COPY = 65536;  // floats of the input that are copied at a time
 
 // How many units at a time: their rows are copied together, those at the edge twice.
 static i64 conv_step(const Conv2d& a) {

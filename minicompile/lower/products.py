@@ -51,8 +51,10 @@ BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
 
 @rule(aten.convolution.default)
 def _convolution(b: Builder, x: Node, weight: Node, bias: Node | None, *rest: Any) -> Any:
-    if bias is None or x.tensor.dtype is not torch.float32:
-        return NotImplemented
+    transposed, groups = rest[3], rest[5]
+    fused = x.tensor.ndim == 4 and b.out.is_contiguous and not transposed and groups == 1
+    if bias is None or x.tensor.dtype is not torch.float32 or not fused:
+        return NotImplemented                              # the library adds it in passing
     args = (x, weight, None, *rest)
     product = b.extern(aten.convolution.default, args, {}, b.out)
     channels = b.reshape(bias, (bias.tensor.shape[0],) + (1,) * (len(b.out.shape) - 2))

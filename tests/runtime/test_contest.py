@@ -135,6 +135,16 @@ def test_nor_what_is_trained_through():
     assert of(compiled).contest is None
 
 
+def test_nor_where_equal_calls_give_equal_bits():
+    torch.use_deterministic_algorithms(True)
+    try:
+        compiled = minicompile.compile(torch.sin)
+        compiled(torch.randn(5))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert of(compiled).contest is None
+
+
 def test_it_can_be_turned_off():
     with config.patch(contest=False):
         compiled = minicompile.compile(torch.sin)
