@@ -17,10 +17,7 @@ import torch
 from .spec import TensorSpec
 
 Tensor = torch.Tensor
-FLOAT = (
-    torch.float32,
-    torch.float64,
-)  # what elementwise float prims compute in; the lowering casts narrower ones
+FLOAT = (torch.float32, torch.float64)          # what float prims compute in: narrower ones are cast before
 INT = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 BOOL = (torch.bool,)
 ANY: tuple[torch.dtype, ...] = ()               # no restriction
@@ -195,6 +192,11 @@ def _iota(n: int, start: Any, step: Any, dtype: torch.dtype) -> Tensor:
     return (i * step + start).to(dtype)
 
 
+def _iota_meta(n: int, start: Any, step: Any, dtype: torch.dtype) -> tuple[torch.dtype, Shape]:
+    need(dtype not in (torch.bfloat16, torch.float16), f"is not defined for {dtype}")
+    return dtype, (n,)
+
+
 def _expand_meta(x: TensorSpec, shape: Shape) -> tuple[torch.dtype, Shape]:
     lead = len(shape) - len(x.shape)
     need(lead >= 0 and all(a in (1, b) for a, b in zip(x.shape, shape[lead:])),
@@ -254,8 +256,7 @@ def _rows_without_arithmetic() -> None:
         ("full", "create", "every element is `value`",
          lambda shape, value, dtype: torch.full(shape, value, dtype=dtype),
          lambda shape, value, dtype: (dtype, tuple(shape))),
-        ("iota", "create", "start + i * step, one dimension of n", _iota,
-         lambda n, start, step, dtype: (dtype, (n,))),
+        ("iota", "create", "start + i * step, one dimension of n; not in narrow floats", _iota, _iota_meta),
         ("expand", "view", "numpy broadcasting, new leading dimensions included",
          lambda x, shape: x.expand(shape), _expand_meta),
         ("permute", "view", "dimensions in another order", lambda x, dims: x.permute(dims), _permute_meta),
@@ -368,49 +369,26 @@ def _reduce_rows() -> None:
     for name, result, dtypes, f in rows:
         PRIMS[name] = Prim(name, "reduce", f"{name} over dims, which go", _reduction(f),
                            meta_of(result, dtypes, name), result=result, dtypes=dtypes)
-    scans: list[tuple[str, Any]] = [
-        ("sum", lambda x, dim: x.cumsum(dim, dtype=x.dtype)),
-        ("prod", lambda x, dim: x.cumprod(dim, dtype=x.dtype)),
-        ("amax", lambda x, dim: x.cummax(dim).values),
-        ("amin", lambda x, dim: x.cummin(dim).values),
-    ]
-    for name, ref in scans:
-        PRIMS["scan_" + name] = Prim(
-            "scan_" + name,
-            "scan",
-            f"running {name} along dim, this element included",
-            ref,
-            lambda x, dim: (x.dtype, x.shape),
-            dtypes=number,
-        )
+    scans: dict[str, Callable[[Tensor, int], Tensor]] = {
+        "sum": lambda x, dim: x.cumsum(dim, dtype=x.dtype),
+        "prod": lambda x, dim: x.cumprod(dim, dtype=x.dtype),
+        "amax": lambda x, dim: x.cummax(dim).values, "amin": lambda x, dim: x.cummin(dim).values}
+    for name, ref in scans.items():
+        doc = f"running {name} along dim, this element included"
+        PRIMS["scan_" + name] = Prim("scan_" + name, "scan", doc, ref, lambda x, dim: (x.dtype, x.shape),
+                                     dtypes=number)
 
 
 _unary_rows()
 _binary_rows()
 _elementwise("where", 3, ANY, torch.where, "a where the condition holds, else b",
              triton="tl.where({0}, {1}, {2})")
-PRIMS["cast"] = Prim(
-    "cast",
-    "elementwise",
-    "torch's .to(dtype)",
-    lambda x, dtype: x.to(dtype),
-    _cast_meta,
-    1,
-    "param",
-    cpp="mc::cast({0})",
-    triton="{0}.to({dtype})",
-)
-PRIMS["bitcast"] = Prim(
-    "bitcast",
-    "elementwise",
-    "the same bits as another dtype",
-    lambda x, dtype: x.view(dtype),
-    _bitcast_meta,
-    1,
-    "param",
-    cpp="mc::bitcast({0})",
-    triton="{0}.to({dtype}, bitcast=True)",
-)
+for name, doc, ref, meta, triton in (
+        ("cast", "torch's .to(dtype)", lambda x, dtype: x.to(dtype), _cast_meta, "{0}.to({dtype})"),
+        ("bitcast", "the same bits as another dtype", lambda x, dtype: x.view(dtype), _bitcast_meta,
+         "{0}.to({dtype}, bitcast=True)")):
+    PRIMS[name] = Prim(name, "elementwise", doc, ref, meta, 1, "param", cpp=f"mc::{name}({{0}})",
+                       triton=triton)
 _rows_without_arithmetic()
 _reduce_rows()
 prims = SimpleNamespace(**{p.text_name: p.ref for p in PRIMS.values()})          # what printed programs call
