@@ -128,7 +128,7 @@ class How:
     backend     "reference" (the loops' slow executor), "cpp", or another name of `pipeline.BACKENDS`
     capture     through `minicompile.compile`, instead of from the lowering on
     samples     per operator and dtype, spread over the database's; 0 for all
-    seconds     per operator and dtype, after which further samples are skipped
+    seconds     of a processor, per operator and dtype, after which further samples are skipped
     """
 
     backend: str = "reference"
@@ -510,12 +510,12 @@ def empty_row(info: Any, dtype: torch.dtype, how: How) -> Row:
 def examine(info: Any, dtype: torch.dtype, how: How, show: bool = False) -> Row:
     """The row of one operator in one dtype."""
     row = empty_row(info, dtype, how)
-    limits, start, externs = tolerances(info, dtype, how.grad), time.monotonic(), set()
+    limits, start, externs = tolerances(info, dtype, how.grad), time.process_time(), set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for case in cases(info, dtype, how):
-                if time.monotonic() - start > how.seconds:
+                if time.process_time() - start > how.seconds:
                     row.skipped += 1
                     continue
                 kind, reason, done = judge(case, how, limits, info.name not in UNINITIALISED)
@@ -538,7 +538,7 @@ def _work(todo: list[tuple[Any, torch.dtype]], how: How, show: bool, pipe: int) 
     torch.set_num_threads(1)
     with os.fdopen(pipe, "w") as out:
         for info, dtype in todo:
-            signal.alarm(60 + 4 * int(how.seconds))          # it ends the process, which is a row then
+            signal.alarm(60 + 30 * int(how.seconds))          # it ends the process, which is a row then
             print(json.dumps(asdict(examine(info, dtype, how, show))), file=out, flush=True)
 
 
