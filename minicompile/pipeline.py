@@ -24,7 +24,7 @@ from .config import config
 from .debug import configure, dump_stage, log
 from .errors import MinicompileError, Refusal, ToolchainError
 from .ir.fake import Fake
-from .ir.scalar import DTYPES
+from .ir.scalar import DTYPES, unbound
 from .ir.spec import copies
 from .ir.sym import NeedsSizes, Sym
 from .loops.build import build_loops
@@ -168,8 +168,10 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
         outputs = ()
     call = _finish(done, target)
     if any(o.alias is not None for o in outputs) or outputs and joint.spent:
+        varies = joint.varies
         done.call = taking_numbers(lambda *primals: viewed(
-            list(call(*primals)), outputs, primals, joint.attached, joint.spent), examples)
+            list(call(*primals)), outputs, primals, joint.attached, joint.spent,
+            joint.sizes(primals) if varies else None), examples)
     else:
         done.call = taking_numbers(call, examples)
         fixed = not any(isinstance(x, Fake) for x in examples)
@@ -207,15 +209,18 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
-    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint, done.capture.gm)
+    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint, done.capture.gm,
+                       joint.varies)
 
 
 def taking_numbers(call: Call, examples: Sequence[Any], keeps: bool = False) -> Call:
-    """`call`, given tensors without dimensions in place of Python numbers, and no sizes.
+    """`call`, given tensors without dimensions in place of Python numbers, and no sizes but those that
+    no tensor has.
 
     keeps   whether what it is given may live on after the call (in a backward)
     """
-    taken = [i for i, x in enumerate(examples) if not isinstance(x, torch.SymInt)]
+    sizes = unbound(examples)
+    taken = [i for i, x in enumerate(examples) if not isinstance(x, torch.SymInt) or i in sizes]
     if len(taken) < len(examples):
         rest = taking_numbers(call, [examples[i] for i in taken], keeps)
         return lambda *inputs: rest(*[inputs[i] for i in taken])

@@ -5,14 +5,14 @@ through. The last stage of a training graph; `pipeline` builds it.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..ir.graph import Output, seen
-from ..ir.spec import TensorSpec
+from ..ir.spec import TensorSpec, at
 from .joint import Joint
 from .partition import Split, recompute_class
 
@@ -28,6 +28,7 @@ class Halves:
     split      the graphs they were compiled from
     joint      what these were cut from: how outputs and primals take part
     eager      the captured graph, for a backward that is itself differentiated
+    varies     whether sizes do
     """
 
     forward: Call
@@ -35,6 +36,7 @@ class Halves:
     split: Split
     joint: Joint
     eager: Call
+    varies: bool = False
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
@@ -45,10 +47,11 @@ class Halves:
         for i in self.joint.apart:
             given[i] = given[i].detach()
         outputs, described = list(_Function.apply(self, *given)), self.split.forward.outputs
+        env = self.joint.sizes(primals) if self.varies else {}
         for i, j in self.joint.views:
-            outputs[i] = view_of(outputs[j], described[i].spec)
+            outputs[i] = view_of(outputs[j], at(described[i].spec, env))
         return viewed(outputs, described[:self.split.outputs], primals, self.joint.attached,
-                      self.joint.spent)[:self.joint.returned]
+                      self.joint.spent, env)[:self.joint.returned]
 
     @property
     def repeatable(self) -> bool:
@@ -58,16 +61,18 @@ class Halves:
 
 
 def viewed(results: list[torch.Tensor], outputs: Sequence[Output], primals: Sequence[torch.Tensor],
-           attached: Sequence[int], spent: Sequence[tuple[int, str]] = ()) -> list[torch.Tensor]:
+           attached: Sequence[int], spent: Sequence[tuple[int, str]] = (),
+           env: Mapping[str, int] | None = None) -> list[torch.Tensor]:
     """`results`, in which views of inputs are taken outside of any compiled function, so that the engine
-    knows them as the views they are; those not in `attached` are detached, those `spent` say why."""
+    knows them as the views they are; those not in `attached` are detached, those `spent` say why. `env` has
+    the sizes that vary."""
     for i, why in spent:
         results[i] = _Spent.apply(torch.zeros((), requires_grad=True), results[i], why)
     for i, o in enumerate(outputs):
         if o.alias is not None and o.alias[0] == "input":
             base = primals[o.alias[1]]
             detached = base.requires_grad and i not in attached
-            results[i] = view_of(base.detach() if detached else base, o.spec, o.views)
+            results[i] = view_of(base.detach() if detached else base, at(o.spec, env), at(o.views, env))
     return results
 
 
@@ -105,6 +110,7 @@ class _Function(torch.autograd.Function):
         # For a second derivative only. Not saved tensors: those must not change until the backward has run,
         # and eager mode asks that of no input that its own formulas do not need.
         ctx.halves, ctx.primals, ctx.versions = halves, primals, versions(primals)
+        ctx.sizes = halves.joint.sizes(primals) if halves.varies else {}
         ctx.set_materialize_grads(False)
         later = {i for i, _ in halves.joint.views}
         outputs = [None if i in later or o.alias is not None and o.alias[0] == "input" else r
@@ -120,7 +126,7 @@ class _Function(torch.autograd.Function):
         halves: Halves = ctx.halves
         split = halves.split
         saved = ctx.saved_tensors
-        specs = [n.tensor for n in split.backward.inputs[len(saved):]]
+        specs = [at(n.spec, ctx.sizes) for n in split.backward.inputs[len(saved):]]
         tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
         if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
             if versions(ctx.primals) != ctx.versions:
@@ -128,7 +134,7 @@ class _Function(torch.autograd.Function):
                                    "been modified in place since")
             gradients = differentiable_gradients(halves, ctx.primals, tangents)
         else:
-            gradients = halves.backward(*saved, *tangents)
+            gradients = halves.backward(*saved, *tangents, *specs[len(tangents):])
         # As in eager mode, a gradient that nothing flowed into is None, not zeros: optimizers tell the two
         # apart.
         arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
@@ -140,7 +146,7 @@ class _Function(torch.autograd.Function):
 
 def versions(tensors: Sequence[torch.Tensor]) -> list[int]:
     """How often each was written to; inference tensors do not count."""
-    return [0 if t.is_inference() else t._version for t in tensors]
+    return [0 if t.is_inference() else t._version for t in tensors if isinstance(t, torch.Tensor)]
 
 
 def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],

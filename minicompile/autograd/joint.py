@@ -16,7 +16,9 @@ from torch import fx
 from ..errors import Refusal, Where
 from ..ir.fake import Fake, engine_gradients, storage_key
 from ..ir.graph import Output
-from ..ir.spec import TensorSpec
+from ..ir.geometry import sizes_in
+from ..ir.spec import TensorSpec, bind
+from ..ir.sym import Sym
 from ..lower.functionalise import Functionaliser
 from ..lower.graphs import AtenGraph
 from ..lower.trace import input_names, record, runner
@@ -54,6 +56,15 @@ class Joint:
     def __str__(self) -> str:
         return str(self.aten)
 
+    @property
+    def varies(self) -> bool:
+        """Whether sizes do."""
+        return bool(sizes_in(*(n.spec for n in self.aten.graph.inputs)))
+
+    def sizes(self, primals: Sequence[Any]) -> dict[str, int]:
+        """What the sizes are for these primals."""
+        return bind([n.spec for n in self.aten.graph.inputs[:self.primals]], primals)
+
     def check(self) -> None:
         self.aten.check()
 
@@ -71,7 +82,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     """
     into = Functionaliser()
     recorder, fakes, results = record(runner(gm, into, where), inputs, input_names(gm), into)
-    given = [f for f in fakes if isinstance(f, Fake)]
+    inputs = [f for f in fakes if isinstance(f, (Fake, Sym))]
+    given = [f for f in inputs if isinstance(f, Fake)]
     storages = {storage_key(f) for f in given}
     tangents = tuple(i for i, r in enumerate(results) if r.requires_grad and storage_key(r) not in storages)
     spent = _spent(gm, [results[i] for i in tangents], [f for f in given if f.requires_grad])
@@ -81,7 +93,7 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     returned, views = len(results), _share_bases(results, tangents)
     at = dict(views)
     tangents = tuple(dict.fromkeys(at.get(i, i) for i in tangents))
-    leaves = [i for i, f in enumerate(given) if f.requires_grad]
+    leaves = [i for i, f in enumerate(inputs) if isinstance(f, Fake) and f.requires_grad]
     gradients: list[Any] = []
     seeds = [Fake.from_spec(dense(results[i].spec)) for i in tangents]
     for i, seed in zip(tangents, seeds):
@@ -89,7 +101,7 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     into.where = None
     with recorder:
         if tangents:
-            gradients = _gradients([results[i] for i in tangents], [given[i] for i in leaves], seeds)
+            gradients = _gradients([results[i] for i in tangents], [inputs[i] for i in leaves], seeds)
     if any(n.op in DENSER and not n.args[0].tensor.is_contiguous for n in into.nodes):
         raise Refusal("layout", "eager mode gives a gradient strides that depend on its taking no subclass")
     flowing = [(i, g) for i, g in zip(leaves, gradients) if g is not None]
@@ -100,7 +112,7 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     outputs = (*graph.outputs[:len(results)], *fresh, *graph.outputs[graph.returned:])
     graph = replace(graph, outputs=outputs)
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
-    return Joint(AtenGraph(graph), len(given), len(results), tangents, tuple(i for i, _ in flowing), attached,
+    return Joint(AtenGraph(graph), len(inputs), len(results), tangents, tuple(i for i, _ in flowing), attached,
                  views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})))
 
 

@@ -19,7 +19,9 @@ import torch
 from ..errors import CheckError
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Prim
+from ..ir.geometry import sizes_in
 from ..ir.spec import TensorSpec
+from ..ir.sym import Size, hint
 from .joint import dense
 
 INF = float("inf")
@@ -61,6 +63,7 @@ class Split:
                 values
     flows       for each gradient, the tangents (by position) that it is computed from
     again       values that only a memory budget makes the backward compute again
+    sizes       sizes that `backward` takes as numbers, last: no tensor it takes has them
     """
 
     forward: Graph
@@ -71,6 +74,7 @@ class Split:
     tangents: tuple[int, ...]
     flows: tuple[frozenset[int], ...]
     again: tuple[Node, ...] = ()
+    sizes: tuple[Size, ...] = ()
 
     @property
     def saved_bytes(self) -> int:
@@ -115,7 +119,7 @@ def saving_cost(n: Node) -> float:
         return 0
     if not isinstance(n.spec, TensorSpec):
         return INF
-    return max(n.spec.nbytes, 1) * (0.5 if n.op == "input" else 1.0)
+    return max(hint(n.spec.nbytes), 1) * (0.5 if n.op == "input" else 1.0)
 
 
 def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], budget: float = 1.0) -> Split:
@@ -134,27 +138,28 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], b
     kept = [Output(n, dense(n.tensor)) for n, i in zip(saved, at) if i is None]
     forward = _forward(joint, primals, results, kept, writes)
     backward = _backward(joint, primals, gradients, saved, [o.node for o in kept])
-    reasons = tuple(Saved(n, n.tensor.nbytes, BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
+    reasons = tuple(Saved(n, hint(n.tensor.nbytes), BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
     inside = {n.name for n in backward.nodes}
     return Split(forward, backward, outputs, reasons, tuple(at), tangents, _flows(joint, primals, gradients),
-                 tuple(n for n in order if n in free and n.name in inside))
+                 tuple(n for n in order if n in free and n.name in inside),
+                 tuple(n.spec for n in backward.inputs if isinstance(n.spec, Size)))
 
 
 def redo_cost(n: Node) -> float:
     """What computing a reduction or library call again costs: bytes read and written, and for products and
     convolutions a multiply-add per element of the result and of a row of the second operand."""
     read = [a for a in arg_nodes((n.args, n.kwargs)) if isinstance(a.spec, TensorSpec)]
-    cost = float(sum(a.tensor.nbytes for a in read) + _bytes(n))
+    cost = float(sum(map(_bytes, read)) + _bytes(n))
     if recompute_class(n) == "library" and len(read) > 1 and isinstance(n.spec, TensorSpec):
         second = read[1].tensor
         if second.ndim > 1:
-            cost += n.tensor.numel * second.numel / max(second.shape[-1 if second.ndim < 4 else 0], 1)
+            cost += hint(n.tensor.numel * second.numel) / max(hint(second.shape[-1 if second.ndim < 4 else 0]), 1)
     return cost
 
 
 def _bytes(n: Node) -> int:
     specs = n.spec if isinstance(n.spec, tuple) else (n.spec,)
-    return sum(s.nbytes for s in specs if isinstance(s, TensorSpec))
+    return sum(hint(s.nbytes) for s in specs if isinstance(s, TensorSpec))
 
 
 def _within(budget: float, order: list[Node],
@@ -162,7 +167,7 @@ def _within(budget: float, order: list[Node],
     """(values to save, banned values that may be computed again for that): as few of the latter as the budget
     asks for, those first that free the most bytes for their cost."""
     def kept(saved: list[Node]) -> int:
-        return sum(n.tensor.nbytes for n in saved if n.op != "input")
+        return sum(_bytes(n) for n in saved if n.op != "input")
 
     saved: list[Node] = cut(frozenset())
     if budget >= 1:
@@ -300,8 +305,15 @@ def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: 
     for i, n in enumerate((*saved, *joint.inputs[primals:])):
         spec = n.tensor if n.op == "input" and n not in kept else dense(n.tensor)
         new[n] = Node(n.name, "input", (i,), {}, spec, n.where)
-    inputs = tuple(new.values())
     needed = _ancestors([o.node for o in gradients], set(new))
+    bound = {size for n in new.values() for size in n.tensor.shape if isinstance(size, Size)}
+    used = sizes_in(*((n.args, tuple(n.kwargs.values()), n.spec) for n in joint.nodes if n in needed),
+                    *(o.spec for o in gradients), *(n.spec for n in new.values()))
+    for size in used:
+        if size not in bound:
+            node = Node(f"size_{size.name}", "input", (len(new),), {}, size)
+            new[node] = node
+    inputs = tuple(new.values())
     for n in joint.nodes:
         if n in needed:
             args, kwargs = map_arg((n.args, n.kwargs), new.__getitem__)

@@ -17,8 +17,10 @@ import torch
 
 from ..errors import CheckError, Where
 from .spec import TensorSpec, at
+from .sym import Size
 
-Spec = TensorSpec | tuple["TensorSpec | None", ...] | None   # one tensor, several, or a plain Python value
+# one tensor, several, an input that is a size, or a plain Python value
+Spec = TensorSpec | tuple["TensorSpec | None", ...] | Size | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

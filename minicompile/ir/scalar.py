@@ -8,14 +8,14 @@ is always known to have been.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import Refusal
 from .spec import TensorSpec
-from .sym import NeedsSizes, Sym, hint
+from .sym import NeedsSizes, Size, Sym, hint
 
 SYMBOLS = (torch.SymFloat, torch.SymInt)
 DTYPES = {float: torch.float64, int: torch.int64}
@@ -173,6 +173,18 @@ def sym_of(x: Any) -> Any:
     if isinstance(x, dict):
         return {k: sym_of(v) for k, v in x.items()}
     return type(x)(map(sym_of, x)) if type(x) in (tuple, list) else x
+
+
+def unbound(examples: Sequence[Any]) -> tuple[int, ...]:
+    """Which of a graph's examples are sizes that are no dimension of a tensor among them: inputs of their own.
+    (Any other size is read off a tensor.)"""
+    bound = {id(sym_of(n)) for x in examples if isinstance(x, (torch.Tensor, TensorSpec)) for n in x.shape}
+    found = []
+    for i, x in enumerate(examples):
+        if isinstance(x, torch.SymInt) and isinstance(x.node.sym, Size) and id(x.node.sym) not in bound:
+            bound.add(id(x.node.sym))
+            found.append(i)
+    return tuple(found)
 
 
 def _needs_size(number: Number) -> int:

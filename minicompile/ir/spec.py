@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .sym import Size, Sym, evaluate, hint
+from .sym import Size, Sym, evaluate, hint, same
 
 
 def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
@@ -80,7 +80,8 @@ class TensorSpec:
     def may_overlap(self) -> bool:
         """False if each dimension's stride is beyond what the faster ones reach."""
         reach = 0
-        for s, n in sorted((s, n) for n, s in zip(self.shape, self.stride) if n != 1):
+        dims = [(s, n) for n, s in zip(self.shape, self.stride) if n != 1]
+        for s, n in sorted(dims, key=lambda dim: dim[0]):
             if s <= reach:
                 return self.numel > 0
             reach += s * (n - 1)
@@ -89,11 +90,15 @@ class TensorSpec:
     @property
     def is_dense(self) -> bool:
         """No two elements share memory and there are no holes: a permutation of a contiguous tensor."""
-        expect = 1
-        for s, n in sorted((s, n) for n, s in zip(self.shape, self.stride) if n != 1):
-            if s != expect:
+        expect: Any = 1
+        dims = [(s, n) for n, s in zip(self.shape, self.stride) if n != 1]
+        while dims:
+            at = next((i for i, (s, _) in enumerate(dims) if same(s, expect)), None)
+            if at is None:
+                at = next((i for i, (s, _) in enumerate(dims) if s == expect), None)
+            if at is None:
                 return False
-            expect *= n
+            expect *= dims.pop(at)[1]
         return True
 
     @property
@@ -151,9 +156,11 @@ def bind(specs: Sequence[Any], tensors: Sequence[Any]) -> dict[str, int]:
     return env
 
 
-def at(x: Any, env: Mapping[str, int], other: Callable[[Any], Any] | None = None) -> Any:
+def at(x: Any, env: Mapping[str, int] | None, other: Callable[[Any], Any] | None = None) -> Any:
     """`x` with values in place of sizes: specs, integers, nested tuples and dicts of them; `other` of what is
     inside of those, which may be anything else."""
+    if not env:
+        return x
     if isinstance(x, Sym):
         return evaluate(x, env)
     if isinstance(x, TensorSpec):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..ir.graph import Node
-from .builder import RULES, Builder, rule, wide
+from ..ir.sym import Sym
+from .builder import RULES, Builder, real, rule, wide
 from .pointwise import dtype_of, point, sigmoid, softplus
 from .reduction import Dims, count, dims_of, mean, reduce, spread
 
@@ -256,7 +257,7 @@ def _batch_norm(b: Builder, g: Node, x: Node, weight: Node | None, running_mean:
     def of_input() -> Node:
         if not training:
             return b.mul(g, spread(b, factor, dims, y))
-        n = float(count(x, dims))
+        n = real(count(x, dims))
         slope = b.div(b.mul(product, b.mul(scale, scale)), n)
         rest = b.sub(b.sub(g, spread(b, b.div(total, n), dims, y)), b.mul(centred, spread(b, slope, dims, y)))
         return b.mul(rest, spread(b, factor, dims, y))
@@ -285,26 +286,29 @@ def _weight_norm_backward(b: Builder, gw: Node, v: Node, g: Node, norm: Node, di
 
 # ---- losses ----------------------------------------------------------------------------------------
 
-def _share(b: Builder, reduction: int) -> float:
-    """What part of the loss one element is: 1 / n for a mean."""
-    return 1.0 / b.out.numel if reduction == 1 and b.out.numel else 1.0
+def _share(b: Builder, x: Node, reduction: int, times: float = 1.0) -> Any:
+    """What part of the loss one element of x is, `times`: 1 / n for a mean."""
+    n = b.out.numel
+    if isinstance(n, Sym) and reduction == 1:
+        return b.cast(b.div(b.full(x.tensor.shape, times, torch.float64), n), dtype_of(x))
+    return times * (1.0 / n) if reduction == 1 and n else times
 
 
 @point(aten.mse_loss_backward.default, operands=3)
 def _mse_loss(b: Builder, g: Node, x: Node, target: Node, reduction: int) -> Node:
-    return b.mul(b.mul(b.sub(x, target), 2.0 * _share(b, reduction)), g)
+    return b.mul(b.mul(b.sub(x, target), _share(b, x, reduction, 2.0)), g)
 
 
 @point(aten.smooth_l1_loss_backward.default, operands=3)
 def _smooth_l1_loss(b: Builder, g: Node, x: Node, target: Node, reduction: int, beta: float) -> Node:
-    g, d = b.mul(g, _share(b, reduction)), b.sub(x, target)
+    g, d = b.mul(g, _share(b, x, reduction)), b.sub(x, target)
     middle = b.div(b.mul(d, g), beta) if beta else b.mul(d, g)
     return b.where(b.le(d, -beta), b.neg(g), b.where(b.ge(d, beta), g, middle))
 
 
 @point(aten.huber_loss_backward.default, operands=3)
 def _huber_loss(b: Builder, g: Node, x: Node, target: Node, reduction: int, delta: float) -> Node:
-    g, d = b.mul(g, _share(b, reduction)), b.sub(x, target)
+    g, d = b.mul(g, _share(b, x, reduction)), b.sub(x, target)
     end = b.mul(g, delta)
     return b.where(b.le(d, -delta), b.neg(end), b.where(b.ge(d, delta), end, b.mul(d, g)))
 
@@ -315,7 +319,7 @@ def _binary_cross_entropy(b: Builder, g: Node, x: Node, target: Node, weight: No
     slope = b.div(b.mul(g, b.sub(x, target)), b.maximum(b.mul(b.sub(1.0, x), x), TINY))
     if weight is not None:
         slope = b.mul(slope, b.to(weight, dtype_of(slope), slope.tensor.shape))
-    return b.mul(slope, _share(b, reduction))
+    return b.mul(slope, _share(b, slope, reduction))
 
 
 @rule(aten.binary_cross_entropy_with_logits.default)
@@ -415,7 +419,7 @@ def _slice(b: Builder, g: Node, sizes: Any, dim: int, start: int, end: int, step
 @rule(aten.select_backward.default)
 def _select(b: Builder, g: Node, sizes: Any, dim: int, index: int) -> Node:
     dim %= len(sizes)
-    return _placed(b, b.unsqueeze(g, (dim,)), sizes, dim, index % sizes[dim])
+    return _placed(b, b.unsqueeze(g, (dim,)), sizes, dim, index + sizes[dim] if index < 0 else index)
 
 
 def _placed(b: Builder, g: Node, sizes: Any, dim: int, start: int) -> Node:

@@ -84,12 +84,14 @@ class Builder:
 
     def emit(self, row: Prim, args: tuple) -> Node:
         """A node of `row`, simplified. Operands that are constant are given as numbers, unless all are."""
+        if row.kind == "elementwise":
+            args = self._sizes(row, args)
         for rewrite in REWRITES.get(row.kind, ()) if "rewrite" not in config.disable_passes else ():
             found = rewrite(self, row, args)
             if found is not None:
                 return found
         if row.kind == "elementwise":
-            args = _numbers(row, self._sizes(row, args))
+            args = _numbers(row, args)
         key = (row, tuple(map(_key, args)))
         node = self.shared.get(key)
         if node is None:

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from ..errors import Refusal, Where
+from ..ir.geometry import sizes_in
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Misfit
 from ..ir.scalar import Specialise
 from ..ir.spec import TensorSpec
-from . import backward, foreach, indexing, pointwise, products, reduction, special, views, windows
+from ..ir.sym import NeedsSizes
+from . import (attention, backward, foreach, indexing, philox, pointwise, products, reduction, special, views,
+               windows)
 from .builder import RULES, SUPPORTED, Builder, as_dtype
 from .composite import composition
 from .graphs import AtenGraph, Prims, infer
@@ -26,7 +29,7 @@ from .graphs import AtenGraph, Prims, infer
 assert all((backward, foreach, indexing, pointwise, products, reduction, special, views, windows))
 
 
-def decompose(aten_graph: AtenGraph, whole: frozenset[Any] = frozenset()) -> Prims:
+def decompose(aten_graph: AtenGraph, whole: frozenset[Any] = products.LIBRARY) -> Prims:
     """The prims of an ATen graph: same inputs, outputs and writes, same values up to reassociation of
     sums. Operators in `whole` stay library calls."""
     g, b = aten_graph.graph, Builder(whole)
@@ -34,10 +37,12 @@ def decompose(aten_graph: AtenGraph, whole: frozenset[Any] = frozenset()) -> Pri
     for n in g.inputs:
         values[n] = Node(b.names.take(n.name), "input", n.args, {}, n.spec)
     needed = set(alive(g.nodes, list(g.roots()), cut=True))
+    attentions = attention.found(g)
     checks: list[Node] = []
     for n in g.nodes:
         if n in needed or not _may_raise(n):
-            values[n] = _lower(b, n, values)
+            fused = attentions.get(n)
+            values[n] = attention.call(b, n, fused, values) if fused else _lower(b, n, values)
         else:                             # nothing needs its value, but eager mode would see bad arguments
             args, kwargs = map_arg((n.args, n.kwargs), values.__getitem__)
             b.place, b.out = n.where, n.spec
@@ -71,7 +76,13 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any], place: Where | None = N
     out: Any = NotImplemented
     if rule is not None and _for_prims(n):
         with suppress(Misfit):             # arguments that do not fit together: the ATen kernel says so
-            out = _nothing(b, n.spec) or rule(b, *args, **kwargs)
+            try:
+                out = _nothing(b, n.spec) or rule(b, *args, **kwargs)
+            except TypeError as e:          # of C code that is given sizes
+                sizes = sizes_in(n.spec, n.args, *(a.spec for a in arg_nodes((n.args, n.kwargs))))
+                if not sizes:
+                    raise
+                raise NeedsSizes(sum(sizes), f"{n.op} is decomposed with numbers") from e
     if out is NotImplemented:
         inside = composition(n) if rule is None else None
         if inside is None:

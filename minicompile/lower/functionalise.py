@@ -20,6 +20,7 @@ from ..ir.elementwise import ROWS as ELEMENTWISE
 from ..ir.fake import Fake, facts_of, storage_key
 from ..ir.graph import Graph, Names, Node, Output, arg_nodes
 from ..ir.spec import TensorSpec
+from ..ir.sym import Size
 from .draws import draw
 from .graphs import infer, same_strides, spec_of
 
@@ -82,6 +83,9 @@ class Functionaliser:
         node = Node(self.names.take(name), "input", (index,), {}, fake.spec.with_(number=number))
         self.inputs.append(node)
         self._own(fake, node, index)
+
+    def add_size(self, size: Size, name: str) -> None:
+        self.inputs.append(Node(self.names.take(name), "input", (len(self.inputs),), {}, size))
 
     def add_constant(self, fake: Fake, tensor: torch.Tensor) -> None:
         self._own(fake, self.emit("constant", (tensor,), {}, TensorSpec.of(tensor)), constant=True)
@@ -180,8 +184,7 @@ class Functionaliser:
                           self.where)
         if pure is None or op._overloadpacket.__name__ in ("as_strided_", "resize_", "resize_as_"):
             return self._window(fake, old.base)
-        spec = infer(pure, (self.read(old), *args[1:]), kwargs)
-        self.aliases[id(fake)] = Alias(old.base, spec, old, pure, args[1:], kwargs)
+        self.aliases[id(fake)] = Alias(old.base, fake.spec, old, pure, args[1:], kwargs)
 
     # -- writes
 

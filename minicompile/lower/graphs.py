@@ -44,9 +44,10 @@ class Program:
 
     def run(self, *inputs: Any) -> list[Tensor]:
         """Runs every node, one ATen call or prim reference at a time. Inputs that are written to are
-        changed in place; outputs that alias do so. Arguments that are not tensors are left out, as they are
-        constants of the graph."""
-        return run_graph(self.graph, [x for x in inputs if isinstance(x, Tensor)], self.stage)
+        changed in place; outputs that alias do so. Arguments that are neither tensors nor sizes of the graph
+        are left out, as they are constants of it."""
+        taken = Tensor if all(isinstance(n.spec, TensorSpec) for n in self.graph.inputs) else (Tensor, int)
+        return run_graph(self.graph, [x for x in inputs if isinstance(x, taken)], self.stage)
 
 
 @dataclass(frozen=True, slots=True)

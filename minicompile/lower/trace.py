@@ -15,7 +15,7 @@ from torch import fx
 
 from ..errors import Refusal, Where
 from ..ir.fake import Fake, FakeMode, fake_of_real
-from ..ir.scalar import DTYPES, SYMBOLS, Number, Specialise, number_spec, symbol
+from ..ir.scalar import DTYPES, SYMBOLS, Number, Specialise, number_spec, symbol, unbound
 from ..ir.spec import TensorSpec
 from .functionalise import Functionaliser
 from .graphs import AtenGraph
@@ -187,11 +187,17 @@ def record(run: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str],
     fakes: list[Any] = []
     given: list[Any] = []
     recorder = Recorder(into)
+    sizes = unbound(inputs)
     for i, (name, x) in enumerate(zip(names, inputs, strict=True)):
         if type(x) in DTYPES:
             symbolic, fake = recorder.scalar(x, i, name)
             given.append(symbolic)
             fakes.append(fake)
+            continue
+        if i in sizes:
+            into.add_size(x.node.sym, name)
+            fakes.append(x.node.sym)
+            given.append(x)
             continue
         if isinstance(x, TensorSpec):
             fakes.append(Fake.from_spec(x))
