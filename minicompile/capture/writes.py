@@ -294,11 +294,12 @@ class Writes(Reads):
     def effects(self) -> list[Effect]:
         """The changes to commit, in an order in which they may be made."""
         out = self.calls + [Effect("cell", self.world_cells[i], None, v) for i, v in self.cells.items()
-                            if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]))]
+                            if not self.unchanged(v, super(Reads, self).load_cell(self.world_cells[i]),
+                                                  self.home(self.world_cells[i]).attr("cell_contents"))]
         for i, changes in self.changed.items():
             d, owner = self.dicts[i]
             for key, value in changes.items():
-                if self.unchanged(value, dict.get(d, key, NULL)):
+                if self.unchanged(value, dict.get(d, key, NULL), self.item_source(d, key)):
                     continue
                 how, target = ("attr", owner) if owner is not None else ("item", d)
                 out.append(Effect(("del" if value is NULL else "set") + how, target,
@@ -310,13 +311,18 @@ class Writes(Reads):
             out += self.shadow_effects(shadow)
         return out
 
-    def unchanged(self, new: Any, old: Any) -> bool:
-        """Whether the in-trace value `new` is what the world has already."""
-        if new is old or self.real(new) is old:
+    def unchanged(self, new: Any, old: Any, source: Source) -> bool:
+        """Whether the in-trace value `new` is what the world has already at `source`, in every call that the
+        guards let through: what was not read may differ in the next one."""
+        if new is NULL and old is NULL:
+            self.guard(source, "absent")
             return True
         if type(new) in LEAVES:
-            return same_value(new, old)
-        return id(old) in self.fakes and self.fakes[id(old)] is new
+            return same_value(new, old) and any((source, check) in self.guards for check in ("id", "equals"))
+        i = self.input_of.get(id(new))
+        home = self.inputs[i][0] if i is not None else self.origin.get(id(old))
+        same = new is old or self.real(new) is old or id(old) in self.fakes and self.fakes[id(old)] is new
+        return same and home is source
 
     def shadow_effects(self, shadow: Shadow) -> list[Effect]:
         before, after = shadow.before or self.state(shadow.copy), self.state(shadow.copy)

@@ -404,7 +404,7 @@ PROBED = frozenset(getattr(getattr(torch.ops.aten, name), overload) for name, _,
     _batch_norm_with_update.default _batch_norm_with_update_functional.default
     multi_margin_loss_backward.default fractional_max_pool3d_backward.default
     multilabel_margin_loss_backward.default nonzero_static.default
-    multilabel_margin_loss_forward.default""".split()))
+    multilabel_margin_loss_forward.default log_sigmoid_forward.default""".split()))
 
 
 def _probe(func: Any, args: Any, kwargs: dict) -> Any:

@@ -121,6 +121,8 @@ def _result(r: Result, memory: Memory) -> Tensor:
         return seen(base, spec, r.views)
     flat = memory.get(r.buffer)
     offset = flat.storage_offset() + (spec.offset if r.alias else 0)
+    if not r.alias:                         # a tensor of its own, not a view: the caller may write to it
+        return flat.new_empty(0).set_(flat.untyped_storage(), offset, spec.shape, spec.stride)
     return seen(flat, spec.with_(offset=offset), r.views)
 
 

@@ -196,9 +196,10 @@ class Values:
                 v = apply("where", (ctx.mask, v, const(0, v.dtype)), v.dtype)
             if check:
                 v = checked(v, 0, n, self.errors.setdefault(error, len(self.errors)))
-            if isinstance(v, Const):
+            ordered = check and first == 4          # a place may come twice: such a loop keeps its order
+            if isinstance(v, Const) and not ordered:
                 where.append(int(v.value))
-            elif isinstance(v, Index):
+            elif isinstance(v, Index) and not ordered:
                 where.append(v.sym)
             else:
                 var = running(f"t{len(pairs)}", n)

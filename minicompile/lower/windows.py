@@ -94,6 +94,7 @@ class Windows:
 
 def read(b: Builder, x: Node, taps: Sequence[Taps], fill: Any, first: int | None = None) -> Windows:
     """The windows over x's dimensions from `first` on (the last ones), `fill` where there is nothing."""
+    need(all(t.position.numel() for t in taps), "there is nothing to read")          # eager mode raises
     sizes, n, k = x.tensor.shape, x.tensor.ndim, len(taps)
     first = n - k if first is None else first
     own = {first + i: t for i, t in enumerate(taps)}
@@ -145,7 +146,7 @@ def weighted(b: Builder, x: Node, taps: Sequence[Taps]) -> Node:
     first = x.tensor.ndim - len(taps)
     for d, t in reversed(list(enumerate(taps, first))):
         w = t.weight if t.weight is None else t.weight.to(x.tensor.dtype)
-        if w is None and t.affine() == (0, 1, 1) and t.position.shape == (x.tensor.shape[d], 1):
+        if w is None and t.position.numel() and t.affine() == (0, 1, 1) and t.position.shape == (x.tensor.shape[d], 1):
             continue
         y = read(b, x, [t], as_dtype(0, x.tensor.dtype), d).values
         even = w is None or bool((w == w[:, :1]).all())          # then it can wait until after the sum

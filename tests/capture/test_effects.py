@@ -203,8 +203,29 @@ def test_changes(change):
 
 def test_no_effect_where_nothing_changed_in_the_end():
     c = compiled(nothing_in_the_end)
-    c(make_box(), X)
-    assert c.entries[0].capture.effects == ()
+    box = make_box()
+    c(box, X)
+    assert [e.key for e in c.entries[0].capture.effects] == ["n"]         # it was not read: it may differ next time
+    box.n = 7
+    c(box, X)
+    assert box.n == 1 and len(c.entries) == 1
+
+
+def test_what_was_there_already_is_written_again():
+    """Values that the capture found in their places are no constants: nothing was read."""
+    box, table, cell = make_box(), {"k": 1}, None
+
+    def f(x):
+        nonlocal cell
+        box.n, table["k"], box.last, cell = 5, 1, x, x
+        return x + 1
+    c = compiled(f)
+    box.n, box.last, cell = 5, X, X
+    c(X)
+    other = X + 1
+    box.n, table["k"] = 7, 2
+    c(other)
+    assert box.n == 5 and table == {"k": 1} and box.last is other and cell is other
 
 
 def test_module_buffers_and_attributes():
