@@ -569,9 +569,9 @@ def _exclude_own_code() -> None:
     for module in _MODULES:
         for code in _codes(module):
             _native.set_policy(code, _native.NATIVE, nested=True)
-    for code in (Recorder.__torch_function__.__code__, Capturer.add_input.__code__,
-                 torch.overrides.handle_torch_function.__code__):
-        _native.set_policy(code, _native.SUSPEND)
+    for method in (Recorder.__torch_function__, Capturer.add_input, torch.overrides.handle_torch_function,
+                   varying.derive, varying.vary, reads.Reads.read_tensor, Sizes.number):
+        _native.set_policy(method.__code__, _native.SUSPEND)
     for method in (Capturer.run, Capturer.captured, Capturer.top, _CaptureMode.record):
         _native.set_policy(method.__code__, _native.NATIVE)
 

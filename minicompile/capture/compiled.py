@@ -19,7 +19,7 @@ import time
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -264,6 +264,8 @@ class Compiled:
                     return self.captured(slots, volatile)
                 refused = refused or partial
                 continue
+            if closed:
+                self.constant(refused.refusal, self.numbers.changing - self.numbers.pinned)
             self.numbers = replace(numbers, sizes=self.numbers.sizes)
             return done, tensors
         idle = self.before.idle if self.before is not None else 0
@@ -278,12 +280,16 @@ class Compiled:
         raise refused
 
     def pin(self, why: Refusal, sources: Sequence[Source]) -> None:
-        """Makes sizes constants."""
+        """Makes what must be known a constant."""
+        before = self.numbers.pinned
         self.numbers = self.numbers.pin(*sources)
-        sources = [s for s in sources if str(s) in self.numbers.pinned]
-        reason = f"{why.reason} ({why.where})" if why.where else why.reason
-        self.why_constant |= {str(s): reason for s in sources}
-        self.on_event("static", {str(s): reason for s in sources})
+        self.constant(why, self.numbers.pinned - before)
+
+    def constant(self, why: Refusal, sources: Iterable[str]) -> None:
+        """Notes why numbers at these sources are constants."""
+        reasons = dict.fromkeys(sources, f"{why.reason} ({why.where})" if why.where else why.reason)
+        self.why_constant |= reasons
+        self.on_event("static", reasons)
 
     def resumption(self, done: Capture) -> Callable[..., Any]:
         """What the program of `done` hands over to."""

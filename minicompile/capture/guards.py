@@ -34,9 +34,10 @@ class TensorFact:
     requires_grad: bool
 
     @classmethod
-    def of(cls, t: torch.Tensor) -> TensorFact:
+    def of(cls, t: torch.Tensor, shape: tuple | None = None, stride: tuple | None = None) -> TensorFact:
         with torch._C.DisableTorchFunction():
-            return cls(type(t), t.dtype, tuple(t.shape), tuple(t.stride()), t.device, t.requires_grad)
+            return cls(type(t), t.dtype, shape or tuple(t.shape), stride or tuple(t.stride()), t.device,
+                       t.requires_grad)
 
     def holds(self, t: torch.Tensor) -> bool:
         found = TensorFact.of(t)

@@ -12,7 +12,6 @@ import functools
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import replace
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -256,7 +255,7 @@ class Reads(World):
         with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
             spec = self.sizes.spec(source, t)
             fake = Fake.from_spec(spec, t.requires_grad, isinstance(t, torch.nn.Parameter))
-            self.guard(source, "tensor", replace(TensorFact.of(t), shape=spec.shape, stride=spec.stride))
+            self.guard(source, "tensor", TensorFact.of(t, spec.shape, spec.stride))
         self.fakes[id(t)] = fake
         self.keep += (t, fake)
         self.input_of[id(fake)] = len(self.inputs)
