@@ -21,7 +21,7 @@ from ..ir.sym import Sym, alike, coefficient, hint, same
 from .axes import split_axes, split_reduction
 from .ir import Loops
 from .nest import Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis
-from .realise import Decisions, decide, layout_of, out_variant
+from .realise import Decisions, decide, filler, layout_of, out_variant
 from .sizes import sizes_in, sources
 from .val import Val, apply, const, loads
 from .values import TOP, Undecided, Values
@@ -53,8 +53,9 @@ class _Builder:
             if not isinstance(n.spec, Sym):
                 self._bind(n, Buffer(f"in{i}", "input", n.tensor, i))
         for j, o in enumerate(g.outputs):
-            if o.alias is None and o.node in self.decisions.reasons:
-                self.outputs.setdefault(o.node, j)
+            node = filler(o, self.decisions.reasons)
+            if o.alias is None and node in self.decisions.reasons:
+                self.outputs.setdefault(node, j)
         for n in g.nodes:
             if n.op == "getitem":
                 self.several.setdefault(n.args[0], {})[n.args[1]] = n
@@ -67,7 +68,8 @@ class _Builder:
                       tuple(self.values.errors), self.notes, g.returned,
                       tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides,
                       tuple(i for i, n in g.writes if n is g.inputs[i]))
-        if any(isinstance(n, Sym) for b in self.buffers.values() for n in b.spec.shape):
+        shapes = (b.spec.shape for b in self.buffers.values())
+        if any(isinstance(n, Sym) for shape in ([n.spec for n in g.inputs], *shapes) for n in shape):
             loops = replace(loops, sizes=sources([n.spec for n in g.inputs], sizes_in(loops)))
         return loops
 
@@ -87,14 +89,17 @@ class _Builder:
         spec = node.tensor
         spec = spec.with_(stride=layout_of(spec), offset=0)
         j = self.outputs.get(node, -1)
-        if j >= 0 and kind == "temp":
-            spec, kind = self.graph.outputs[j].spec.with_(offset=0), "output"
-        else:
-            j = -1
-        buffer = Buffer(self._fresh(f"out{j}" if j >= 0 else node.name), kind, spec, j)
+        if j < 0 or kind != "temp":
+            buffer = Buffer(self._fresh(node.name), kind, spec)
+        else:                                       # an output may show the node's memory in other dimensions
+            o = self.graph.outputs[j]
+            shown = o.spec.with_(offset=0)
+            buffer, spec = Buffer(f"out{j}", "output", shown, j), shown if o.node is node else spec
         if node in self.decisions.reasons:
             self.notes[buffer.name] = self.decisions.reasons[node]
-        return self._bind(node, buffer)
+        self._bind(node, buffer)
+        self.values.buffers[node] = replace(buffer, spec=spec)
+        return self.values.buffers[node]
 
     # ---- nodes ----
 

@@ -7,16 +7,16 @@ can fuse those loops.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from ..ir.graph import Graph, Node, arg_nodes
+from ..ir.graph import Graph, Node, Output, arg_nodes
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import alike, hint
+from ..ir.sym import Sym, alike, hint
 from .views import VIEWS, chain, kind_of, name_of, strided_window
 
 HEAVY = frozenset(
@@ -123,11 +123,22 @@ def _must(graph: Graph, d: Decisions) -> None:
             d.reasons[n] = "library kernel"
     for o in graph.outputs:
         if o.alias is None and o.node.op not in ("input", "constant"):
-            d.reasons.setdefault(o.node, "output")
+            d.reasons.setdefault(filler(o, d.reasons), "output")
     for n in graph.nodes:
         if kind_of(n) == "extern":
             for a in dict.fromkeys(arg_nodes((n.args, n.kwargs))):
                 _argument(n, a, d)
+
+
+def filler(o: Output, reasons: Mapping[Node, str]) -> Node:
+    """The node that fills an output's memory: a realised one that the output shows whole, in other
+    dimensions, or the output's own."""
+    base = chain(o.node, reasons)
+    if base is o.node or base not in reasons or any(isinstance(n, Sym) for n in o.spec.shape):
+        return o.node
+    window = strided_window(o.node, base, layout_of(base.tensor))
+    whole = window is not None and window.offset == 0 and window.numel == base.tensor.numel
+    return base if whole and _same_stride(window, o.spec) else o.node
 
 
 def _argument(call: Node, a: Node, d: Decisions) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from ..ir.graph import Node
-from .builder import Builder, rule
+from .builder import Builder, rule, wide
 from .reduction import reduce
 
 aten = torch.ops.aten
+LIBRARY = frozenset((aten.bmm.default,))     # what loops can do, but a CPU's library does faster
 # what a library does with its bias in one pass: for targets without products of our own to fuse the bias with
 WITH_BIAS = frozenset((aten.addmm.default, aten.baddbmm.default, aten.convolution.default))
 
@@ -33,6 +34,19 @@ def _addmm(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: An
 @rule(aten.baddbmm.default)
 def _baddbmm(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 1) -> Any:
     return _biased(b, aten.bmm.default, bias, x, y, beta=beta, alpha=alpha)
+
+
+@rule(aten.bmm.default)
+def _bmm(b: Builder, x: Node, y: Node) -> Any:
+    """With one row or one column it is a sum of products, which reads its operands where they are."""
+    (n, rows, k), columns, dtype = x.tensor.shape, y.tensor.shape[2], x.tensor.dtype
+    if not (rows == 1 or columns == 1) or not dtype.is_floating_point:
+        return NotImplemented
+    turned = b.permute(y if columns == 1 else x, (0, 2, 1))
+    factors = (x, turned) if columns == 1 else (turned, y)
+    shape, wider = (n, rows, k) if columns == 1 else (n, k, columns), wide(dtype)
+    product = b.mul(*(b.expand(b.cast(a, wider), shape) for a in factors))
+    return b.reshape(b.cast(reduce(b, "sum", product, (2 if columns == 1 else 1,)), dtype), b.out.shape)
 
 
 @rule(aten._trilinear.default)

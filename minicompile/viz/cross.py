@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 import re
 import subprocess
 import tempfile
@@ -329,20 +330,19 @@ def figures_of(kernel: Kernel, buffers: dict[str, Buffer], call: TritonLaunch, b
 
 def traffic(kernel: Kernel, buffers: dict[str, Buffer]) -> int:
     """Bytes that must cross the GPU's memory: every element loaded or stored, once."""
-    read: dict[str, int] = {}
-    stored: dict[str, int] = {}
+    read: Counter[str] = Counter()
+    stored: Counter[str] = Counter()
+    seen = set()                                            # a load that several stages share is made once
     for stage in kernel.stages:
         extents = {a.var: int(a.size) for a in (*kernel.par, *stage.inner)}
         points = total((*kernel.par, *stage.inner))
         for loop in stage.loops:
-            for table, name, index, indirect in (
-                    *((read, x.buffer, x.index, x.indirect) for x in loop.loads()),
-                    (stored, loop.out.buffer, loop.out.index, loop.out.indirect)):
-                free: Iterable[Any] = () if isinstance(index, int) else index.vars
-                n = points if indirect else 1
-                for v in () if indirect else free:
-                    n *= extents.get(v, 1)
-                table[name] = table.get(name, 0) + n
+            for table, x in (*((read, x) for x in loop.loads()), (stored, loop.out)):
+                if table is read and (x, stage.inner) in seen:
+                    continue
+                seen.add((x, stage.inner))
+                free: Iterable[Any] = () if isinstance(x.index, int) else x.index.vars
+                table[x.buffer] += points if x.indirect else math.prod(extents.get(v, 1) for v in free)
     return sum(min(n, buffers[name].spec.numel) * buffers[name].spec.dtype.itemsize
                for table in (read, stored) for name, n in table.items() if name not in kernel.local)
 
