@@ -8,8 +8,9 @@ extern "C" int omp_get_num_threads(void);
 namespace mc {
 
 // Given to every kernel: how many threads it may use (the caller's torch.get_num_threads()), and where the
-// number + 1 of the first failed index check goes (0: none failed). `found` is the value that failed.
-struct Env { int threads; int error; i64 found; };
+// number + 1 of the first failed index check goes (0: none failed). `found` is the value that failed. `sizes`
+// are the graph's, where these vary.
+struct Env { int threads; int error; i64 found; const i64* sizes; };
 
 // What a kernel of a team gets as its Env, with no threads: it does the part [lo, hi) of `of`.
 struct Share : Env {
@@ -17,9 +18,9 @@ struct Share : Env {
   i64 at(i64 n, i64 part) const { return part == of ? n : i64(double(n) * double(part) / double(of)); }
 };
 
-// f(begin, end) over [0, n), split evenly among at most `env->threads` threads.
-template <class F> MC_INLINE void parallel(const Env* env, i64 n, F f) {
-  if (env->threads <= 1 || n <= 1) {
+// f(begin, end) over [0, n), split evenly among at most `env->threads` threads; `enough`: it is worth several.
+template <class F> MC_INLINE void parallel(const Env* env, i64 n, F f, bool enough = true) {
+  if (env->threads <= 1 || n <= 1 || !enough) {
     i64 begin = 0, end = n;
     if (env->threads == 0) {
       const auto share = (const Share*)env;
@@ -92,6 +93,17 @@ struct Scratch {
   explicit Scratch(u64 bytes) : at((char*)__builtin_malloc(bytes + 64)) { if (!at) __builtin_trap(); }
   ~Scratch() { __builtin_free(at); }
   char* get() const { return (char*)(((u64)at + 63) & ~u64(63)); }
+};
+
+// The same for rows whose length is a size: on the stack up to OWN bytes.
+template <int OWN> struct Rows {
+  alignas(64) char own[OWN];
+  char* at;
+  explicit Rows(u64 bytes) : at(bytes > OWN ? (char*)__builtin_malloc(bytes + 64) : nullptr) {
+    if (bytes > OWN && !at) __builtin_trap();
+  }
+  ~Rows() { __builtin_free(at); }
+  char* get() { return at ? (char*)(((u64)at + 63) & ~u64(63)) : own; }
 };
 
 }  // namespace mc

@@ -23,7 +23,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import config
+from ..ir.sym import Size, Sym
 from ..loops.ir import Extern
+from ..loops.sizes import syms_in
 from ..runtime.library import kernel_library
 from ..runtime.toolchain import detect_isa, flags_for
 from ..schedule.plan import Kernel, Plan
@@ -32,6 +34,7 @@ from .cpp_core import CoreText
 from .cpp_kernel import KernelText
 from .cpp_tiles import TileText
 from .source import Launch, Source
+from .walk import index_text
 
 HEADER = """\
 #include "run.h"
@@ -74,9 +77,19 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
             )
         calls.append(Launch(name, buffers))
     teams = [_team(f"team_{t.start}", [plan.steps[i] for i in t], [calls[i] for i in t]) for t in plan.teams]
+    sizes = tuple(syms_in((list(plan.buffers.values()), plan.arena, plan.arena_bytes, plan.loops.results,
+                           [s for s in plan.steps if isinstance(s, Extern)])) if plan.loops.sizes else ())
+    shown += [_sizes(sizes, [size for size, _, _ in plan.loops.sizes])] if sizes else []
     text = HEADER + "\n" + "\n".join([*shown, *(body for _, body in teams)]) + "\n}  // namespace mc\n"
     return Source(text, "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan,
-                  tuple(launch for launch, _ in teams))
+                  tuple(launch for launch, _ in teams), sizes)
+
+
+def _sizes(computed: Sequence[Sym], sizes: Sequence[Size]) -> str:
+    """The text of the function that computes what the launcher needs to know of the sizes."""
+    given = "".join(f"  const i64 {index_text(s)} = given[{k}];\n" for k, s in enumerate(sizes))
+    lines = "".join(f"  out[{k}] = {index_text(s)};\n" for k, s in enumerate(computed))
+    return f"MC_EXPORT void mc_sizes(const i64* given, i64* out) {{\n{given}{lines}}}\n"
 
 
 def _team(name: str, steps: Sequence[Any], calls: Sequence[Any]) -> tuple[Launch, str]:
@@ -92,12 +105,13 @@ def _team(name: str, steps: Sequence[Any], calls: Sequence[Any]) -> tuple[Launch
 
 def _print(step: Kernel | Extern, plan: Plan, isa: str) -> tuple[str, tuple[str, ...]] | None:
     """(body, buffers) of a step; None for a library call that torch makes."""
+    sizes = [size for size, _, _ in plan.loops.sizes]
     if isinstance(step, Extern):
         wanted = kernel_library(isa) is not None and "cores" not in config.disable_passes
         ours = wanted and why_not_attention(step) is None
-        return attention_text(step) if ours else None
+        return attention_text(step, sizes) if ours else None
     printer = CoreText if step.core is not None else TileText if step.tiling.transpose else KernelText
-    return printer(step, plan.buffers, isa).emit()
+    return printer(step, plan.buffers, isa, sizes).emit()
 
 
 def _function_name(step: Kernel | Extern) -> str:

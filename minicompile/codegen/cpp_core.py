@@ -19,10 +19,11 @@ import torch
 
 from ..errors import Refusal
 from ..ir.spec import TensorSpec
+from ..ir.sym import Sym, hint, same
 from ..loops.ir import Axis, View
-from .cpp_kernel import INLINED, KernelText, extent
+from .cpp_kernel import INLINED, KernelText
 from .cpp_values import element
-from .walk import widest
+from .walk import count_text, widest
 
 SIGNATURE = "[](void* given, i64 {batch}, i64 row, i64 col, i64 rows, i64 cols, float* tile, i64 ld)"
 
@@ -40,7 +41,7 @@ class CoreText(KernelText):
         row, column = k.par[-2:]
         self.here.depth = 2
         if batch is not None:
-            self.here.names = frozenset((batch.var,))
+            self.here.names |= {batch.var}
         self.tile_rows(row, column)
         task, function = self.task(operands)
         pointers = [
@@ -49,9 +50,11 @@ class CoreText(KernelText):
         ]
         name = batch.var.name if batch is not None else "batch"
         lines = [
+            *self.sizes,
             "  struct Context { char* const* b; Env* env; } context{b, env};",
             f"  auto epilogue = {SIGNATURE.format(batch=name)} {{",
             "    char* const* b = ((Context*)given)->b; Env* env = ((Context*)given)->env; (void)env;",
+            *("  " + p for p in self.sizes),
             *("    " + p for p in pointers),
             *self.here.lines,
             "  };",
@@ -64,7 +67,7 @@ class CoreText(KernelText):
     def view(self, v: View) -> tuple[str, TensorSpec]:
         """(text of the address of an operand's first element, its geometry)."""
         p = self.pointer(v.buffer)
-        return (f"{p} + {v.spec.offset}" if v.spec.offset else p), v.spec
+        return (p if same(v.spec.offset, 0) else f"{p} + {count_text(v.spec.offset)}"), v.spec
 
     def tile_rows(self, row: Axis, column: Axis) -> None:
         """The epilogue over one tile: vectors of columns where there are lanes, else column by column."""
@@ -75,7 +78,7 @@ class CoreText(KernelText):
         if self.bytes:
             self.lane_var = column.var
             self.lanes = self.bytes // widest(roots, k.loops, lambda v: column.var in v.vars)
-            if self.lanes < 2 or extent(column) < 2:
+            if self.lanes < 2 or hint(column.size) < 2:
                 self.lane_var, self.lanes = None, 1
         with self.block("for (i64 r = 0; r < rows; ++r) {", frozenset((row.var,))):
             self.here.put(f"const i64 {row.var} = row + r;")
@@ -102,25 +105,25 @@ class CoreText(KernelText):
         assert core is not None
         (x, xs), (w, ws) = operands
         if core.op is torch.ops.aten.convolution.default:
-            return _conv2d(core.args, x, xs, w, ws, [extent(a) for a in self.kernel.par]), "conv2d"
+            return _conv2d(core.args, x, xs, w, ws, [a.size for a in self.kernel.par]), "conv2d"
         if core.op not in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
             raise Refusal("core", f"no kernel for {core.op}")
         batch, (m, kk), n = xs.shape[0] if xs.ndim == 3 else 1, xs.shape[-2:], ws.shape[-1]
         a = [xs.stride[0] if xs.ndim == 3 else 0, *xs.stride[-2:]]
         b = [ws.stride[0] if ws.ndim == 3 else 0, *ws.stride[-2:]]
-        numbers = ", ".join(map(str, (batch, m, n, kk)))
-        strides = ", ".join(map(str, (*a, *b)))
+        numbers = ", ".join(map(count_text, (batch, m, n, kk)))
+        strides = ", ".join(map(count_text, (*a, *b)))
         return f"Gemm task{{{numbers}, {x}, {w}, {strides}, epilogue, &context}}", "gemm"
 
 
-def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Sequence[int]) -> str:
+def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Sequence[Sym | int]) -> str:
     """The Conv2d struct of a convolution's arguments (schedule.cores says which come here)."""
 
     def pair(value: int | Sequence[int]) -> str:
         both = [value, value] if isinstance(value, int) else [*value] * (2 if len(value) == 1 else 1)
         return f"{{{both[0]}, {both[1]}}}"
 
-    def size(d: int, value: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> int:
+    def size(d: int, value: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Sym | int:
         at = d if len(value) > 1 else 0
         reach = dilation[at if len(dilation) > 1 else 0] * (ws.shape[2 + d] - 1) + 1
         pad = padding[d if len(padding) > 1 else 0]
@@ -131,7 +134,7 @@ def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Se
     assert oh * ow == par[2], (oh, ow, par)
     sizes = (*xs.shape, ws.shape[0], oh, ow, *ws.shape[2:])
     return (
-        f"Conv2d task{{{', '.join(map(str, sizes))}, "
+        f"Conv2d task{{{', '.join(map(count_text, sizes))}, "
         f"{pair(stride)}, {pair(padding)}, {pair(dilation)}, {x}, {w}, "
-        f"{{{', '.join(map(str, xs.stride))}}}, epilogue, &context}}"
+        f"{{{', '.join(map(count_text, xs.stride))}}}, epilogue, &context}}"
     )

@@ -6,18 +6,21 @@ for `codegen.cpp`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 
-from ..ir.sym import Sym, Var
+from ..ir.sym import Size, Sym, Var, bounds, hint, same
 from ..loops.ir import Apply, Axis, Buffer, Checked, Const, Index, Load, Loop, Store, Val
+from ..loops.sizes import sizes_in
 from ..schedule.plan import Kernel, Stage
 from ..schedule.space import total
+from ..schedule.tiling import FORK_NS
 from .cpp_values import REGISTER, apply_text, element, literal, raw_vector
-from .walk import Scope, buffers_read, forget, index_text, lane_step, widest
+from .walk import Scope, buffers_read, count_text, forget, index_text, lane_step, widest
 
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "scalar": 0}
 STACK_BYTES = 64 * 1024  # rows of one thread that may lie on its stack
@@ -34,9 +37,10 @@ class KernelText:
     """Prints one kernel. State: the open scopes, and which axis currently runs over lanes (`lane_var`, with
     `lanes` lanes)."""
 
-    def __init__(self, kernel: Kernel, buffers: Mapping[str, Buffer], isa: str):
+    def __init__(self, kernel: Kernel, buffers: Mapping[str, Buffer], isa: str, sizes: Sequence[Size] = ()):
         self.kernel, self.buffers, self.bytes = kernel, buffers, VECTOR_BYTES[isa]
-        self.scopes: list[Scope] = [Scope(frozenset(), 1)]
+        self.sizes = sizes_of(sizes, kernel, [buffers[name].spec for name in kernel.local])
+        self.scopes: list[Scope] = [Scope(frozenset(sizes), 1)]
         self.pointers: dict[str, str] = {}  # buffer -> its name in the text
         self.reads: dict[Val, frozenset[str]] = {}
         self.stored = frozenset(loop.out.buffer for loop in kernel.loops)
@@ -84,31 +88,33 @@ class KernelText:
             self.lane_var = k.par[-1].var
             roots = [v for loop in k.loops for v in loop.values()]
             self.lanes = self.bytes // widest(roots, k.loops, lambda v: self.lane_var in v.vars)
-            if self.lanes < 2 or extent(k.par[-1]) < 2:
+            if self.lanes < 2 or hint(k.par[-1].size) < 2:
                 self.lane_var, self.lanes, flat = None, 1, False
-        if all(extent(a) > 0 for a in k.par):
+        if not any(same(a.size, 0) for a in k.par):
             self.par_axes(bool(flat))
-        top: list[str] = []
-        for name, p in self.pointers.items():
-            ctype = element(self.buffers[name].spec.dtype)
-            top.append(f"  auto {p} = ({ctype}*)b[{len(top)}];")
-        return "\n".join([*top, *self.here.lines]) + "\n", tuple(self.pointers)
+        top = [f"  auto {p} = ({element(self.buffers[name].spec.dtype)}*)b[{i}];"
+               for i, (name, p) in enumerate(self.pointers.items())]
+        empty = [f"  if ({count_text(a.size)} < 1) return;" for a in k.par
+                 if isinstance(a.size, Sym) and a.size.lo < 1]
+        return "\n".join([*self.sizes, *top, *empty, *self.here.lines]) + "\n", tuple(self.pointers)
 
     def par_axes(self, flat: bool) -> None:
         par, t = self.kernel.par, self.kernel.tiling
         depth = t.parallel
         blocks = flat and depth == len(par)  # the lane axis itself is shared out among threads
-        if blocks and depth > 1 and total(par[:-1]) >= 64:
+        if blocks and depth > 1 and hint(total(par[:-1])) >= 64:
             depth, blocks = depth - 1, False
         shared = par[:depth]
-        counts = [self.block_count(a) if blocks and a is par[-1] else extent(a) for a in shared]
+        counts = [self.block_count(a) if blocks and a is par[-1] else a.size for a in shared]
         if not shared:
             self.rows_then(lambda: self.inner_par(par, flat))
             return
-        with self.block(f"parallel(env, {prod(counts)}, [=](i64 begin, i64 end) {{", closing="});"):
+        with self.block(f"parallel(env, {count_text(prod(counts))}, [=](i64 begin, i64 end) {{",
+                        closing=self.enough()):
             self.rows_then(lambda: self.shared_axes(shared, counts, blocks, flat))
 
-    def shared_axes(self, shared: tuple[Axis, ...], counts: list[int], blocks: bool, flat: bool) -> None:
+    def shared_axes(self, shared: tuple[Axis, ...], counts: list[Sym | int], blocks: bool,
+                    flat: bool) -> None:
         """for at in [begin, end): the shared axes' variables, then the other par axes."""
         names = frozenset(a.var for a in shared if not (blocks and a is shared[-1]))
         with self.block("for (i64 at = begin; at < end; ++at) {", names):
@@ -118,44 +124,55 @@ class KernelText:
             else:
                 self.inner_par(self.kernel.par[len(shared) :], flat)
 
-    def unravel(self, names: list[str], counts: list[int]) -> None:
+    def unravel(self, names: list[str], counts: list[Sym | int]) -> None:
         """The variables `names`, which count up to `counts`, from the position `at`, last one fastest."""
         rest = "at"
         for name, count in reversed(list(zip(names[1:], counts[1:]))):
             after = self.fresh("rest")
-            self.here.put(f"const i64 {name} = {rest} % {count}, {after} = {rest} / {count};")
+            n = count_text(count)
+            self.here.put(f"const i64 {name} = {rest} % {n}, {after} = {rest} / {n};")
             rest = after
         self.here.put(f"const i64 {names[0]} = {rest};")
 
-    def block_count(self, a: Axis) -> int:
+    def enough(self) -> str:
+        """The end of a parallel region: what sizes leave open is shared out where it is worth a team."""
+        k = self.kernel
+        counts = [total(k.par), *(total((*k.par, *s.inner)) for s in k.stages)]
+        points = max(counts, key=hint)
+        if isinstance(points, int):
+            return "});"
+        least = round(FORK_NS * hint(points) / max(k.tiling.work, 1.0))
+        return f"}}, {count_text(points)} >= {least});"
+
+    def block_count(self, a: Axis) -> Sym | int:
         """Blocks of the lane axis that are shared out: wide ones, whole ones, the tail."""
         n, wide = self.lanes, self.wide()
-        many = extent(a) // (n * wide) if wide > 1 else 0
-        return many + -(-(extent(a) - many * n * wide) // n)
+        many = a.size // (n * wide) if wide > 1 else 0
+        return many + ceildiv(a.size - many * n * wide, n)
 
     def lane_block(self, a: Axis) -> None:
         """Block number `block` of the shared lane axis."""
-        size, n, wide = extent(a), self.lanes, self.wide()
+        size, n, wide = a.size, self.lanes, self.wide()
         many = size // (n * wide) if wide > 1 else 0
         done = many * n * wide
         whole, tail = (size - done) // n, size % n
-        cases = []
-        if many:
+        cases: list[tuple[Sym | int, str]] = []
+        if not same(many, 0):
             self.wide_point(a)
             cases.append((many, f"wide(block * {n * wide});"))
-        if whole or tail:
+        if not same(whole, 0) or not same(tail, 0):
             with self.block(f"auto point = [&](i64 {a.var}, auto m) {INLINED} {{", frozenset((a.var,)), "};"):
                 self.point()
-        if whole:
-            cases.append((whole,
-                          f"point({f'{done} + (block - {many})' if many else 'block'} * {n}, Full{{}});"))
-        if tail:
-            cases.append((1, f"point({size - tail}, Tail{{{tail}}});"))
-        until = 0
+        if not same(whole, 0):
+            at = "block" if same(many, 0) else f"{count_text(done)} + (block - {count_text(many)})"
+            cases.append((whole, f"point({at} * {n}, Full{{}});"))
+        if not same(tail, 0):
+            cases.append((1, f"point({count_text(size - tail)}, {tail_text(tail)});"))
+        until: Sym | int = 0
         for i, (count, text) in enumerate(cases):
             until += count
-            self.here.put(("else " if i else "") + (f"if (block < {until}) " if i < len(cases) - 1 else "")
-                          + text)
+            when = f"if (block < {count_text(until)}) " if i < len(cases) - 1 else ""
+            self.here.put(("else " if i else "") + when + text)
 
     def inner_par(self, axes: tuple[Axis, ...], flat: bool) -> None:
         """The par axes that are not shared among threads, as nested loops."""
@@ -167,54 +184,61 @@ class KernelText:
             with self.block(f"for (i64 block = 0; block < {self.block_count(a)}; ++block) {{"):
                 self.lane_block(a)
             return
-        with self.block(f"for (i64 {a.var} = 0; {a.var} < {a.size}; ++{a.var}) {{", frozenset((a.var,))):
+        with self.block(f"for (i64 {a.var} = 0; {a.var} < {count_text(a.size)}; ++{a.var}) {{",
+                        frozenset((a.var,))):
             self.inner_par(axes[1:], flat)
 
     def lane_loop(self, function: str, a: Axis, unroll: int, numbered: bool, flush: str = "") -> None:
         """Calls `function` for every block of lanes of an axis: whole ones first, then the tail. `flush` is
         a statement to
         run now and then (see `totals`)."""
-        size, n, v = extent(a), self.lanes, a.var
+        size, n, v = a.size, self.lanes, a.var
         whole, step = size // n * n, n * unroll
         main = whole // step * step
+        open_ = isinstance(main, Sym)
+        until = count_text(main)
         tag = (lambda u: f", {u}") if numbered else (lambda u: "")
         calls = " ".join(f"{function}({v}{f' + {u * n}' if u else ''}, Full{{}}{tag(u)});"
                          for u in range(unroll))
-        if main > step * CHUNK and flush:
-            self.here.put(f"for (i64 chunk = 0; chunk < {main}; chunk += {step * CHUNK}) {{")
+        if flush and (open_ or main > step * CHUNK):
+            self.here.put(f"for (i64 chunk = 0; chunk < {until}; chunk += {step * CHUNK}) {{")
             self.here.put(
-                f"  for (i64 {v} = chunk; {v} < least(chunk + {step * CHUNK}, {main}); {v} += {step})"
+                f"  for (i64 {v} = chunk; {v} < least(chunk + {step * CHUNK}, {until}); {v} += {step})"
                 f" {{ {calls} }}"
             )
             self.here.put(f"  {flush}")
             self.here.put("}")
-        elif main > step:
-            self.here.put(f"for (i64 {v} = 0; {v} < {main}; {v} += {step}) {{ {calls} }}")
+        elif open_ or main > step:
+            self.here.put(f"for (i64 {v} = 0; {v} < {until}; {v} += {step}) {{ {calls} }}")
         elif main:
             self.here.put(calls.replace(f"({v}", "(0"))
-        if whole > main:
-            self.here.put(
-                f"for (i64 {v} = {main}; {v} < {whole}; {v} += {n}) {function}({v}, Full{{}}{tag(0)});"
-            )
-        if size > whole:
-            self.here.put(f"{function}({whole}, Tail{{{size - whole}}}{tag(0)});")
+        if not same(whole, main):
+            self.here.put(f"for (i64 {v} = {until}; {v} < {count_text(whole)}; {v} += {n}) "
+                          f"{function}({v}, Full{{}}{tag(0)});")
+        if not same(size, whole):
+            rest = f"{function}({count_text(whole)}, {tail_text(size - whole)}{tag(0)});"
+            self.here.put(f"if ({count_text(size - whole)}) {rest}" if isinstance(size, Sym) else rest)
 
     def rows_then(self, rest: Callable[[], None]) -> None:
         """Scratch rows of one thread, then `rest`."""
-        at = 0
+        at: Sym | int = 0
         rows = [(name, self.buffers[name].spec) for name in self.kernel.local if self.buffers[name].spec.ndim]
         offsets = []
         for _, spec in rows:
             offsets.append(at)
-            at += -(-max(spec.storage_numel, 1) * spec.dtype.itemsize * self.lanes // 64) * 64
+            n = spec.storage_numel if isinstance(spec.storage_numel, Sym) else max(spec.storage_numel, 1)
+            at += ceildiv(n * spec.dtype.itemsize * self.lanes, 64) * 64
         if rows:
-            if at <= STACK_BYTES:
+            if isinstance(at, Sym):
+                self.here.put(f"Rows<{STACK_BYTES}> scratch({index_text(at)});")
+                self.here.put("char* const rows = scratch.get();")
+            elif at <= STACK_BYTES:
                 self.here.put(f"alignas(64) char rows[{at}];")
             else:
                 self.here.put(f"Scratch scratch({at}); char* const rows = scratch.get();")
         for n, ((name, spec), offset) in enumerate(zip(rows, offsets)):
             self.registers[name] = f"row{n}"
-            self.here.put(f"auto row{n} = ({element(spec.dtype)}*)(rows + {offset});")
+            self.here.put(f"auto row{n} = ({element(spec.dtype)}*)(rows + {count_text(offset)});")
         rest()
 
     # ---- column reductions -------------------------------------------------------------------------
@@ -228,7 +252,7 @@ class KernelText:
             return 1
         if any(loop.combine not in OPERATION or loop.is_scan for loop in k.loops):
             return 1
-        return WIDE if extent(k.par[-1]) >= WIDE * self.lanes else 1
+        return WIDE if hint(k.par[-1].size) >= WIDE * self.lanes else 1
 
     def wide_point(self, a: Axis) -> None:
         """`wide(i)`: the stage for WIDE blocks of lanes from i on. The lane axis exists only inside `body`
@@ -261,7 +285,7 @@ class KernelText:
             forget(self.scopes, written, self.reads)
 
     def stage(self, stage: Stage) -> None:
-        if any(extent(a) == 0 for a in stage.inner) and not any(loop.is_reduction for loop in stage.loops):
+        if any(same(a.size, 0) for a in stage.inner) and not any(loop.is_reduction for loop in stage.loops):
             return
         outer = (self.lane_var, self.lanes)
         scan = any(loop.is_scan for loop in stage.loops)
@@ -270,7 +294,7 @@ class KernelText:
             self.lane_var = stage.inner[-1].var
             roots = [v for loop in stage.loops for v in loop.values()]
             self.lanes = self.bytes // widest(roots, stage.loops, lambda v: self.lane_var in v.vars)
-            if self.lanes < 2 or extent(stage.inner[-1]) < 2:
+            if self.lanes < 2 or hint(stage.inner[-1].size) < 2:
                 (self.lane_var, self.lanes), inner_lanes = outer, False
         unroll = self.unroll(stage) if inner_lanes else 1
         accumulators = {loop: self.accumulator(loop, unroll) for loop in stage.loops if loop.combine}
@@ -289,7 +313,7 @@ class KernelText:
     def unroll(self, stage: Stage) -> int:
         """How many accumulators a vector reduction keeps: hides the latency of additions, and sums more
         exactly."""
-        whole = extent(stage.inner[-1]) // self.lanes
+        whole = hint(stage.inner[-1].size) // self.lanes
         if not any(loop.is_reduction for loop in stage.loops):
             return 1
         return 4 if whole >= 4 else max(whole, 1)
@@ -300,7 +324,7 @@ class KernelText:
         per = self.lanes * unroll if lanes else 1
         sums = [acc for loop, acc in accumulators.items() if loop.combine == "sum"
                 and loop.body.dtype.is_floating_point]
-        if not sums or total(stage.inner) <= CHUNK * per:
+        if not sums or bounds(total(stage.inner))[1] <= CHUNK * per:
             return ""
         for acc in sums:
             self.here.put(f"auto {acc}_total = Totals<{unroll}>::of({acc});")
@@ -321,7 +345,7 @@ class KernelText:
             self.body(stage, accumulators, "0")
             return
         a = axes[0]
-        if extent(a) == 0:
+        if same(a.size, 0):
             return
         if lanes and len(axes) == 1:
             function = self.fresh("body")
@@ -330,10 +354,10 @@ class KernelText:
                 self.body(stage, accumulators, "u")
             self.lane_loop(function, a, unroll, True, flush)
             return
-        v, size = a.var, extent(a)
+        v, size = a.var, count_text(a.size)
         last = len(axes) == 1
-        deeper = flush if not last and (lanes or extent(axes[1]) > CHUNK) else ""
-        if flush and last and size > CHUNK:
+        deeper = flush if not last and (lanes or bounds(axes[1].size)[1] > CHUNK) else ""
+        if flush and last and bounds(a.size)[1] > CHUNK:
             with self.block(f"for (i64 chunk = 0; chunk < {size}; chunk += {CHUNK}) {{"):
                 with self.block(f"for (i64 {v} = chunk; {v} < least(chunk + {CHUNK}, {size}); ++{v}) {{",
                                 frozenset((v,))):
@@ -398,7 +422,7 @@ class KernelText:
         if loop.combine in ("argmax", "argmin"):
             position = "0"
             for a in stage.inner:
-                position = f"({position} * {a.size} + {a.var})" if position != "0" else a.var.name
+                position = f"({position} * {count_text(a.size)} + {a.var})" if position != "0" else a.var.name
             kind = REGISTER[_position_dtype(loop)]
             spread = "ramp" if inner_lanes else "splat"
             position = (f"{spread}<{kind}, {self.lanes}>({kind}({position}))" if vector
@@ -516,7 +540,7 @@ class KernelText:
             return f"{kind}({index_text(v.sym)})"
         step = lane_step(v.sym, self.lane_var)
         if step is not None:
-            return f"ramp<{kind}, {self.lanes}>({kind}({index_text(v.sym)}), {kind}({step}))"
+            return f"ramp<{kind}, {self.lanes}>({kind}({index_text(v.sym)}), {kind}({count_text(step)}))"
         var = self.lane_var
         return (
             f"each<{kind}, {self.lanes}>([&, first = {var}](int l) {{ const i64 {var} = first + l; "
@@ -528,8 +552,8 @@ class KernelText:
         mask = self.scalar_or_lanes(v.mask) if v.mask is not None else None
         if not vector:
             return f"load({at})" if mask is None else f"({mask} ? load({at}) : {REGISTER[v.dtype]}(0))"
-        assert step != 0 or mask is not None or bound or self.buffers[v.buffer].name in self.kernel.local
-        if step == 1:
+        assert not same(step, 0) or mask is not None or bound or v.buffer in self.kernel.local
+        if same(step, 1):
             if mask is None:
                 return f"load<{self.lanes}>({at}, m)"
             if v.mask is not None and self.varies(v.mask):
@@ -544,7 +568,7 @@ class KernelText:
         return f"gather_if<{self.lanes}, {ctype}>({mask}, {function}, m)"
 
     def place(self, buffer: str, index: Sym | int, indirect: tuple[tuple[Var, Val], ...]) -> tuple[str,
-            int | None, dict[str, str]]:
+            Sym | int | None, dict[str, str]]:
         """(address text, lane step, variables that differ from lane to lane: name -> vector text)."""
         names: dict[str, str] = {}
         bound: dict[str, str] = {}
@@ -589,7 +613,7 @@ class KernelText:
             )
         elif not vector:
             self.here.put(f"store({at}, {value});")
-        elif step == 1:
+        elif same(step, 1):
             self.here.put(f"store<{self.lanes}>({at}, {value}, m);")
         else:
             self.here.put(
@@ -597,10 +621,20 @@ class KernelText:
             )
 
 
-def extent(a: Axis) -> int:
-    """The size of an axis; sizes are numbers until shapes are dynamic."""
-    assert isinstance(a.size, int), a
-    return a.size
+def ceildiv(n: Sym | int, d: int) -> Sym | int:
+    """n / d, rounded up."""
+    return (n + (d - 1)) // d
+
+
+def tail_text(n: Sym | int) -> str:
+    """How much of a vector there is at the end of an axis."""
+    return f"Tail{{{n}}}" if isinstance(n, int) else f"Tail{{int({index_text(n)})}}"
+
+
+def sizes_of(sizes: Sequence[Size], *things: Any) -> list[str]:
+    """The declarations of those sizes that emitted code uses: `env` holds all of a graph's, in order."""
+    used = set(sizes_in(things)) if sizes else ()
+    return [f"  const i64 {index_text(s)} = env->sizes[{k}];" for k, s in enumerate(sizes) if s in used]
 
 
 def rounds_bf16(v: Apply) -> Val | None:
@@ -613,5 +647,5 @@ def rounds_bf16(v: Apply) -> Val | None:
 
 def _position_dtype(loop: Loop) -> torch.dtype:
     """The integer type an argmax counts positions in: as wide as its values where that is enough."""
-    small = loop.body.dtype.itemsize <= 4 and total(loop.reduce_axes) < 2**31
+    small = loop.body.dtype.itemsize <= 4 and bounds(total(loop.reduce_axes))[1] < 2**31
     return torch.int32 if small else torch.int64

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from math import prod
 
-from ..ir.sym import Var, coefficient
+from ..ir.sym import Sym, Var, coefficient, hint, same
 from ..loops.ir import Axis, Load
-from .cpp_kernel import INLINED, KernelText, extent
+from .cpp_kernel import INLINED, KernelText, ceildiv, tail_text
 from .cpp_values import element
-from .walk import index_text, lane_step
+from .walk import count_text, index_text, lane_step
 
 # tiles that lie side by side: across, so that whole cache lines are written; down, so that lines that were
 # read are used up before they are dropped
@@ -35,12 +35,13 @@ class TileText(KernelText):
             return
         last, n = self.kernel.par[-1], self.lanes
         outer = [a for a in self.kernel.par if a is not down and a is not last]
-        counts = [*map(extent, outer), -(-extent(down) // (DOWN * n)), -(-extent(last) // (ACROSS * n))]
+        counts = [*(a.size for a in outer), ceildiv(down.size, DOWN * n), ceildiv(last.size, ACROSS * n)]
+        tiles = count_text(prod(counts))
         shared = self.kernel.tiling.parallel > 0
-        opening = f"parallel(env, {prod(counts)}, [=](i64 begin, i64 end) {{" if shared else "{"
-        with self.block(opening, closing="});" if shared else "}"):
+        opening = f"parallel(env, {tiles}, [=](i64 begin, i64 end) {{" if shared else "{"
+        with self.block(opening, closing=self.enough() if shared else "}"):
             if not shared:
-                self.here.put(f"const i64 begin = 0, end = {prod(counts)};")
+                self.here.put(f"const i64 begin = 0, end = {tiles};")
             with self.block("for (i64 at = begin; at < end; ++at) {", frozenset(a.var for a in outer)):
                 self.unravel([*(a.var.name for a in outer), "band", "block"], counts)
                 self.tiles(down, last)
@@ -50,11 +51,12 @@ class TileText(KernelText):
         loads = dict.fromkeys(v for loop in self.kernel.loops for v in loop.loads())
         kept = self.stored | set(self.kernel.local)
         return [v for v in loads if not v.indirect and v.mask is None and v.buffer not in kept
-                and coefficient(v.index, down) == 1 and (lane_step(v.index, self.lane_var) or 0) > 1]
+                and same(coefficient(v.index, down), 1)
+                and hint(lane_step(v.index, self.lane_var) or 0) > 1]
 
     def tiles(self, down: Axis, last: Axis) -> None:
         """The tiles of one block: `tile(first, last, rows, m)` is one of them."""
-        n, rows, size = self.lanes, extent(down), extent(last)
+        n, rows, size = self.lanes, down.size, last.size
         head = f"auto tile = [&](i64 first, i64 {last.var}, auto rows, auto m) {INLINED} {{"
         with self.block(head, frozenset((last.var,)), "};"):
             for v, name in self.tile.items():
@@ -81,13 +83,15 @@ class TileText(KernelText):
         return super().load(v, vector)
 
 
-def _steps(var: str, part: str, width: int, size: int, n: int) -> str:
+def _steps(var: str, part: str, width: int, size: Sym | int, n: int) -> str:
     """Opens the loop in steps of n over part number `part`, `width` wide, of an axis."""
     start = f"{part} * {width}"
-    return f"for (i64 {var} = {start}; {var} < least({start} + {width}, {size}); {var} += {n}) {{"
+    return f"for (i64 {var} = {start}; {var} < least({start} + {width}, {count_text(size)}); {var} += {n}) {{"
 
 
-def _ends(var: str, size: int, n: int) -> list[tuple[str, str]]:
+def _ends(var: str, size: Sym | int, n: int) -> list[tuple[str, str]]:
     """(condition, how much of a vector there is) of a step of n along an axis: whole ones, then the tail."""
-    whole = [(f"{var} + {n} <= {size}" if size % n else "", "Full{}")] if size >= n else []
-    return whole + [("", f"Tail{{{size % n}}}")] * (size % n > 0)
+    rest = size % n
+    tail = [] if same(rest, 0) else [("", tail_text(rest))]
+    whole = [(f"{var} + {n} <= {count_text(size)}" if tail else "", "Full{}")]
+    return tail if isinstance(size, int) and size < n else whole + tail

@@ -23,7 +23,9 @@ from .. import __version__
 from ..errors import ToolchainError
 from ..ir.graph import restride, seen
 from ..ir.spec import TensorSpec
+from ..ir.sym import NeedsSizes, Sym, alike, same
 from ..loops.ir import Buffer, Extern, View
+from ..loops.sizes import syms_in
 from ..runtime import cache, toolchain
 from ..runtime.library import GraphLibrary, Library, kernel_library
 from ..schedule.plan import Plan
@@ -37,6 +39,7 @@ except ImportError:  # not built: `load` says so, and the caller runs the refere
 
 INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL = range(6)
 KINDS = {"input": INPUT, "constant": CONSTANT, "temp": TEMP, "output": OUTPUT, "extern": EXTERN}
+Number = Callable[[Any], Any]    # how a size or number is given to the launcher
 RELEASE_NS = 5000.0  # a call estimated shorter than this keeps the interpreter lock
 
 
@@ -179,9 +182,9 @@ def dtype_code(dtype: torch.dtype) -> int:
     return int(_launch.probe(torch.empty(0, dtype=dtype))[1])
 
 
-def _geometry(spec: TensorSpec) -> tuple:
-    return (dtype_code(spec.dtype), tuple(map(int, spec.shape)), tuple(map(int, spec.stride)),
-            int(spec.offset))
+def _geometry(spec: TensorSpec, number: Number = int) -> tuple:
+    return (dtype_code(spec.dtype), tuple(map(number, spec.shape)), tuple(map(number, spec.stride)),
+            number(spec.offset))
 
 
 def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
@@ -191,12 +194,17 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     number = {name: i for i, name in enumerate(names)}
     views: list[tuple] = []
     known: dict[tuple, int] = {}
+    sizes = [size for size, _, _ in plan.loops.sizes]
+    place = {n: (k,) for k, n in enumerate(source.sizes)}
+
+    def count(n: Sym | int) -> Any:
+        return place[n] if isinstance(n, Sym) else int(n)
 
     def view(v: View) -> int:
         key = (v.buffer, v.spec)
         if key not in known:
             known[key] = len(views)
-            views.append((number[v.buffer], _is_whole(v, plan.buffers[v.buffer]), _geometry(v.spec)))
+            views.append((number[v.buffer], _is_whole(v, plan.buffers[v.buffer]), _geometry(v.spec, count)))
         return known[key]
 
     how: dict[str, str] = {}
@@ -210,7 +218,7 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
         frees = tuple(number[b] for j in team for b in plan.frees.get(j, ()))
         if launch is None:
             assert isinstance(step, Extern)
-            call = call_of(step, view, dtype_code)
+            call = call_of(step, view, dtype_code, count, sizes)
             how[step.name] = call.how
             address = _launch.symbol(call.function) if call.function else 0
             steps.append((1, address, (), frees, call.template))
@@ -219,15 +227,17 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
             if isinstance(step, Extern):
                 how[step.name] = "kernel library"
             steps.append((0, function, tuple(number[b] for b in launch.buffers), frees, None))
-    buffers = [_buffer(plan.buffers[name], plan) for name in names]
-    results = [_result(r, plan, number) for r in _returned(plan)]
+    buffers = [_buffer(plan.buffers[name], plan, count) for name in names]
+    results = [_result(r, number, count) for r in _returned(plan)]
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
     stored = written(plan)
     view = _see if any(r.views for r in plan.loops.results) else torch.as_strided
-    graph = _launch.Graph(len(plan.loops.inputs), plan.arena_bytes, release, buffers, views, steps, results,
-                          functools.partial(raise_error, plan.loops.errors), view, library,
-                          (*stored, *(i for i, _ in plan.loops.restrides)), _after(plan, len(stored)))
+    compute = library.address("mc_sizes") if source.sizes else 0
+    graph = _launch.Graph(len(plan.loops.inputs), count(plan.arena_bytes), release, buffers, views, steps,
+                          results, functools.partial(raise_error, plan.loops.errors), view, library,
+                          (*stored, *(i for i, _ in plan.loops.restrides)), _after(plan, len(stored)),
+                          tuple(x for _, i, d in plan.loops.sizes for x in (i, d)), compute)
     return graph, how
 
 
@@ -235,6 +245,8 @@ def _after(plan: Plan, stored: int) -> Callable[[list[torch.Tensor]], None]:
     """What is done to inputs after the steps: the first `stored` get a new version, the rest their new
     geometry."""
     specs = [spec for _, spec in plan.loops.restrides]
+    for s in syms_in(specs):
+        raise NeedsSizes(s)
 
     def after(tensors: list[torch.Tensor]) -> None:
         torch._C._increment_version(tensors[:stored])
@@ -255,28 +267,28 @@ def _returned(plan: Plan) -> Sequence[Any]:
     return plan.loops.results[:n] if n >= 0 else plan.loops.results
 
 
-def _buffer(b: Buffer, plan: Plan) -> tuple[int, int, Any]:
+def _buffer(b: Buffer, plan: Plan, count: Number) -> tuple[int, Any, Any]:
     """(kind, number, payload) as _launch.c reads it."""
     if b.kind == "constant":
         return CONSTANT, 0, plan.loops.constants[b.index]
     if b.kind == "temp":
-        return (TEMP, plan.arena[b.name], None) if b.name in plan.arena else (LOCAL, 0, None)
+        return (TEMP, count(plan.arena[b.name]), None) if b.name in plan.arena else (LOCAL, 0, None)
     if b.kind == "output":
-        return OUTPUT, 0, _geometry(b.spec)
+        return OUTPUT, 0, _geometry(b.spec, count)
     if b.kind == "extern":
-        return EXTERN, 0, _geometry(b.spec)
+        return EXTERN, 0, _geometry(b.spec, count)
     return KINDS[b.kind], b.index, None
 
 
 def _is_whole(v: View, b: Buffer) -> bool:
-    return (v.spec.shape, v.spec.stride, v.spec.dtype) == (b.spec.shape, b.spec.stride,
-                                                           b.spec.dtype) and v.spec.offset == 0
+    return (alike(v.spec.shape, b.spec.shape) and alike(v.spec.stride, b.spec.stride)
+            and v.spec.dtype == b.spec.dtype and same(v.spec.offset, 0))
 
 
-def _result(r: Any, plan: Plan, number: dict[str, int]) -> tuple[int, tuple | None]:
+def _result(r: Any, number: dict[str, int], count: Number) -> tuple[int, tuple | None]:
     if not r.alias:
         return number[r.buffer], None           # an alias is a tensor of its own, also of the same geometry
-    return number[r.buffer], (tuple(r.spec.shape), tuple(r.spec.stride), r.views or r.spec.offset)
+    return number[r.buffer], (_geometry(r.spec, count), r.views or None)
 
 
 def _see(base: torch.Tensor, shape: tuple, stride: tuple, views: Any) -> torch.Tensor:

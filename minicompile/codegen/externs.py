@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from ..ir.sym import Size, Sym, evaluate
 from ..loops.ir import Extern, View
+from ..loops.sizes import syms_in
 
 DISPATCH, PYTHON, OUT_TT, OUT_TTT_DD, CONVOLUTION, ATTENTION = range(6)
 
@@ -48,17 +50,19 @@ class Unsupported(Exception):
     """The C interface has no form for an argument; the reason is shown to the user."""
 
 
-def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int]) -> Call:
+def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int],
+            number: Callable[[Any], Any] = int, sizes: Sequence[Size] = ()) -> Call:
     """The call of `e`.
 
     view    gives the launcher's number of a view
     codes   gives libtorch's integer for a dtype
+    number  gives what stands for a number that depends on `sizes`
     """
     tensors = tuple(e.views())
     numbers = tuple(view(v) for v in tensors)
     outs = tuple(view(v) if v is not None else -1 for v in e.outs)
     returns = len((e.into or e.op)._schema.returns)
-    python = from_python(e, tensors)
+    python = from_python(e, tensors, sizes)
 
     def template(mode: int, op: Any, args: tuple) -> tuple:
         name, overload = op._schema.name, op._schema.overload_name
@@ -71,10 +75,11 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
             raise Unsupported("it is written in Python")
         if any(r.real_type.kind() != "TensorType" for r in e.op._schema.returns):
             raise Unsupported("it does not return plain tensors")
-        if direct and (e.into is not None) == (direct[1] in (OUT_TT, OUT_TTT_DD)):
+        varies = syms_in([x for x in values if not isinstance(x, View)])    # direct calls take only numbers
+        if direct and not varies and (e.into is not None) == (direct[1] in (OUT_TT, OUT_TTT_DD)):
             # beta and alpha go as doubles
             numbers_last = len(values) - 2 if direct[1] == OUT_TTT_DD else len(values)
-            args = [_arg(a.real_type, x, view, codes, a.name)
+            args = [_arg(a.real_type, x, view, codes, a.name, number)
                     for a, x in zip(e.op._schema.arguments, values[:numbers_last])]
             args += [("float", float(x)) for x in values[numbers_last:]]
             if direct[1] in (OUT_TT, OUT_TTT_DD):
@@ -83,7 +88,7 @@ def call_of(e: Extern, view: Callable[[View], int], codes: Callable[[Any], int])
         op = e.into or e.op
         if e.into is not None:
             values = [*values, *e.outs]
-        args = [_arg(a.real_type, x, view, codes, a.name)
+        args = [_arg(a.real_type, x, view, codes, a.name, number)
                 for a, x in zip(op._schema.arguments, values, strict=True)]
         return Call(template(DISPATCH, op, tuple(args)), "", "dispatcher")
     except Unsupported as why:
@@ -105,19 +110,21 @@ def bound_arguments(schema: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
     return values
 
 
-def _arg(kind: Any, x: Any, view: Callable[[View], int], codes: Callable[[Any], int], name: str) -> tuple:
+def _arg(kind: Any, x: Any, view: Callable[[View], int], codes: Callable[[Any], int], name: str,
+         number: Callable[[Any], Any]) -> tuple:
     """The template of one argument of schema type `kind`."""
     what = kind.kind()
     if what == "OptionalType":
-        return ("none",) if x is None else ("optional", _arg(kind.getElementType(), x, view, codes, name))
+        return ("none",) if x is None else (
+            "optional", _arg(kind.getElementType(), x, view, codes, name, number))
     if what == "TensorType" and isinstance(x, View):
         return ("tensor", view(x))
     if what == "ListType":
         inner = kind.getElementType()
         items = x if isinstance(x, (tuple, list)) else [x]
-        return ("list", *(_arg(inner, i, view, codes, name) for i in items))
-    if what in ("IntType", "SymIntType") and isinstance(x, int):
-        return ("bits", int(x))
+        return ("list", *(_arg(inner, i, view, codes, name, number) for i in items))
+    if what in ("IntType", "SymIntType") and isinstance(x, (int, Sym)):
+        return ("bits", int(x)) if isinstance(x, int) else ("size", number(x))
     if what == "BoolType" and isinstance(x, (bool, int)):
         return ("bits", int(x))
     if what == "FloatType" and isinstance(x, (int, float)):
@@ -129,20 +136,23 @@ def _arg(kind: Any, x: Any, view: Callable[[View], int], codes: Callable[[Any], 
     raise Unsupported(f"{name} is a {what.removesuffix('Type')}, which libtorch's C interface does not take")
 
 
-def from_python(e: Extern, views: Sequence[View]) -> Callable[[list, list | None],
-                                                              Sequence[torch.Tensor] | None]:
+def from_python(e: Extern, views: Sequence[View],
+                sizes: Sequence[Size] = ()) -> Callable[[list, list | None, tuple[int, ...]],
+                                                        Sequence[torch.Tensor] | None]:
     """The same call through torch's own Python: for what C cannot pass, and to raise eager's exception when
     C fails."""
 
-    def call(tensors: list[torch.Tensor], outs: list | None) -> Sequence[torch.Tensor] | None:
+    def call(tensors: list[torch.Tensor], outs: list | None,
+             given: tuple[int, ...] = ()) -> Sequence[torch.Tensor] | None:
         at = iter(tensors)
+        env = {s.name: n for s, n in zip(sizes, given)}
 
         def fill(arg: Any) -> Any:
             if isinstance(arg, View):
                 return next(at)
             if isinstance(arg, (tuple, list)):
                 return [fill(a) for a in arg]
-            return arg
+            return evaluate(arg, env) if isinstance(arg, Sym) else arg
 
         args = [fill(a) for a in e.args]
         kwargs = {k: fill(v) for k, v in e.kwargs.items()}

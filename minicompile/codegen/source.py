@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import CheckError
+from ..ir.sym import Sym
 from ..loops.ir import Extern
 from ..schedule.plan import Plan
 
@@ -31,6 +32,7 @@ class Source:
     kernels names of the emitted functions, for people; equal kernels share one
     calls   one per step of the plan: a Launch, or None where the step is a call that torch makes
     plan    the plan it was emitted from
+    sizes   what `mc_sizes` of the text computes from the graph's sizes, in order
     teams   one per team of the plan: what runs it instead of its members' calls
     """
 
@@ -42,6 +44,7 @@ class Source:
     calls: tuple[Launch | None, ...]
     plan: Plan
     teams: tuple[Launch, ...] = ()
+    sizes: tuple[Sym, ...] = ()
 
     def __str__(self) -> str:
         return self.text

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..ir.sym import Div, Mod, Prod, Sym, Var, bounds, coefficient
+from ..ir.sym import Div, Mod, Prod, Size, Sym, Var, bounds, coefficient
 from ..loops.ir import Load, Loop, Val, walk
 
 
@@ -69,7 +69,7 @@ def widest(values: Iterable[Val], loops: Iterable[Loop], varying: Callable[[Val]
     return size
 
 
-def lane_step(index: Sym | int, var: Var | None) -> int | None:
+def lane_step(index: Sym | int, var: Var | None) -> Sym | int | None:
     """How far apart in memory neighbouring lanes are: 0 for one place, 1 for a row, k for a stride, None
     for anything else."""
     return 0 if var is None else coefficient(index, var)
@@ -103,13 +103,20 @@ def index_text(s: Sym | int, names: Mapping[str, str] | None = None, to: Languag
     return parts[0] if len(parts) == 1 else "(" + " + ".join(parts).replace("+ -", "- ") + ")"
 
 
+def count_text(n: Sym | int) -> str:
+    """Text of an extent or a stride, as an operand."""
+    text = index_text(n) if isinstance(n, Sym) else str(n)
+    return text if isinstance(n, (int, Var)) else f"({text})"
+
+
 def _atom_text(a: Sym, names: Mapping[str, str], to: Language) -> str:
     if isinstance(a, Var):
-        return names.get(a.name, a.name)
+        return names.get(a.name, f"n_{a.name}" if isinstance(a, Size) else a.name)
     if isinstance(a, Prod):
         return "(" + " * ".join(_atom_text(f, names, to) for f in a.factors) + ")"
     assert isinstance(a, (Div, Mod)), a
     num, den = index_text(a.num, names, to), index_text(a.den, names, to)
+    den = den if isinstance(a.den, int) else f"({den})"
     # then the targets' operators, which cut towards 0, agree
     if bounds(a.num)[0] >= 0 and bounds(a.den)[0] > 0:
         return f"({num} {to.quotient if isinstance(a, Div) else '%'} {den})"

@@ -30,7 +30,8 @@ def sources(specs: Sequence[Any], used: Sequence[Size]) -> tuple[Source, ...]:
     for size in used:
         if size not in found:
             raise NeedsSizes(size)
-    return tuple(found[size] for size in used)
+    wanted = set(used)
+    return tuple(s for size, s in found.items() if size in wanted or s[2] < 0)
 
 
 def bind(sizes: Sequence[Source], inputs: Sequence[Any]) -> dict[Var, int]:

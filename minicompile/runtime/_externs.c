@@ -60,16 +60,19 @@ static void free_args(Arg* a, int n) {
 }
 
 /* ("tensor", view) ("bits", int) ("float", x) ("none",) ("optional", inner) ("list", inner...) ("string", s)
+   ("size", number of what is computed)
    */
-static int read_arg(Arg* a, PyObject* t) {
-  static const char* const TAGS[] = {"tensor", "bits", "float", "none", "optional", "list", "string"};
+static int read_arg(Graph* g, Arg* a, PyObject* t) {
+  static const char* const TAGS[] = {"tensor", "bits", "float", "none", "optional", "list", "string",
+      "size"};
   const char* tag = PyTuple_Check(t) && PyTuple_GET_SIZE(t) ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(t, 0)) : NULL;
   const Py_ssize_t rest = tag ? PyTuple_GET_SIZE(t) - 1 : 0;
-  for (a->tag = 0; tag && a->tag < 7 && strcmp(tag, TAGS[a->tag]); ++a->tag) {}
-  if (!tag || a->tag == 7) { PyErr_SetString(PyExc_ValueError, "bad argument template"); return -1; }
+  for (a->tag = 0; tag && a->tag < 8 && strcmp(tag, TAGS[a->tag]); ++a->tag) {}
+  if (!tag || a->tag == 8) { PyErr_SetString(PyExc_ValueError, "bad argument template"); return -1; }
   PyObject* x = rest ? PyTuple_GET_ITEM(t, 1) : NULL;
   if (a->tag == A_TENSOR || a->tag == A_BITS) a->bits = x ? (Stable)PyLong_AsLongLong(x) : 0;
   else if (a->tag == A_FLOAT) { a->real = PyFloat_AsDouble(x); memcpy(&a->bits, &a->real, sizeof a->bits); }
+  else if (a->tag == A_SIZE) a->bits = (Stable)add_number(g, x);
   else if (a->tag == A_STRING) a->text = Py_NewRef(x);
   else if (a->tag == A_OPTIONAL || a->tag == A_LIST) {
     a->n = (int)rest;
@@ -77,7 +80,7 @@ static int read_arg(Arg* a, PyObject* t) {
     a->ints = PyMem_Calloc(rest + 1, sizeof(int64_t));
     if (!a->items || !a->ints) { PyErr_NoMemory(); return -1; }
     for (Py_ssize_t i = 0; i < rest; ++i) {
-      if (read_arg(&a->items[i], PyTuple_GET_ITEM(t, i + 1)) < 0) return -1;
+      if (read_arg(g, &a->items[i], PyTuple_GET_ITEM(t, i + 1)) < 0) return -1;
       a->ints[i] = (int64_t)a->items[i].bits;             /* an integer list as direct calls take it */
     }
   }
@@ -93,7 +96,7 @@ static int read_numbers(PyObject* tuple, int** out, int* n) {
 }
 
 /* (mode, name, overload, into, args, returns, outs, tensors, python) */
-int read_extern(Step* s, PyObject* t) {
+int read_extern(Graph* g, Step* s, PyObject* t) {
   PyObject *args, *outs, *tensors;
   ExternCall* e = s->ext = PyMem_Calloc(1, sizeof *e);
   if (!e) { PyErr_NoMemory(); return -1; }
@@ -110,7 +113,7 @@ int read_extern(Step* s, PyObject* t) {
   e->args = PyMem_Calloc(n + 1, sizeof(Arg));
   if (!e->args) { PyErr_NoMemory(); return -1; }
   for (e->n_args = 0; e->n_args < n; ++e->n_args)
-    if (read_arg(&e->args[e->n_args], PyTuple_GET_ITEM(args, e->n_args)) < 0) { ++e->n_args; return -1; }
+    if (read_arg(g, &e->args[e->n_args], PyTuple_GET_ITEM(args, e->n_args)) < 0) { ++e->n_args; return -1; }
   return 0;
 }
 
@@ -135,6 +138,7 @@ static int to_stable(Graph* g, Workspace* w, const Arg* a, Stable* out) {
       *out = (Stable)(uintptr_t)fresh;
       return 0;
     case A_BITS: case A_FLOAT: *out = a->bits; return 0;
+    case A_SIZE: *out = (Stable)w->numbers[a->bits]; return 0;
     case A_NONE: *out = 0; return 0;
     case A_OPTIONAL: {
       Stable* cell;
@@ -162,13 +166,14 @@ static int to_stable(Graph* g, Workspace* w, const Arg* a, Stable* out) {
   }
 }
 
-static int same_geometry(Handle h, const Geometry* q) {
-  int64_t dim, *sizes, *strides;
+static int same_geometry(Workspace* w, Handle h, const Geometry* q) {
+  int64_t dim, *sizes, *strides, numel = 1;
   if (api.get_dim(h, &dim) || dim != q->dim || api.get_sizes(h, &sizes) || api.get_strides(h,
       &strides)) return 0;
+  for (int64_t d = 0; d < dim; ++d) numel *= sizes[d];
   for (int64_t d = 0; d < dim; ++d) {
-    if (sizes[d] != q->sizes[d]) return 0;
-    if (strides[d] != q->strides[d] && sizes[d] != 1 && q->numel) return 0;
+    if (sizes[d] != SIZES(w, q)[d]) return 0;
+    if (strides[d] != STRIDES(w, q)[d] && sizes[d] != 1 && numel) return 0;
   }
   return 1;
 }
@@ -185,10 +190,10 @@ static int adopt(Graph* g, Workspace* w, int view, Handle h) {
     api.delete_tensor(h);
     return bad ? -1 : 0;
   }
-  if (!same_geometry(h, &v->geometry)) {
+  if (!same_geometry(w, h, &v->geometry)) {
     Handle planned;
     const Geometry* q = &v->geometry;
-    if (api.empty_strided(q->dim, q->sizes, q->strides, q->dtype, 0, 0, &planned)) { api.delete_tensor(h);
+    if (api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &planned)) { api.delete_tensor(h);
         return -1; }
     const int bad = api.copy(planned, h, 0);
     api.delete_tensor(h);
@@ -269,13 +274,14 @@ static PyObject* wrap_views(Graph* g, Workspace* w, const int* views, int n) {
   return list;
 }
 
-/* python(tensors, outs or None) -> None where it wrote into outs, else a sequence of result tensors. */
+/* python(tensors, outs or None, sizes) -> None where it wrote into outs, else a sequence of result tensors. */
 static int by_python(Graph* g, Workspace* w, ExternCall* e) {
   int status = -1;
   ++e->python_calls;
   PyObject* tensors = wrap_views(g, w, e->tensors, e->n_tensors);
   PyObject* outs = !tensors ? NULL : e->into ? wrap_views(g, w, e->outs, e->n_outs) : Py_NewRef(Py_None);
-  PyObject* got = outs ? PyObject_CallFunctionObjArgs(e->python, tensors, outs, NULL) : NULL;
+  PyObject* sizes = outs ? size_tuple(g, w) : NULL;
+  PyObject* got = sizes ? PyObject_CallFunctionObjArgs(e->python, tensors, outs, sizes, NULL) : NULL;
   if (got && !e->into) {
     PyObject* fast = PySequence_Fast(got, "a library call must give a sequence of tensors");
     status = fast ? 0 : -1;
@@ -290,7 +296,7 @@ static int by_python(Graph* g, Workspace* w, ExternCall* e) {
     }
     Py_XDECREF(fast);
   } else if (got) status = 0;
-  Py_XDECREF(got); Py_XDECREF(outs); Py_XDECREF(tensors);
+  Py_XDECREF(got); Py_XDECREF(sizes); Py_XDECREF(outs); Py_XDECREF(tensors);
   return status;
 }
 

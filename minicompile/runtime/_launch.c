@@ -22,20 +22,31 @@ Api api;
 
 /* ---- program structures -------------------------------------------------------------------------------- */
 
-int spec_of(PyObject* t, Geometry* g) {                   /* (dtype code, sizes, strides, offset) */
-  PyObject *sizes, *strides;
-  if (!PyArg_ParseTuple(t, "iO!O!L", &g->dtype, &PyTuple_Type, &sizes, &PyTuple_Type, &strides,
-      &g->offset)) return -1;
+/* Appends a number; one that varies is given as (number of what is computed,). Gives its place, or -1. */
+int64_t add_number(Graph* g, PyObject* n) {
+  const int64_t at = g->n_numbers++;
+  if (!(at & (at + 1)) && !(g->numbers = PyMem_Realloc(g->numbers, 2 * (at + 1) * sizeof(int64_t)))) goto full;
+  if (!PyTuple_Check(n)) { g->numbers[at] = PyLong_AsLongLong(n); return at; }
+  const int p = 2 * g->n_patches++;
+  if (!(p & (p + 2)) && !(g->patches = PyMem_Realloc(g->patches, 2 * (p + 2) * sizeof(int)))) goto full;
+  g->numbers[at] = 0;
+  g->patches[p] = (int)at;
+  g->patches[p + 1] = (int)PyLong_AsLong(PyTuple_GET_ITEM(n, 0));
+  if (g->patches[p + 1] >= g->n_computed) g->n_computed = g->patches[p + 1] + 1;
+  return at;
+full:
+  PyErr_NoMemory();
+  return -1;
+}
+
+static int spec_of(Graph* graph, PyObject* t, Geometry* g) {  /* (dtype code, sizes, strides, offset) */
+  PyObject *sizes, *strides, *offset;
+  if (!PyArg_ParseTuple(t, "iO!O!O", &g->dtype, &PyTuple_Type, &sizes, &PyTuple_Type, &strides,
+      &offset)) return -1;
   g->dim = PyTuple_GET_SIZE(sizes);
-  g->sizes = PyMem_Calloc(2 * g->dim + 1, sizeof(int64_t));
-  if (!g->sizes) { PyErr_NoMemory(); return -1; }
-  g->strides = g->sizes + g->dim;
-  g->numel = 1;
-  for (int64_t d = 0; d < g->dim; ++d) {
-    g->sizes[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, d));
-    g->strides[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides, d));
-    g->numel *= g->sizes[d];
-  }
+  g->at = add_number(graph, offset);
+  for (int64_t d = 0; d < g->dim; ++d) add_number(graph, PyTuple_GET_ITEM(sizes, d));
+  for (int64_t d = 0; d < g->dim; ++d) add_number(graph, PyTuple_GET_ITEM(strides, d));
   return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -45,10 +56,12 @@ static int read_buffers(Graph* g, PyObject* list) {
   if (!g->buffers) { PyErr_NoMemory(); return -1; }
   for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {         /* (kind, number, payload) */
     Buffer* b = &g->buffers[i];
-    PyObject* payload;
-    if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iLO", &b->kind, &b->number, &payload)) return -1;
+    PyObject *number, *payload;
+    if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iOO", &b->kind, &number, &payload)) return -1;
+    b->number = b->kind == TEMP ? add_number(g, number) : PyLong_AsLongLong(number);
+    if (PyErr_Occurred()) return -1;
     if (b->kind == CONSTANT) b->constant = Py_NewRef(payload);
-    else if ((b->kind == OUTPUT || b->kind == EXTERN) && spec_of(payload, &b->geometry) < 0) return -1;
+    else if ((b->kind == OUTPUT || b->kind == EXTERN) && spec_of(g, payload, &b->geometry) < 0) return -1;
   }
   return 0;
 }
@@ -61,7 +74,7 @@ static int read_views(Graph* g, PyObject* list) {
     View* v = &g->views[i];
     PyObject* geometry;
     if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iiO", &v->buffer, &v->whole, &geometry)) return -1;
-    if (spec_of(geometry, &v->geometry) < 0) return -1;
+    if (spec_of(g, geometry, &v->geometry) < 0) return -1;
   }
   return 0;
 }
@@ -90,7 +103,7 @@ static int read_steps(Graph* g, PyObject* list) {
     if (read_ints(operands, &s->operands, &s->n_operands) < 0 || read_ints(frees, &s->frees,
         &s->n_frees) < 0) return -1;
     if (s->n_operands > g->max_operands) g->max_operands = s->n_operands;
-    if (ext != Py_None && read_extern(s, ext) < 0) return -1;
+    if (ext != Py_None && read_extern(g, s, ext) < 0) return -1;
   }
   return 0;
 }
@@ -99,10 +112,13 @@ static int read_results(Graph* g, PyObject* list) {
   g->n_results = PyList_GET_SIZE(list);
   g->results = PyMem_Calloc(g->n_results + 1, sizeof(Result));
   if (!g->results) { PyErr_NoMemory(); return -1; }
-  for (Py_ssize_t i = 0; i < g->n_results; ++i) {         /* (buffer, None or arguments of as_strided) */
-    PyObject* alias;
-    if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iO", &g->results[i].buffer, &alias)) return -1;
-    g->results[i].alias = alias == Py_None ? NULL : Py_NewRef(alias);
+  for (Py_ssize_t i = 0; i < g->n_results; ++i) {         /* (buffer, None or (geometry, views or None)) */
+    PyObject *alias, *geometry, *views;
+    Result* r = &g->results[i];
+    if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iO", &r->buffer, &alias)) return -1;
+    if (alias == Py_None) continue;
+    if (!PyArg_ParseTuple(alias, "OO", &geometry, &views) || spec_of(g, geometry, &r->geometry) < 0) return -1;
+    r->alias = Py_NewRef(views);
   }
   return 0;
 }
@@ -116,17 +132,26 @@ static void free_workspace(Graph* g, Workspace* w) {
   if (w->arena) api.delete_tensor(w->arena);
   PyMem_Free(w->fixed); PyMem_Free(w->views); PyMem_Free(w->handles); PyMem_Free(w->owned);
   PyMem_Free(w->pointers); PyMem_Free(w->operands); PyMem_Free(w->objects);
+  PyMem_Free(w->sizes);
+  if (w->numbers != g->numbers) PyMem_Free(w->numbers);
   PyMem_Free(w);
 }
 
+/* What depends on sizes only. An arena that is large enough stays, unless it is much too large. */
 static int fill_workspace(Graph* g, Workspace* w) {
-  const int64_t size[1] = {g->arena_bytes}, stride[1] = {1};
+  const int64_t size[1] = {w->numbers[0]}, stride[1] = {1};
   void* base = NULL;
-  if (g->arena_bytes && (api.empty_strided(1, size, stride, api.dtype_uint8, 0, 0, &w->arena)
-                         || api.data_ptr(w->arena, &base))) return -1;
+  for (Py_ssize_t i = 0; i < g->n_views; ++i)
+    if (w->fixed[i]) { api.delete_tensor(w->fixed[i]); w->fixed[i] = NULL; }
+  if (w->arena && (w->room < *size || (w->room >> 24 && w->room / 4 > *size))) { api.delete_tensor(w->arena); w->arena = NULL; }
+  if (!w->arena && *size) {
+    if (api.empty_strided(1, size, stride, api.dtype_uint8, 0, 0, &w->arena)) { w->arena = NULL; return -1; }
+    w->room = *size;
+  }
+  if (w->arena && api.data_ptr(w->arena, &base)) return -1;
   for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {
     Buffer* b = &g->buffers[i];
-    if (b->kind == TEMP) w->pointers[i] = (char*)base + b->number;
+    if (b->kind == TEMP) w->pointers[i] = (char*)base + w->numbers[b->number];
     if (b->kind == CONSTANT) {
       w->handles[i] = HANDLE(b->constant);
       if (api.data_ptr(w->handles[i], &w->pointers[i])) return -1;
@@ -139,11 +164,10 @@ static int fill_workspace(Graph* g, Workspace* w) {
     Buffer* b = &g->buffers[v->buffer];
     if (b->kind == TEMP) {
       const int64_t item = (int64_t)api.element_size(q->dtype);
-      if (api.alloc_from_pool(w->arena, b->number + q->offset * item, q->dtype, q->dim, q->sizes, q->strides,
-          &w->fixed[i]))
-        return -1;
+      if (api.alloc_from_pool(w->arena, w->numbers[b->number] + OFFSET(w, q) * item, q->dtype, q->dim,
+          SIZES(w, q), STRIDES(w, q), &w->fixed[i])) return -1;
     } else if (b->kind == CONSTANT) {
-      if (api.reinterpret(w->handles[v->buffer], q->dim, q->sizes, q->strides, q->offset,
+      if (api.reinterpret(w->handles[v->buffer], q->dim, SIZES(w, q), STRIDES(w, q), OFFSET(w, q),
           &w->fixed[i])) return -1;
     }
   }
@@ -163,9 +187,13 @@ static Workspace* take_workspace(Graph* g) {
   w->pointers = PyMem_Calloc(g->n_buffers + 1, sizeof(void*));
   w->operands = PyMem_Calloc(g->max_operands + 1, sizeof(void*));
   w->objects = PyMem_Calloc(g->n_buffers + 1, sizeof(PyObject*));
-  if (!w->fixed || !w->views || !w->handles || !w->owned || !w->pointers || !w->operands || !w->objects) {
+  w->sizes = PyMem_Calloc(g->n_sources + 1, sizeof(int64_t));
+  w->numbers = g->n_sources ? PyMem_Calloc(g->n_numbers, sizeof(int64_t)) : g->numbers;
+  for (int i = 0; w->sizes && i < g->n_sources; ++i) w->sizes[i] = -1;      /* of no call yet */
+  if (!w->fixed || !w->views || !w->handles || !w->owned || !w->pointers || !w->operands || !w->objects
+      || !w->sizes || !w->numbers) {
     PyErr_NoMemory();
-  } else if (fill_workspace(g, w) < 0) {
+  } else if (!g->n_sources && fill_workspace(g, w) < 0) {
     PyErr_Format(PyExc_RuntimeError, "minicompile: cannot allocate the arena: %s", api.what());
   } else return w;
   free_workspace(g, w);
@@ -195,7 +223,8 @@ Handle view_handle(Graph* g, Workspace* w, int i) {
   if (!w->views[i]) {
     Geometry* q = &v->geometry;
     Handle base = w->handles[v->buffer];     /* the offset given is added to the tensor's own */
-    if (!base || api.reinterpret(base, q->dim, q->sizes, q->strides, q->offset, &w->views[i])) return NULL;
+    if (!base || api.reinterpret(base, q->dim, SIZES(w, q), STRIDES(w, q), OFFSET(w, q),
+        &w->views[i])) return NULL;
   }
   return w->views[i];
 }
@@ -205,7 +234,7 @@ Handle view_handle(Graph* g, Workspace* w, int i) {
 /* Memory for a result that a kernel writes and that outlives the arena: not before it is needed. */
 static int allocate(Graph* g, Workspace* w, int b, int* released, PyThreadState** state) {
   Geometry* q = &g->buffers[b].geometry;
-  if (!api.empty_strided(q->dim, q->sizes, q->strides, q->dtype, 0, 0, &w->handles[b])) {
+  if (!api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &w->handles[b])) {
     w->owned[b] = 1;
     if (!api.data_ptr(w->handles[b], &w->pointers[b])) return 0;
   }
@@ -236,13 +265,53 @@ static int run_steps(Graph* g, Workspace* w, Env* env, int* released, PyThreadSt
   return 0;
 }
 
+/* Reads the sizes of a call; where they differ from the workspace's last ones, all that depends on them is made
+   anew. */
+static int take_sizes(Graph* g, Workspace* w, PyObject* const* args) {
+  int changed = 0;
+  for (int i = 0; i < g->n_sources; ++i) {
+    PyObject* x = args[g->sources[2 * i]];
+    const int d = g->sources[2 * i + 1];
+    int64_t n, *sizes;
+    if (d < 0) {
+      n = PyLong_AsLongLong(x);
+      if (n == -1 && PyErr_Occurred()) return -1;
+    } else {
+      if (api.get_sizes(HANDLE(x), &sizes)) goto failed;
+      n = sizes[d];
+    }
+    changed |= n != w->sizes[i];
+    w->sizes[i] = n;
+  }
+  if (!changed) return 0;
+  int64_t* computed = PyMem_Malloc((g->n_computed + 1) * sizeof(int64_t));
+  if (!computed) { PyErr_NoMemory(); return -1; }
+  g->compute(w->sizes, computed);
+  memcpy(w->numbers, g->numbers, g->n_numbers * sizeof(int64_t));
+  for (int i = 0; i < g->n_patches; ++i) w->numbers[g->patches[2 * i]] = computed[g->patches[2 * i + 1]];
+  PyMem_Free(computed);
+  if (fill_workspace(g, w) == 0) return 0;
+failed:
+  w->sizes[0] = -1;
+  PyErr_Format(PyExc_RuntimeError, "minicompile: cannot allocate the arena: %s", api.what());
+  return -1;
+}
+
+/* The sizes of the call for code in Python. */
+PyObject* size_tuple(Graph* g, Workspace* w) {
+  PyObject* t = PyTuple_New(g->n_sources);
+  for (int i = 0; t && i < g->n_sources; ++i) PyTuple_SET_ITEM(t, i, PyLong_FromLongLong(w->sizes[i]));
+  return t;
+}
+
 static int start_call(Graph* g, Workspace* w, PyObject* const* args) {
+  if (take_sizes(g, w, args) < 0) return -1;
   for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {
     Buffer* b = &g->buffers[i];
     if (b->kind == INPUT) w->handles[i] = HANDLE(args[b->number]);
     else if (b->kind == OUTPUT) {
       Geometry* q = &b->geometry;
-      if (api.empty_strided(q->dim, q->sizes, q->strides, q->dtype, 0, 0, &w->handles[i])) goto failed;
+      if (api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &w->handles[i])) goto failed;
       w->owned[i] = 1;
     } else continue;
     if (api.data_ptr(w->handles[i], &w->pointers[i])) goto failed;
@@ -261,6 +330,12 @@ static PyObject* buffer_object(Graph* g, Workspace* w, int b, PyObject* const* a
   return w->objects[b];
 }
 
+static PyObject* int_tuple(const int64_t* n, int64_t dim) {
+  PyObject* t = PyTuple_New(dim);
+  for (int64_t d = 0; t && d < dim; ++d) PyTuple_SET_ITEM(t, d, PyLong_FromLongLong(n[d]));
+  return t;
+}
+
 static PyObject* collect(Graph* g, Workspace* w, PyObject* const* args) {
   PyObject* out = PyTuple_New(g->n_results);
   for (Py_ssize_t i = 0; out && i < g->n_results; ++i) {
@@ -268,9 +343,11 @@ static PyObject* collect(Graph* g, Workspace* w, PyObject* const* args) {
     PyObject* x = buffer_object(g, w, r->buffer, args);
     /* an alias: the user's own as_strided, in the user's grad mode */
     if (x && r->alias) {
-      PyObject* call[4] = {x, PyTuple_GET_ITEM(r->alias, 0), PyTuple_GET_ITEM(r->alias, 1),
-          PyTuple_GET_ITEM(r->alias, 2)};
-      x = PyObject_Vectorcall(g->as_strided, call, 4, NULL);
+      const Geometry* q = &r->geometry;
+      PyObject* call[4] = {x, int_tuple(SIZES(w, q), q->dim), int_tuple(STRIDES(w, q), q->dim),
+          r->alias == Py_None ? PyLong_FromLongLong(OFFSET(w, q)) : Py_NewRef(r->alias)};
+      x = call[1] && call[2] && call[3] ? PyObject_Vectorcall(g->as_strided, call, 4, NULL) : NULL;
+      for (int k = 1; k < 4; ++k) Py_XDECREF(call[k]);
     } else Py_XINCREF(x);
     if (!x) { Py_CLEAR(out); break; }
     PyTuple_SET_ITEM(out, i, x);
@@ -288,20 +365,27 @@ static int count_writes(Graph* g, PyObject* const* args) {
   return done ? 0 : -1;
 }
 
+static int is_size(Graph* g, Py_ssize_t input) {
+  for (int i = 0; i < g->n_sources; ++i)
+    if (g->sources[2 * i] == input && g->sources[2 * i + 1] < 0) return 1;
+  return 0;
+}
+
 static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   Graph* g = (Graph*)self;
   const Py_ssize_t n = PyVectorcall_NARGS(nargsf);
   if (n != g->n_inputs || (kwnames && PyTuple_GET_SIZE(kwnames)))
     return PyErr_Format(PyExc_TypeError, "this graph takes %zd tensors, not %zd", g->n_inputs, n);
   for (Py_ssize_t i = 0; i < n; ++i)
-    if (Py_TYPE(args[i]) != api.tensor_type && !PyObject_TypeCheck(args[i], api.tensor_base))
+    if (Py_TYPE(args[i]) != api.tensor_type && !PyObject_TypeCheck(args[i], api.tensor_base)
+        && !(PyLong_Check(args[i]) && is_size(g, i)))
       return PyErr_Format(PyExc_TypeError, "argument %zd is a %s, not a tensor", i,
           Py_TYPE(args[i])->tp_name);
   Workspace* w = take_workspace(g);
   if (!w) return NULL;
   PyObject* out = NULL;
   if (start_call(g, w, args) == 0) {
-    Env env = {1, 0, 0};
+    Env env = {1, 0, 0, w->sizes};
     uint32_t threads = 1;
     if (api.num_threads(&threads) == 0) env.threads = (int)threads;
     int released = g->release_gil;
@@ -340,16 +424,14 @@ static void Graph_dealloc(PyObject* self) {
   give_back(g);
   for (Py_ssize_t i = 0; i < g->n_buffers && g->buffers; ++i) {
     Py_XDECREF(g->buffers[i].constant);
-    PyMem_Free(g->buffers[i].geometry.sizes);
   }
-  for (Py_ssize_t i = 0; i < g->n_views && g->views; ++i) PyMem_Free(g->views[i].geometry.sizes);
   for (Py_ssize_t i = 0; i < g->n_steps && g->steps; ++i) {
     PyMem_Free(g->steps[i].operands); PyMem_Free(g->steps[i].frees);
     free_extern(g->steps[i].ext);
   }
   for (Py_ssize_t i = 0; i < g->n_results && g->results; ++i) Py_XDECREF(g->results[i].alias);
   PyMem_Free(g->buffers); PyMem_Free(g->views); PyMem_Free(g->steps); PyMem_Free(g->results);
-  PyMem_Free(g->written);
+  PyMem_Free(g->written); PyMem_Free(g->numbers); PyMem_Free(g->patches); PyMem_Free(g->sources);
   Py_XDECREF(g->on_error); Py_XDECREF(g->as_strided); Py_XDECREF(g->keep); Py_XDECREF(g->increment_version);
   Py_XDECREF(g->instead);
   Py_TYPE(self)->tp_free(self);
@@ -364,23 +446,30 @@ static int Graph_traverse(PyObject* self, visitproc visit, void* arg) {
 }
 
 /* Graph(inputs, arena_bytes, release_gil, buffers, views, steps, results, on_error, as_strided, keep,
- *       written, increment_version) */
+ *       written, increment_version, sources, compute): a number that varies is (k,), entry k of what the
+ *       function at the address `compute` makes of the sizes */
 static PyObject* Graph_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   (void)kwargs;
-  PyObject *buffers, *views, *steps, *results, *on_error, *as_strided, *keep, *written, *increment;
-  Py_ssize_t inputs; long long arena; int release;
+  PyObject *buffers, *views, *steps, *results, *on_error, *as_strided, *keep, *written, *increment, *arena;
+  PyObject* sources;
+  unsigned long long compute;
+  Py_ssize_t inputs; int release;
   if (!api.ready) return PyErr_Format(PyExc_RuntimeError, "minicompile._launch.bind has not been called");
-  if (!PyArg_ParseTuple(args, "nLpO!O!O!O!OOOO!O", &inputs, &arena, &release, &PyList_Type, &buffers,
+  if (!PyArg_ParseTuple(args, "nOpO!O!O!O!OOOO!OO!K", &inputs, &arena, &release, &PyList_Type, &buffers,
       &PyList_Type, &views,
                         &PyList_Type, &steps, &PyList_Type, &results, &on_error, &as_strided,
-                            &keep, &PyTuple_Type, &written, &increment)) return NULL;
+                            &keep, &PyTuple_Type, &written, &increment, &PyTuple_Type, &sources,
+                            &compute)) return NULL;
   Graph* g = (Graph*)type->tp_alloc(type, 0);
   if (!g) return NULL;
   g->vectorcall = Graph_call;
-  g->n_inputs = inputs; g->arena_bytes = arena; g->release_gil = release;
+  g->n_inputs = inputs; g->release_gil = release;
+  g->compute = (void (*)(const int64_t*, int64_t*))(uintptr_t)compute;
   g->on_error = Py_NewRef(on_error); g->as_strided = Py_NewRef(as_strided); g->keep = Py_NewRef(keep);
   g->increment_version = Py_NewRef(increment);
-  if (read_ints(written, &g->written, &g->n_written) < 0) { Py_DECREF(g); return NULL; }
+  if (add_number(g, arena) < 0 || read_ints(written, &g->written, &g->n_written) < 0
+      || read_ints(sources, &g->sources, &g->n_sources) < 0) { Py_DECREF(g); return NULL; }
+  g->n_sources /= 2;
   if (read_buffers(g, buffers) < 0 || read_views(g, views) < 0 || read_steps(g, steps) < 0 || read_results(g,
       results) < 0) {
     Py_DECREF(g);

@@ -43,16 +43,20 @@ typedef struct {
 } Api;
 extern Api api;
 
-typedef struct { int32_t dtype; int64_t dim, numel, offset, *sizes, *strides; } Geometry;
+/* Numbers of a geometry lie in a workspace's `numbers` from `at` on: the offset, `dim` sizes, `dim` strides. */
+typedef struct { int32_t dtype; int64_t dim, at; } Geometry;
+#define OFFSET(w, q) ((w)->numbers[(q)->at])
+#define SIZES(w, q) ((w)->numbers + (q)->at + 1)
+#define STRIDES(w, q) (SIZES(w, q) + (q)->dim)
 
-/* Buffer.kind; number: input index, or arena offset */
+/* Buffer.kind; number: input index, or where its arena offset is among the numbers */
 enum { INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL };
 typedef struct { int kind; long long number; PyObject* constant; Geometry geometry; } Buffer;
 typedef struct { int buffer, whole; Geometry geometry; } View;
-typedef struct { int buffer; PyObject* alias; } Result;
+typedef struct { int buffer; PyObject* alias; Geometry geometry; } Result;   /* alias: views, or None */
 
 /* An argument of a library kernel, as data. */
-enum { A_TENSOR, A_BITS, A_FLOAT, A_NONE, A_OPTIONAL, A_LIST, A_STRING };
+enum { A_TENSOR, A_BITS, A_FLOAT, A_NONE, A_OPTIONAL, A_LIST, A_STRING, A_SIZE };
 typedef struct Arg { int tag, n; Stable bits; double real; struct Arg* items; PyObject* text; int64_t* ints;
     } Arg;
 
@@ -71,7 +75,7 @@ enum { KERNEL, LIBRARY };
 typedef struct { int kind; void* function; int *operands, n_operands, *frees, n_frees; ExternCall* ext;
     } Step;
 
-typedef struct { int threads; int error; int64_t found; } Env;     /* as in kernels/cpp/run.h */
+typedef struct { int threads; int error; int64_t found; const int64_t* sizes; } Env;     /* as in run.h */
 
 /* Memory of one call in flight. */
 typedef struct Workspace {
@@ -81,13 +85,20 @@ typedef struct Workspace {
   char* owned;                                            /* handles[i] is ours to delete */
   void **pointers, **operands;
   PyObject** objects;                                     /* wrapped results, per buffer */
+  int64_t *sizes, *numbers;                               /* numbers: the graph's own where no size varies */
+  int64_t room;                                           /* bytes of the arena */
 } Workspace;
 
 typedef struct {
   PyObject_HEAD
   vectorcallfunc vectorcall;
   Py_ssize_t n_inputs, n_buffers, n_views, n_steps, n_results;
-  int64_t arena_bytes;
+  /* the numbers of its geometries, the bytes of its arena first. Those that vary are `patches`, pairs of a
+     place and a number of what `compute` makes of the sizes; size i is dimension sources[2i + 1] of input
+     sources[2i], or that input itself (-1) */
+  int64_t *numbers, n_numbers;
+  int *patches, n_patches, *sources, n_sources, n_computed;
+  void (*compute)(const int64_t* sizes, int64_t* computed);
   int release_gil, has_extern, max_operands;
   Buffer* buffers; View* views; Step* steps; Result* results;
   PyObject *on_error, *as_strided, *keep, *increment_version, *instead;
@@ -97,8 +108,9 @@ typedef struct {
 
 const char* bind_api(void);                               /* NULL, or the name that is missing */
 void* lookup_symbol(const char* name);
-int spec_of(PyObject* t, Geometry* g);
+PyObject* size_tuple(Graph* g, Workspace* w);
 Handle view_handle(Graph* g, Workspace* w, int view);
-int read_extern(Step* s, PyObject* t);
+int64_t add_number(Graph* g, PyObject* n);
+int read_extern(Graph* g, Step* s, PyObject* t);
 void free_extern(ExternCall* e);
 int run_extern(Graph* g, Workspace* w, Step* s, int* released, PyThreadState** state);

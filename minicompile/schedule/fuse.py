@@ -74,7 +74,7 @@ def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
         return no("scatters run alone, in order")
     if len(a.parts) + len(b.parts) > MOST_PARTS:
         return no(f"more than {MOST_PARTS} loops in one kernel")
-    if any(same(n, 0) for n in (a.rows, b.rows)) or any(same(total(p.inner), 0) for p in (*a.parts, *b.parts)):
+    if any(same(n, 0) for n in (a.rows, b.rows, *(total(p.inner) for p in (*a.parts, *b.parts)))):
         return no("one of them has nothing to do")
     if not same(a.rows, b.rows) and a.flat and b.flat and not a.writes() & b.reads():
         return no("iteration spaces differ, and neither reads the other's result")

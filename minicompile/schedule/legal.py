@@ -26,15 +26,14 @@ class Placing:
 
     def first_stage(self, p: Part) -> int | str:
         """The earliest stage for p, or why one row cannot be computed without others."""
-        lowest = max([0, *(s for _, s in self.written[p.loop.out.buffer])])
-        needs: list[int | str] = []
+        needs: list[int | str] = [_after_other(w, s, p, self.par) for w, s in self.written[p.loop.out.buffer]]
         for x in p.loop.loads():
             if len(self.written[x.buffer]) > 1:
                 return f"{p.loop.name} reads {x.buffer}, which several loops fill"
             needs += [_after_store(w, s, p, x, self.par) for w, s in self.written[x.buffer]]
         needs += [_after_load(r, s, p, x, self.par) for x, r, s in self.read[p.loop.out.buffer]]
         refused = next((n for n in needs if isinstance(n, str)), None)
-        return refused or max([lowest, *(n for n in needs if isinstance(n, int))])
+        return refused or max([0, *(n for n in needs if isinstance(n, int))])
 
     def put(self, p: Part, stage: int) -> None:
         self.written[p.loop.out.buffer].append((p, stage))
@@ -58,6 +57,17 @@ def place(group: Group) -> list[int] | str:
         result.append(stage)
         placing.put(p, stage)
     return result
+
+
+def _after_other(w: Part, s: int, p: Part, par: frozenset[Var]) -> int | str:
+    """The first stage in which p may store to the buffer that part w stores to in stage s: its store is the
+    later one, also where a row of p's stores to another row of w's."""
+    if same(w.loop.out.index, p.loop.out.index) and w.loop.combine is None and w.inner == p.inner:
+        return s
+    mine, theirs = row_part(p.loop.out.index, par), row_part(w.loop.out.index, par)
+    if mine is None or theirs is None or not same(mine[0], theirs[0]):
+        return f"{p.loop.name} stores to other rows of {p.loop.out.buffer}"
+    return s + 1
 
 
 def _after_store(w: Part, s: int, p: Part, x: Load, par: frozenset[Var]) -> int | str:

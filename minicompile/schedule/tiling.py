@@ -52,7 +52,8 @@ def tile(
     vector = vector_axis(par, stages) if "vectors" not in config.disable_passes else None
     work = cost(par, stages, buffers, local, vector is not None)
     ordered = any(loop.out.indirect or loop.out.mode != "set" for stage in stages for loop in stage.loops)
-    parallel = 0 if ordered or work < FORK_NS else parallel_depth(par)
+    varies = any(isinstance(a.size, Sym) for a in (*par, *(a for s in stages for a in s.inner)))
+    parallel = 0 if ordered or work < FORK_NS and not varies else parallel_depth(par)
     return Tiling(vector, parallel, round(work, 1), transpose(par, stages, vector))
 
 

@@ -67,18 +67,19 @@ def tensors(g: Graph, seed: int):
     return [next(given) if isinstance(n.spec, TensorSpec) else n.spec for n in g.inputs]
 
 
-def random_sized(seed: int, steps: int = 14) -> tuple[Graph, dict]:
+def random_sized(seed: int, steps: int = 14, a: Size = S0, b: Size = S1) -> tuple[Graph, dict]:
     """A random prim graph over dims of which some are sizes, and the conditions found while it was made."""
     r = random.Random(seed)
     with asking() as conditions:
         m = Sized()
-        dims = [S0, S0, S1, S1, 1, 3, 4]
-        pool = [m.input(S0, S1), m.input(S0, 1), m.input(S1),
+        m.a, m.b = a, b
+        dims = [m.a, m.a, m.b, m.b, 1, 3, 4]
+        pool = [m.input(m.a, m.b), m.input(m.a, 1), m.input(m.b),
                 m.input(*[r.choice(dims) for _ in range(r.randint(1, 3))])]
         for _ in range(steps):
             x = r.choice(pool[-6:])
             made = r.choice(STEPS)(m, r, x, pool)
-            if made is not None and hint(made.tensor.numel) <= 4000:
+            if made is not None and hint(made.tensor.numel) <= 40_000:
                 pool.append(made)
         for n in [*r.sample(pool, min(len(pool), 2)), pool[-1]]:
             m.output(n) if n.tensor.is_dense else m.output(m.add(n, 0.0))
@@ -98,7 +99,7 @@ def _unary(m, r, x, pool):
 
 
 def _binary(m, r, x, pool):
-    y = r.choice([*_like(x, pool), r.choice([2.0, S0, S1 + S0])])
+    y = r.choice([*_like(x, pool), r.choice([2.0, m.a, m.b + m.a])])
     return getattr(m, r.choice(["add", "sub", "mul", "maximum", "minimum"]))(x, y)
 
 
@@ -108,8 +109,8 @@ def _where(m, r, x, pool):
 
 
 def _expand(m, r, x, pool):
-    shape = [r.choice([2, S0, S1]) if same(n, 1) else n for n in x.tensor.shape]
-    return m.expand(x, tuple([r.choice([1, 2, S0])] * r.randint(0, 1) + shape)) if len(shape) < 4 else None
+    shape = [r.choice([2, m.a, m.b]) if same(n, 1) else n for n in x.tensor.shape]
+    return m.expand(x, tuple([r.choice([1, 2, m.a])] * r.randint(0, 1) + shape)) if len(shape) < 4 else None
 
 
 def _permute(m, r, x, pool):
@@ -122,7 +123,7 @@ def _reshape(m, r, x, pool):
         k = r.randrange(len(shape) - 1)
         return m.reshape(x, (*shape[:k], shape[k] * shape[k + 1], *shape[k + 2:]))
     for k, n in enumerate(shape):
-        for d in r.sample([S0, S1, 3, 2], 4):
+        for d in r.sample([m.a, m.b, 3, 2], 4):
             if same(n % d, 0) and not same(n, d):
                 return m.reshape(x, (*shape[:k], *r.choice([(d, n // d), (n // d, d)]), *shape[k + 1:]))
     return m.reshape(x, tuple(shape[::-1]))
@@ -174,8 +175,8 @@ def _scan(m, r, x, pool):
 
 
 def _iota(m, r, x, pool):
-    n = x.tensor.shape[-1] if x.tensor.ndim else S0
-    return m.cast(m.iota(n, r.choice([0, 2, S1]), r.choice([1, 2]), i64), f32)
+    n = x.tensor.shape[-1] if x.tensor.ndim else m.a
+    return m.cast(m.iota(n, r.choice([0, 2, m.b]), r.choice([1, 2]), i64), f32)
 
 
 def _gather(m, r, x, pool):

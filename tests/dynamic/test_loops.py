@@ -14,11 +14,11 @@ from minicompile.loops.build import build_loops
 NUMBERS = [(6, 10), (2, 2), (3, 7), (17, 5), (4, 33), (9, 9)]
 
 
-def assignments(conditions):
+def assignments(conditions, first=S0, second=S1, numbers=NUMBERS):
     """The sizes that the conditions allow."""
-    for a, b in NUMBERS:
+    for a, b in numbers:
         if all(c.holds({"s0": a, "s1": b}) for c in conditions):
-            yield {S0: a, S1: b}
+            yield {first: a, second: b}
 
 
 def test_a_variable_knows_its_extent():
