@@ -257,8 +257,31 @@ MC_LIBM2(nextafter, nextafter)
 template <class V> MC_INLINE V nextafter(V x, V y) {
   if constexpr (is_vec<V>) MC_EACH(V, (nextafter1(x[l], y[l]))) else return nextafter1(x, y);
 }
+// Exactly, in double: a quotient below 2^28 and a float make a product of at most 53 bits. What rounding made
+// one too large leaves a remainder of the other sign.
+template <int N> MC_INLINE vec<float, N> fmod(vec<float, N> x, vec<float, N> y) {
+  typedef vec<double, N / 2> D;
+  vec<float, N> r;
+  bool all = true;
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    vec<float, N / 2> low, high, part;
+    __builtin_memcpy(&low, (const float*)&x + h * N / 2, sizeof low);
+    __builtin_memcpy(&high, (const float*)&y + h * N / 2, sizeof high);
+    const D a = __builtin_convertvector(low, D), b = abs(__builtin_convertvector(high, D));
+    const D q = trunc(a / b), rest = a - q * b;
+    const D fixed = ((rest < 0) ^ (a < 0)) & (rest != 0) ? rest + copysign(b, a) : rest;
+    all = all && !any(~((abs(q) < 0x1p28) & (b < 0x1p200)));
+    part = __builtin_convertvector(copysign(fixed, a), vec<float, N / 2>);
+    __builtin_memcpy((float*)&r + h * N / 2, &part, sizeof part);
+  }
+  if (__builtin_expect(all, 1)) return r;
+  for (int l = 0; l < N; ++l) r[l] = fmod1(x[l], y[l]);
+  return r;
+}
 template <class V> MC_INLINE V fmod(V x, V y) {
-  if constexpr (is_vec<V>) MC_EACH(V, (fmod<lane<V>>(x[l], y[l])))
+  if constexpr (is_vec<V> && same<lane<V>, float> && lanes_of<V> >= 8) return fmod<lanes_of<V>>(x, y);
+  else if constexpr (is_vec<V>) MC_EACH(V, (fmod<lane<V>>(x[l], y[l])))
   else if constexpr (is_float<V>) return fmod1(x, y);
   else if constexpr (V(-1) > V(0)) return y == 0 ? 0 : x % y;
   else return safe_mod<V>(x, y);

@@ -72,8 +72,8 @@ template <int N> MC_INLINE vec<i8, N> splat_mask(bool c) { return splat<i8, N>(c
 template <class T, int N> MC_INLINE vec<T, N> ramp(T base, T step = 1) {
   vec<T, N> r;
 #pragma GCC unroll 64
-  for (int l = 0; l < N; ++l) r[l] = base + T(l) * step;
-  return r;
+  for (int l = 0; l < N; ++l) r[l] = T(l);                                // a constant
+  return splat<T, N>(base) + r * splat<T, N>(step);
 }
 
 // f(0), f(1), … in the lanes.
@@ -112,6 +112,11 @@ template <class M, class C> MC_INLINE M mask_as(C c) {
 template <class C> MC_INLINE bool any(C c) {
   if constexpr (!is_vec<C>) return c;
 #ifdef __AVX__
+#ifdef __AVX512F__
+  else if constexpr (sizeof(C) == 64) {
+    return __builtin_ia32_ptestmd512(bits_as<vec<i32, 16>>(c), bits_as<vec<i32, 16>>(c), -1) != 0;
+  }
+#endif
   else if constexpr (sizeof(C) == 32) {
     typedef long long all __attribute__((vector_size(32)));
     return !__builtin_ia32_ptestz256(bits_as<all>(c), bits_as<all>(c));
@@ -240,8 +245,24 @@ MC_INLINE auto masked_load(vec<i64, 4> c, const void* p) {
 MC_INLINE auto masked_load(vec<i64, 2> c, const void* p) {
   return __builtin_ia32_maskloadq((const i64x2_*)p, bits_as<i64x2_>(c));
 }
-template <class T, int N> constexpr bool masked_loads = (sizeof(T) == 4 || sizeof(T) == 8) &&
-                                                        (sizeof(T) * N == 16 || sizeof(T) * N == 32);
+#ifdef __AVX512F__
+MC_INLINE auto masked_load(vec<i32, 16> c, const void* p) {
+  return __builtin_ia32_loadups512_mask((const float*)p, vec<float, 16>{},
+                                        __builtin_ia32_ptestmd512(c, c, -1));
+}
+MC_INLINE auto masked_load(vec<i64, 8> c, const void* p) {
+  typedef vec<long long, 8> L;
+  return __builtin_ia32_loadupd512_mask((const double*)p, vec<double, 8>{},
+                                        __builtin_ia32_ptestmq512(bits_as<L>(c), bits_as<L>(c), -1));
+}
+#endif
+constexpr int MASKED_BYTES = sizeof(vec<i32, 8>)
+#ifdef __AVX512F__
+    * 2
+#endif
+    ;
+template <class T, int N> constexpr bool masked_loads =
+    (sizeof(T) == 4 || sizeof(T) == 8) && sizeof(T) * N >= 16 && sizeof(T) * N <= MASKED_BYTES;
 #else
 template <class T, int N> constexpr bool masked_loads = false;
 #endif
@@ -296,12 +317,39 @@ MC_INLINE void load_columns(vec<raw<T>, N> (&r)[N], const T* p, i64 stride, R ro
   transpose(r);
 }
 
+typedef short i16x8_ __attribute__((vector_size(16)));
+
 // ---- casts ------------------------------------------------------------------------------------------------
 
+// u16 to u32 and, for what fits, back. GCC has a plain instruction for each only if told.
+template <class U> MC_INLINE auto widened(U x) {
+  constexpr int N = lanes_of<U>;
+#ifdef __AVX2__
+  if constexpr (N == 8) return bits_as<vec<u32, 8>>(__builtin_ia32_pmovzxwd256(bits_as<i16x8_>(x))); else
+#endif
+#ifdef __AVX512F__
+  if constexpr (N == 16)
+    return bits_as<vec<u32, 16>>(
+        __builtin_ia32_pmovzxwd512_mask(bits_as<vec<short, 16>>(x), vec<i32, 16>{}, -1));
+  else
+#endif
+  return __builtin_convertvector(x, vec<u32, N>);
+}
+template <class U> MC_INLINE auto narrowed(U x) {
+  constexpr int N = lanes_of<U>;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (N == 8) {
+    vec<i32, 4> half[2];
+    __builtin_memcpy(half, &x, sizeof half);
+    return bits_as<vec<u16, 8>>(__builtin_ia32_packusdw128(half[0], half[1]));
+  } else
+#endif
+  return __builtin_convertvector(x, vec<u16, N>);
+}
 template <class U> MC_INLINE auto float_of_bf16(U x) {
   if constexpr (is_vec<U>) {
     constexpr int N = lanes_of<U>;
-    return bits_as<vec<float, N>>(__builtin_convertvector(x, vec<u32, N>) << 16);
+    return bits_as<vec<float, N>>(widened(x) << 16);
   } else return bits_as<float>(u32(x) << 16);
 }
 // round to nearest even; NaN stays NaN
@@ -310,7 +358,7 @@ template <class F> MC_INLINE auto bf16_of_float(F x) {
     constexpr int N = lanes_of<F>;
     auto u = bits_as<vec<u32, N>>(x);
     auto rounded = (u + (0x7fff + ((u >> 16) & 1))) >> 16;
-    return __builtin_convertvector((x != x) ? vec<u32, N>{} + 0x7fc0 : rounded, vec<u16, N>);
+    return narrowed((x != x) ? vec<u32, N>{} + 0x7fc0 : rounded);
   } else {
     u32 u = bits_as<u32>(x);
     return u16(x != x ? 0x7fc0 : (u + (0x7fff + ((u >> 16) & 1))) >> 16);
@@ -339,15 +387,22 @@ MC_INLINE u16 f16_of_float(float x) {
   return sign | ((a + 0xc8000fff + ((a >> 13) & 1)) >> 13);
 }
 #ifdef __F16C__
-typedef short i16x8_ __attribute__((vector_size(16)));
 template <class U> MC_INLINE auto float_of_f16v(U x) {
   constexpr int N = lanes_of<U>;
   if constexpr (N == 8) return bits_as<vec<float, 8>>(__builtin_ia32_vcvtph2ps256(bits_as<i16x8_>(x)));
+#ifdef __AVX512F__
+  else if constexpr (N == 16)
+    return __builtin_ia32_vcvtph2ps512_mask(bits_as<vec<short, 16>>(x), vec<float, 16>{}, -1, 4);
+#endif
   else { vec<float, N> r; for (int l = 0; l < N; ++l) r[l] = float_of_f16(x[l]); return r; }
 }
 template <class F> MC_INLINE auto f16_of_floatv(F x) {
   constexpr int N = lanes_of<F>;
   if constexpr (N == 8) return bits_as<vec<u16, 8>>(__builtin_ia32_vcvtps2ph256(x, 0));
+#ifdef __AVX512F__
+  else if constexpr (N == 16)
+    return bits_as<vec<u16, 16>>(__builtin_ia32_vcvtps2ph512_mask(x, 0, vec<short, 16>{}, -1));
+#endif
   else { vec<u16, N> r; for (int l = 0; l < N; ++l) r[l] = f16_of_float(x[l]); return r; }
 }
 #else
