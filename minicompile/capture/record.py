@@ -31,11 +31,12 @@ _TENSOR_FUNCTIONS: dict[Any, str] = {f: n for n, f in vars(torch.Tensor).items()
                                      if isinstance(f, FunctionType)}
 
 _NEEDS_DATA = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__,
-                         torch.Tensor.__repr__, torch.Tensor.__format__, torch.Tensor.data_ptr})
+                         torch.Tensor.__repr__, torch.Tensor.__format__, torch.Tensor.data_ptr,
+                         torch.nn.functional.one_hot})
 _QUANTIZE = frozenset({torch.quantize_per_tensor, torch.quantize_per_channel,
                        torch.quantize_per_tensor_dynamic})
 _READ_ELEMENTS = frozenset({torch.tensor, torch.as_tensor})  # of lists, without a call for each
-_NOT_SPECULATED = _NEEDS_DATA - {torch.Tensor.tolist, torch.Tensor.__format__}
+_NOT_SPECULATED = _NEEDS_DATA - {torch.Tensor.tolist, torch.Tensor.__format__, torch.nn.functional.one_hot}
 
 
 def holds_tensor(x: Any) -> bool:

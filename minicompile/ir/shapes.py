@@ -91,8 +91,9 @@ def _var(x: torch.Tensor, dims: Any = None, *, correction: Any = None,
 @rule(aten._softmax.default, aten._log_softmax.default)
 def _softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor | None:
     n = max(x.dim(), 1)
-    return (_new(x.shape, x.dtype) if not half_to_float and -n <= dim < n and x.dtype.is_floating_point
-            else None)
+    if not -n <= dim < n:           # torch's own rule does not look
+        raise IndexError(f"Dimension out of range (expected to be in [{-n}, {n - 1}], but got {dim})")
+    return _new(x.shape, x.dtype) if not half_to_float and x.dtype.is_floating_point else None
 
 
 @rule(aten.cumsum.default, aten.cumprod.default)
