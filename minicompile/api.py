@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import os
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,6 @@ from .ir.sym import LARGEST_SIZE
 from .pipeline import BACKENDS, Compilation, compile_graph
 
 _live: weakref.WeakSet[Handle] = weakref.WeakSet()
-OPEN = None if os.environ.get("MC_DYN") else False      # until all stages take sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class Handle:
     def __post_init__(self) -> None:
         self.compiled = Compiled(self.function, self._compile, fullgraph=self.settings.fullgraph,
                                  limit=config.recompile_limit, on_event=self._event,
-                                 dynamic=self.settings.dynamic or OPEN)
+                                 dynamic=self.settings.dynamic)
         _live.add(self)
 
     def _compile(self, capture: Any, examples: Sequence[Any]) -> Callable:

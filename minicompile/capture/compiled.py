@@ -266,7 +266,8 @@ class Compiled:
                 continue
             if closed:
                 self.constant(refused.refusal, self.numbers.changing - self.numbers.pinned)
-            self.numbers = replace(numbers, sizes=self.numbers.sizes)
+            met = done.sizes.met() if done.sizes is not None else numbers.met
+            self.numbers = replace(numbers, sizes=self.numbers.sizes, met=met)
             return done, tensors
         idle = self.before.idle if self.before is not None else 0
         breaks = not self.fullgraph and idle < IDLE and refused.refusal.code not in UNBROKEN

@@ -17,7 +17,7 @@ import torch
 from ..errors import Where
 from ..ir.scalar import Number
 from ..ir.spec import TensorSpec
-from ..ir.sym import LARGEST_SIZE, Condition, Div, Mod, Prod, Size, Sym, Var, children
+from ..ir.sym import LARGEST_SIZE, Condition, Div, Mod, NeedsSizes, Prod, Size, Sym, Var, children, hint
 from .guards import Guard, TensorFact
 from .sources import Source
 from .varying import VARYING, Numbers, VaryingInt
@@ -56,6 +56,13 @@ class Sizes:
         self.specs[source] = replace(spec, shape=shape, stride=stride)
         return self.specs[source]
 
+    def met(self) -> dict[str, dict[int, int]]:
+        """The sizes met by this capture and those before it: of a source, by the number of the capture."""
+        before: Mapping[str, dict[int, int]] = self.world.numbers.met
+        call = max((n for sizes in before.values() for n in sizes), default=-1) + 1
+        now = {str(source): s.hint for s, places in self.dims.items() for source in places}
+        return {**before, **{text: {**before.get(text, {}), call: n} for text, n in now.items()}}
+
     def at(self, source: Source) -> Size | None:
         """The Size that the number at `source` is."""
         return next((s for s, places in self.dims.items() if places[0] is source), None)
@@ -69,10 +76,18 @@ class Sizes:
         return self.open(source, n, *mark or ())
 
     def open(self, source: Source, n: int, low: int = 2, high: int = LARGEST_SIZE) -> Size:
-        """The Size that the number n at `source` is. Equal ones are one, guarded to stay equal."""
-        alike = (s for s, (first, *_) in self.dims.items()
-                 if first is source or "derived" not in (source.kind, first.kind))
-        known = next((s for s in alike if (s.hint, s.lo, s.hi) == (n, low, high)), None)
+        """The Size that the number n at `source` is. Those that were equal so far are one, guarded to stay
+        equal."""
+        met: Mapping[str, dict[int, int]] = self.world.numbers.met
+        mine = met.get(str(source), {})
+
+        def alike(s: Size, first: Source) -> bool:
+            theirs = met.get(str(first), {})
+            return (s.hint, s.lo, s.hi) == (n, low, high) and (
+                first is source or "derived" not in (source.kind, first.kind)
+                and all(theirs.get(call, size) == size for call, size in mine.items()))
+
+        known = next((s for s, (first, *_) in self.dims.items() if alike(s, first)), None)
         if known is None:
             known = Size(f"s{len(self.dims)}", n, low, high)
             self.dims[known] = []
@@ -90,9 +105,14 @@ class Sizes:
         """What stands for an expression of sizes in the captured program; anything else as it is."""
         if not isinstance(value, Sym):
             return value
+        def ask(number: Number) -> int:
+            needed = NeedsSizes(value)
+            needed.where = self.world.where()
+            raise needed
+
         known = self.made.get(value)
         if known is None:
-            known = self.made[value] = VaryingInt(Number.of_size(value))  # type: ignore[arg-type]
+            known = self.made[value] = VaryingInt(Number(hint(value), ask, value))  # type: ignore[arg-type]
             known.source, known.world = self.source(value), self.world
         return known
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Numbers:
     sized: frozenset[str] = frozenset()
     pinned: frozenset[str] = frozenset()
     sizes: bool | None = None           # of tensors: all are open, none, or those that differ
+    met: Mapping[str, dict[int, int]] = field(default_factory=dict, compare=False)      # see `Sizes.met`
 
     @property
     def all_sizes(self) -> bool:

@@ -13,7 +13,7 @@ from minicompile import api
 
 from .common import check
 
-SIZES = (4, 7, 16, 33, 2, 64)
+SIZES = (4, 7, 16, 33, 3, 64)
 
 
 def rows(*shape: object, dtype: torch.dtype = torch.float32) -> list[tuple]:
@@ -208,7 +208,8 @@ def test_growing_cache() -> None:
 
     with torch.no_grad():
         compiled = minicompile.compile(step)
-        keys = values = mine_k = mine_v = torch.randn(2, 3, 16)
+        keys, values = torch.randn(2, 2, 3, 16)
+        mine_k, mine_v = keys, values
         for _ in range(12):
             x = torch.randn(2, 1, 16)
             out, keys, values = step(x, keys, values)
