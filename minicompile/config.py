@@ -109,6 +109,9 @@ class Config:
                        "on a GPU: 'reduce-overhead' replays CUDA graphs, 'max-autotune' times blocks")
     numerics: str = _field("eager", one_of("eager", "fast"),
                            "'eager': eager's result up to reassociation; 'fast': also approximations")
+    random: str = _field("eager", one_of("eager", "philox"),
+                         "'eager': eager mode's numbers; 'philox': others, by a counter, computed inside "
+                         "kernels and again in the backward, so that no mask is kept")
     activation_memory_budget: float = _field(
         1.0, fraction, "training: bytes kept for the backward, as a part of what costs no library call or "
                        "reduction to be computed again; 0: as few as can be")

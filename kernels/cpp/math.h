@@ -170,6 +170,40 @@ template <class V> MC_INLINE V shr(V a, V b) {
   }
 }
 
+template <class V> MC_INLINE auto unsigned_of(V x) {
+  if constexpr (is_vec<V>) return (vec<u32, lanes_of<V>>)x; else return u32(x);
+}
+// a * m, both without sign, as high and low words.
+template <class V> MC_INLINE void long_product(V a, u32 m, V& high, V& low) {
+#ifdef __AVX2__
+  if constexpr (sizeof(V) == 32) {
+    typedef vec<i32, 8> I;
+    typedef vec<u64, 4> W;
+    const auto even = (W)__builtin_ia32_pmuludq256((I)a, (I)splat<u32, 8>(m));
+    const auto odd = (W)__builtin_ia32_pmuludq256((I)((W)a >> 32), (I)splat<u32, 8>(m));
+    high = (V)((even >> 32) | (odd & ~W{} << 32)), low = (V)((even & ~W{} >> 32) | (odd << 32));
+    return;
+  }
+#endif
+  if constexpr (is_vec<V>) {
+    const auto product = __builtin_convertvector(a, vec<u64, lanes_of<V>>) * u64(m);
+    high = __builtin_convertvector(product >> 32, V), low = __builtin_convertvector(product, V);
+  } else {
+    const u64 product = u64(a) * m;
+    high = V(product >> 32), low = V(product);
+  }
+}
+// 32 random bits: Philox 2x32 with ten rounds (Salmon et al., 2011), the counter being (stream, index).
+template <class V> MC_INLINE V philox(V key, V stream, V index) {
+  auto k = unsigned_of(key), b = unsigned_of(stream), a = unsigned_of(index);
+  for (int round = 0; round < 10; ++round, k += 0x9E3779B9u) {
+    decltype(a) high, low;
+    long_product(a, 0xD256D193u, high, low);
+    a = high ^ k ^ b, b = low;
+  }
+  return (V)a;
+}
+
 // ---- Sleef and the C library ------------------------------------------------------------------------------
 
 // MC_FN(name, args, Sleef suffix): the scalar overloads call the C library, vectors call Sleef where libtorch

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import asgd, optimizer, radam
+from torch.optim import adagrad, adam, asgd, optimizer, radam, sgd
 
 from ..ir.fake import Fake
 
@@ -84,6 +84,17 @@ def _by_tensors(inner: Any) -> Callable[..., Any]:
     return call
 
 
+def _fused(module: Any, name: str) -> dict[Any, Callable[..., Any]]:
+    """An optimizer's library kernel, as the lists of operators that do the same, which the compiler fuses. With
+    a scale of the gradients (a GradScaler's) it stays."""
+    library, lists = getattr(module, f"_fused_{name}"), getattr(module, f"_multi_tensor_{name}")
+
+    def call(frame: Any, *args: Any, **settings: Any) -> Any:
+        scaled = any(map(_is_fake, (*args, settings.get("grad_scale"), settings.get("found_inf"))))
+        return frame.world.call_function(library if scaled else lists, args, settings)
+    return {library: call}
+
+
 # methods of tensors, called in torch.optim: `item` gives a number that is not looked at
 METHODS: dict[str, Callable[..., Any]] = {
     "item": lambda frame, x: x.double(), "add_": _add, "addcdiv_": _addcdiv}
@@ -91,5 +102,6 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     optimizer._get_value: _get_value, builtins.min: _extreme(min, "max"), builtins.max: _extreme(max, "min"),
     torch._foreach_addcdiv_: _each(torch._foreach_addcdiv_, lambda x, a, b, s: x.add_(s * a / b)),
     torch._foreach_lerp_: _each(torch._foreach_lerp_, _lerp),
+    **_fused(adam, "adam"), **_fused(sgd, "sgd"), **_fused(adagrad, "adagrad"),
     **{f: _by_tensors(f) for f in (asgd._single_tensor_asgd, radam._single_tensor_radam,
                                    radam._multi_tensor_radam)}}

@@ -170,9 +170,21 @@ def _binary_rows() -> None:
     for name, sign in (("and", "&"), ("or", "|"), ("xor", "^")):
         _elementwise(name, 2, INT + BOOL, getattr(torch, f"bitwise_{name}"), f"a {sign} b on bits or bools",
                      f"mc::{name}_({{0}}, {{1}})", f"({{0}} {sign} {{1}})")
+    _elementwise("philox", 3, (torch.int32,), _philox,
+                 "32 random bits: Philox 2x32-10 of the key a and the counter (b, c)",
+                 triton="ops.philox({0}, {1}, {2})")
     _elementwise("shl", 2, INT, torch.bitwise_left_shift, "a << b", triton="({0} << {1})")
     _elementwise("shr", 2, INT, torch.bitwise_right_shift, "a >> b, copies of the sign come in",
                  triton="({0} >> {1})")
+
+
+def _philox(key: Tensor, stream: Tensor, index: Tensor) -> Tensor:
+    """Ten rounds on words of 32 bits, held in int64."""
+    k, b, a = (x.long() & 0xFFFFFFFF for x in (key, stream, index))
+    for _ in range(10):
+        product = a * 0xD256D193
+        a, b, k = (product >> 32 & 0xFFFFFFFF) ^ k ^ b, product & 0xFFFFFFFF, k + 0x9E3779B9 & 0xFFFFFFFF
+    return a.to(torch.int32)
 
 
 def _cast_meta(x: TensorSpec, dtype: torch.dtype) -> tuple[torch.dtype, Shape]:

@@ -26,6 +26,7 @@ acosh atanh erf
 )
 MODEST = frozenset("div reciprocal nextafter".split())
 MATMULS = frozenset("mm addmm bmm baddbmm".split())  # library kernels that take any one-dense-side strides
+NEARLY = 1.25  # times the bytes of loading a value: small operands stay in cache
 FEW = 4096  # evaluations that cost less than another loop
 LARGEST = 200  # prims in one expression
 
@@ -87,7 +88,7 @@ def why_realise(name: str, cost: Cost, itemsize: int, uses: int, evaluations: in
     times = f"{evaluations / numel:.3g} times"
     if cost.heavy:
         return f"{name} would be computed {times}"
-    if uses > 1 and (cost.ops > 3 or cost.bytes > itemsize):
+    if uses > 1 and (cost.ops > 3 or cost.bytes > NEARLY * itemsize):
         return f"read by {uses} loops, and computing it again reads {cost.bytes:.3g} bytes for {itemsize}"
     if cost.ops > 8:
         return f"{cost.ops} prims would be computed {times}"

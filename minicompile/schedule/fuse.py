@@ -289,12 +289,17 @@ class _Fusion:
         return steps, buffers
 
     def _order(self) -> Iterable[int]:
-        """Dependencies first, else program order; what reads only inputs waits for its first reader, so that
-        values computed again for a backward pass don't all live from its start."""
+        """Dependencies first, else program order; what comes of inputs alone waits for its first reader, so
+        that values computed again for a backward pass don't all live from its start."""
         place = {i: float(self._place(i)) for i in self.groups}
-        for i in self.groups:
-            if self.after[i] and self._from_inputs(i):
-                place[i] = max(place[i], min(self._place(j) for j in self.after[i]) - 0.5)
+        order = sorted(self.groups, key=self._place)
+        early: set[int] = set()
+        for i in order:
+            if isinstance(self.groups[i], Group) and self.before[i] <= early:
+                early.add(i)
+        for i in reversed(order):
+            if i in early and self.after[i]:
+                place[i] = max(place[i], min(place[j] for j in self.after[i]) - 0.5)
         waiting = {i: len(self.before[i]) for i in self.groups}
         ready: list[tuple[float, int]] = []
         for i, n in waiting.items():
@@ -312,8 +317,3 @@ class _Fusion:
         """A group's place in the program: its last loop's."""
         g = self.groups[i]
         return g.parts[-1].order if isinstance(g, Group) else i
-
-    def _from_inputs(self, i: int) -> bool:
-        """Whether a group of loops reads nothing that it would keep alive by running later."""
-        g = self.groups[i]
-        return isinstance(g, Group) and all(self.buffers[n].kind in ("input", "constant") for n in g.reads())

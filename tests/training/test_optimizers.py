@@ -12,7 +12,7 @@ from torch.testing._internal.common_optimizers import optim_db
 
 import minicompile
 
-FUSED = {"fused": True}                  # runs as in eager mode, with a reason
+FUSED = {"fused": True}
 EAGER = {"LBFGS", "SparseAdam"}          # Python that looks at data, sparse gradients: in parts at most
 
 
@@ -63,7 +63,7 @@ def test_steps_are_eager_s(kind: Any, settings: dict) -> None:
             torch.testing.assert_close(p, q)
         made = len(handle.compilations) if i < 2 else made
     if kind.__name__ not in EAGER:
-        assert bool(handle.refusals) == bool(settings.get("fused")), handle.refusals
+        assert not handle.refusals
         assert len(handle.compilations) == made, "compiled again after the second step"
     for p, q in zip(ours, theirs):
         assert a.state[p].keys() == b.state[q].keys()
