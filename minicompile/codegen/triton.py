@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..ir.sym import NeedsSizes
 from ..loops.ir import Buffer, Extern
 from ..schedule.plan import Kernel, Plan
 from .source import Launch, Source
@@ -74,7 +75,9 @@ def on_gpu(plan: Plan) -> bool:
 def emit(plan: Plan, choose: Choice | None = None) -> Source:
     """The Triton kernels of a plan that was scheduled without cores; `choose` gives each kernel's blocks.
 
-    Raises Refusal for a dtype or prim that has no Triton form."""
+    Raises Refusal for a dtype or prim that has no Triton form, NeedsSizes for sizes that vary."""
+    for size, _, _ in plan.loops.sizes:
+        raise NeedsSizes(size)
     choose = choose or (heuristic if on_gpu(plan) else few_programs)
     functions: dict[tuple[str, ...], str] = {}  # text -> function name
     shown: list[str] = []

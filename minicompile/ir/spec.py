@@ -62,8 +62,8 @@ class TensorSpec:
     @property
     def storage_numel(self) -> int:
         """Elements that must exist from the offset on, for this shape and stride to be in bounds."""
-        if self.numel == 0:
-            return 0
+        if self._dense_by_form or self.numel == 0:
+            return self.numel
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride))
 
     @property
@@ -73,12 +73,15 @@ class TensorSpec:
 
     @property
     def is_contiguous(self) -> bool:
-        row_major = zip(self.shape, self.stride, contiguous_stride(self.shape))
-        return self.numel == 0 or all(n == 1 or s == c for n, s, c in row_major)
+        row_major = list(zip(self.shape, self.stride, contiguous_stride(self.shape)))
+        return all(same(n, 1) or same(s, c) for n, s, c in row_major) or self.numel == 0 or all(
+            n == 1 or s == c for n, s, c in row_major)
 
     @property
     def may_overlap(self) -> bool:
         """False if each dimension's stride is beyond what the faster ones reach."""
+        if self._dense_by_form:
+            return False
         reach = 0
         dims = [(s, n) for n, s in zip(self.shape, self.stride) if n != 1]
         for s, n in sorted(dims, key=lambda dim: dim[0]):
@@ -90,12 +93,21 @@ class TensorSpec:
     @property
     def is_dense(self) -> bool:
         """No two elements share memory and there are no holes: a permutation of a contiguous tensor."""
+        dims = zip(self.stride, self.shape)
+        return self._dense_by_form or self._permuted([(s, n) for s, n in dims if n != 1], lambda a, b: a == b)
+
+    @property
+    def _dense_by_form(self) -> bool:
+        """The same without asking anything of sizes."""
+        return self._permuted([(s, n) for n, s in zip(self.shape, self.stride) if not same(n, 1)], same)
+
+    def _permuted(self, dims: list[tuple[Any, Any]], equal: Callable[[Any, Any], bool]) -> bool:
+        """Whether (stride, size) pairs, in some order, are those of a contiguous tensor."""
         expect: Any = 1
-        dims = [(s, n) for n, s in zip(self.shape, self.stride) if n != 1]
         while dims:
             at = next((i for i, (s, _) in enumerate(dims) if same(s, expect)), None)
             if at is None:
-                at = next((i for i, (s, _) in enumerate(dims) if s == expect), None)
+                at = next((i for i, (s, _) in enumerate(dims) if equal(s, expect)), None)
             if at is None:
                 return False
             expect *= dims.pop(at)[1]
