@@ -23,6 +23,7 @@ TILE = 1024             # elements of a tile of shorter rows
 COLUMNS = (8, 64)       # results of a reduction down columns: a sector of memory, and enough
 PROGRAMS = 256          # enough to fill a GPU
 THREAD = 256            # elements per warp: 8 per thread
+LOADED = 256            # bytes that a thread loads; with more it gets half the elements
 ATOMIC = {"add": (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64),
           "amax": (torch.int32, torch.int64), "amin": (torch.int32, torch.int64)}
 
@@ -59,11 +60,15 @@ def candidates(kernel: Kernel, buffers: Mapping[str, Buffer]) -> tuple[Blocks, .
     if turned(kernel):
         return tuple(Blocks(x, y, (), w) for x, y, w in ((32, 32, 4), (64, 32, 4), (64, 64, 8), (16, 64, 4)))
     x = min(max(power(n // PROGRAMS), THREAD), TILE, power(n))
-    return tuple(dict.fromkeys(_flat(k) for k in (x, min(2 * x, power(n)), max(x // 2, 1))))
+    few = 1 + (THREAD // 32 * _loaded(kernel, buffers) > LOADED)
+    sizes = (x, min(2 * x, power(n)), max(x // 2, 1))
+    return tuple(dict.fromkeys(Blocks(k, 1, (), warps(few * k)) for k in sizes))
 
 
-def _flat(x: int) -> Blocks:
-    return Blocks(x, 1, (), warps(x))
+def _loaded(kernel: Kernel, buffers: Mapping[str, Buffer]) -> int:
+    """Bytes that a kernel loads per point."""
+    loads = {x for loop in kernel.loops for x in loop.loads()}
+    return sum(buffers[x.buffer].spec.dtype.itemsize for x in loads)
 
 
 def _row_candidates(kernel: Kernel, lengths: list[int], n: int) -> tuple[Blocks, ...]:
