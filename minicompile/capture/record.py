@@ -35,6 +35,8 @@ _NEEDS_DATA = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor._
                          torch.nn.functional.one_hot})
 _QUANTIZE = frozenset({torch.quantize_per_tensor, torch.quantize_per_channel,
                        torch.quantize_per_tensor_dynamic})
+_HISTORY = frozenset({torch.Tensor.requires_grad_, torch.Tensor.detach_, torch.detach_,
+                      torch.Tensor.retain_grad})
 _READ_ELEMENTS = frozenset({torch.tensor, torch.as_tensor})  # of lists, without a call for each
 _NOT_SPECULATED = _NEEDS_DATA - {torch.Tensor.tolist, torch.Tensor.__format__, torch.nn.functional.one_hot}
 
@@ -85,6 +87,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if func in _HISTORY and self.changes_history(func, *args, **kwargs):
+            raise Refusal("tensor-attribute", f"{func.__name__}() is about an input's history", self.where())
         if func in _QUANTIZE:
             raise Refusal("tensor-layout", f"{func.__name__}() gives no strided tensor", self.where())
         if func in _NEEDS_DATA or func in _READ_ELEMENTS and type(args[0]) is list and holds_tensor(args[0]):
@@ -111,6 +115,15 @@ class Recorder(TorchFunctionMode):
             self.append(func, args, kwargs, out)
             return out
         return self.seen(out)
+
+    def changes_history(self, func: Any, t: Any, requires_grad: bool = True) -> bool:
+        """Whether a call of `_HISTORY` changes what autograd knows of an input, which no graph does to it."""
+        node = self.nodes.get(id(t))
+        if node is None or node.op != "placeholder":
+            return False
+        if func is torch.Tensor.retain_grad:
+            return t.requires_grad and not self.reals[node].is_leaf
+        return t.requires_grad != (requires_grad and func is torch.Tensor.requires_grad_)
 
     def append(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         kind, target = target_of(func)
