@@ -298,3 +298,14 @@ def torch_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Ca
     except Refusal as refusal:
         log("breaks", f"graph from torch.compile runs as in eager mode: {refusal}")
         return gm.forward
+
+
+def allow_in_accelerate() -> None:
+    """Makes `accelerate`, and so Hugging Face's `Trainer`, take the name of our backend
+    (`torch_compile_backend="minicompile"`): its list of backends is closed."""
+    from accelerate.utils.dataclasses import DynamoBackend  # an optional dependency
+
+    if (name := "MINICOMPILE") not in DynamoBackend.__members__:
+        member = str.__new__(DynamoBackend, name)
+        member._name_ = member._value_ = name
+        DynamoBackend._member_map_[name] = DynamoBackend._value2member_map_[name] = member

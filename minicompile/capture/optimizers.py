@@ -85,8 +85,8 @@ def _by_tensors(inner: Any) -> Callable[..., Any]:
 
 
 def _fused(module: Any, name: str) -> dict[Any, Callable[..., Any]]:
-    """An optimizer's library kernel, as the lists of operators that do the same, which the compiler fuses. With
-    a scale of the gradients (a GradScaler's) it stays."""
+    """An optimizer's library kernel, as the lists of operators that do the same, which the compiler fuses.
+    With a scale of the gradients (a GradScaler's) it stays."""
     library, lists = getattr(module, f"_fused_{name}"), getattr(module, f"_multi_tensor_{name}")
 
     def call(frame: Any, *args: Any, **settings: Any) -> Any:

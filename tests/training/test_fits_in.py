@@ -67,7 +67,7 @@ def test_checkpoints_go_both_ways() -> None:
 
 
 TRAINER = """
-    import sys, torch, transformers, minicompile
+    import sys, torch, transformers, minicompile, minicompile.api
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
     how, out = sys.argv[1:]
     torch.manual_seed(0)
@@ -78,6 +78,10 @@ TRAINER = """
     data = [{"input_ids": torch.randint(0, 50, (8,)), "labels": torch.tensor(i % 2)} for i in range(16)]
     if how == "module":
         model = minicompile.compile(model)
+    if how == "backend":
+        minicompile.api.allow_in_accelerate()
+        if "minicompile" not in torch.compiler.list_backends():          # not installed: no entry point
+            torch._dynamo.register_backend(minicompile.api.torch_backend, name="minicompile")
     extra = {"torch_compile": True, "torch_compile_backend": "minicompile"} if how == "backend" else {}
     args = TrainingArguments(out, max_steps=4, per_device_train_batch_size=4, use_cpu=True, report_to=[],
                              logging_steps=1, save_strategy="no", seed=0, disable_tqdm=True, **extra)
