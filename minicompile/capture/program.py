@@ -335,8 +335,12 @@ class Builder:
 
 
 def is_leaf(fake: Fake) -> bool:
-    """Whether a tensor made while capturing is where gradients are collected."""
-    return fake.requires_grad and fact(fake, "is_leaf")
+    """Whether a tensor made while capturing is where gradients are collected. A view that was changed where
+    the engine forbids it does not say; eager mode hands it out all the same."""
+    try:
+        return fake.requires_grad and fact(fake, "is_leaf")
+    except RuntimeError:
+        return False
 
 
 def leaf(t: torch.Tensor, parameter: bool) -> torch.Tensor:

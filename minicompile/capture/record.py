@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import Refusal, Where
 from ..ir.fake import Fake
-from ..ir.scalar import Specialise, ask
+from ..ir.scalar import Specialise, ask, numbers_in
 from . import varying
 from .varying import VARYING
 
@@ -99,7 +99,9 @@ class Recorder(TorchFunctionMode):
             return self.speculate(func, args, kwargs, refusal)
         try:
             out = func(*args, **kwargs)
-        except Specialise:          # torch itself would compute with a scalar
+        except Specialise as needed:          # torch itself would compute with a scalar
+            if not any(numbers_in((*args, *kwargs.values()))):
+                raise Refusal("varying", needed.reason, self.where()) from needed
             return self.__torch_function__(func, types, ask(args), {k: ask(v) for k, v in kwargs.items()})
         except Refusal as error:
             refusal = Refusal(error.code, error.reason, error.where or self.where())

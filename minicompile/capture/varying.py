@@ -142,7 +142,8 @@ def derive(function: Callable[..., Any], *operands: Any) -> Any:
     function raises."""
     operands = tuple(map(settled, operands))
     sizes = [_sized(v) for v in operands]
-    if function in _OF_SIZES and None not in sizes and 0 not in operands[1:]:
+    by_zero = function in _DIVISIONS and type(sizes[-1]) is int and sizes[-1] == 0
+    if function in _OF_SIZES and not by_zero and all(s is not None for s in sizes):
         world = next(v.world for v in operands if type(v) in VARYING)
         result = function(*sizes)
         world.sizes.placed()
@@ -167,9 +168,9 @@ def _sized(value: Any) -> Any:
     return value.node.sym if type(value) in VARYING else value if type(value) is int else None
 
 
-_OF_SIZES = frozenset({int, round, min, max, operator.add, operator.sub, operator.mul, operator.floordiv,
-                       operator.mod, operator.neg, operator.lt, operator.le, operator.gt, operator.ge,
-                       operator.eq, operator.ne, operator.truth})
+_DIVISIONS = frozenset({operator.floordiv, operator.mod})
+_OF_SIZES = _DIVISIONS | {int, round, min, max, operator.add, operator.sub, operator.mul, operator.neg, operator.lt,
+                          operator.le, operator.gt, operator.ge, operator.eq, operator.ne, operator.truth}
 
 
 def _operation(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:

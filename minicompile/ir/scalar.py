@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -73,7 +74,9 @@ class Number:
             return lambda *others: _ARITHMETIC[name](self.sym, *map(_size, others))
         if self.sym is not None and name in _OF_SIZES:
             return lambda *given: _OF_SIZES[name](self, *given)
-        raise AttributeError(name) if name[0] == "_" else Specialise(f"torch's {name}")
+        if name[0] == "_":
+            raise AttributeError(name)
+        raise Specialise(f"torch's {name}") if self.sym is None else NeedsSizes(self.sym, f"torch's {name}")
 
 
 class Constant(Number):
@@ -150,9 +153,14 @@ def _asked(f: Callable[..., bool]) -> Callable[..., Truth]:
     return lambda *syms: Truth(lambda: f(*syms))
 
 
+def _power(base: Sym | int, exponent: Sym | int) -> Sym | int:
+    return prod([base] * exponent)          # type: ignore[list-item, operator]
+
+
 # What torch asks of integers, by the names it has for it.
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     **{name: _computed(getattr(operator, name)) for name in "add sub mul mod floordiv neg".split()},
+    "pow_by_natural": _computed(_power),
     "int_floordiv": _computed(operator.floordiv), "sym_max": _computed(max), "sym_min": _computed(min),
     **{name: _asked(getattr(operator, name)) for name in "eq ne lt le gt ge".split()}}
 _OF_SIZES: dict[str, Callable[..., Any]] = {
@@ -176,8 +184,8 @@ def sym_of(x: Any) -> Any:
 
 
 def unbound(examples: Sequence[Any]) -> tuple[int, ...]:
-    """Which of a graph's examples are sizes that are no dimension of a tensor among them: inputs of their own.
-    (Any other size is read off a tensor.)"""
+    """Which of a graph's examples are sizes that no tensor among them has as a dimension: they are inputs of
+    their own. Any other size is read off a tensor."""
     bound = {id(sym_of(n)) for x in examples if isinstance(x, (torch.Tensor, TensorSpec)) for n in x.shape}
     found = []
     for i, x in enumerate(examples):
@@ -203,6 +211,8 @@ def numbers_in(x: Any) -> Iterator[Number]:
     elif isinstance(x, (tuple, list)):
         for e in x:
             yield from numbers_in(e)
+    elif isinstance(x, slice):
+        yield from numbers_in((x.start, x.stop, x.step))
 
 
 def plain(x: Any) -> Any:
@@ -216,6 +226,8 @@ def ask(x: Any) -> Any:
     """`x` with the values of its scalars, which are known from now on."""
     if isinstance(x, SYMBOLS):
         return x.node.ask(x.node)
+    if isinstance(x, slice):
+        return slice(ask(x.start), ask(x.stop), ask(x.step))
     return type(x)(map(ask, x)) if type(x) in (tuple, list) else x
 
 
