@@ -169,8 +169,9 @@ def _sized(value: Any) -> Any:
 
 
 _DIVISIONS = frozenset({operator.floordiv, operator.mod})
-_OF_SIZES = _DIVISIONS | {int, round, min, max, operator.add, operator.sub, operator.mul, operator.neg, operator.lt,
-                          operator.le, operator.gt, operator.ge, operator.eq, operator.ne, operator.truth}
+_OF_SIZES = _DIVISIONS | {int, round, min, max, operator.add, operator.sub, operator.mul, operator.neg,
+                          operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne,
+                          operator.truth}
 
 
 def _operation(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
