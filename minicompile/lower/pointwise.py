@@ -324,7 +324,7 @@ def _frexp(b: Builder, x: Node) -> Any:
     bits = b.bitcast(b.where(small, b.mul(y, 2.0 ** digits), y), ints)
     field = (1 << (8 if digits == 23 else 11)) - 1
     raised = b.sub(b.and_(b.shr(bits, digits), field), field // 2 - 1)
-    exponent = b.sub(raised, b.where(small, digits, 0))
+    exponent = b.sub(raised, b.mul(b.cast(small, ints), digits))
     half = b.bitcast(b.or_(b.and_(bits, ~(field << digits)), (field // 2 - 1) << digits), dtype)
     plain = b.or_(b.eq(y, 0.0), b.not_(b.lt(b.abs(y), math.inf)))
     return b.cast(b.where(plain, y, half), b.out[0].dtype), b.cast(b.where(plain, 0, exponent), torch.int32)

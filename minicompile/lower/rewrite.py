@@ -6,7 +6,9 @@ back (that is where eager mode rounds). Common subexpressions are shared by the 
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,50 +43,94 @@ def fold_constants(b: Builder, row: Prim, args: tuple) -> Node | None:
     return b.full(nodes[0].tensor.shape, out.item(), out.dtype)
 
 
+# Dtypes of the operands (f float, i integer, b bool): pattern -> replacement. Letters are any operands, the
+# same letter the same operand; numbers are constants, of which zeros have signs and bools are 0 and 1.
+IDENTITIES = {
+    "fi": """mul(x, 1) -> x; mul(1, x) -> x; sub(x, 0) -> x; neg(neg(x)) -> x; abs(abs(x)) -> abs(x);
+        add(x, neg(y)) -> sub(x, y); add(neg(x), y) -> sub(y, x); maximum(x, x) -> x;
+        sub(x, neg(y)) -> add(x, y); mul(neg(x), neg(y)) -> mul(x, y); minimum(x, x) -> x""",
+    "f": """abs(neg(x)) -> abs(x); div(x, 1) -> x; pow(x, 1) -> x; add(x, -0.0) -> x; add(-0.0, x) -> x;
+        div(neg(x), neg(y)) -> div(x, y); """ + "; ".join(
+            f"{a}({b}(x)) -> {b}(x)" for a in ("floor", "ceil", "trunc", "round")
+            for b in ("floor", "ceil", "trunc", "round")),
+    "i": """add(x, 0) -> x; add(0, x) -> x; mul(x, 0) -> 0; mul(0, x) -> 0; sub(x, x) -> 0; shl(x, 0) -> x;
+        floordiv(x, 1) -> x; truncdiv(x, 1) -> x; remainder(x, 1) -> 0; shr(x, 0) -> x""",
+    "ib": """and_(x, 0) -> 0; and_(0, x) -> 0; and_(x, x) -> x; or_(x, x) -> x; or_(x, 0) -> x;
+        or_(0, x) -> x; xor(x, 0) -> x; xor(0, x) -> x; xor(x, x) -> 0; not_(not_(x)) -> x""",
+    "b": """and_(x, 1) -> x; and_(1, x) -> x; or_(x, 1) -> 1; or_(1, x) -> 1; xor(x, 1) -> not_(x);
+        xor(1, x) -> not_(x); eq(x, 1) -> x; ne(x, 0) -> x; eq(x, 0) -> not_(x); ne(x, 1) -> not_(x);
+        where(c, 1, 0) -> c; where(c, 0, 1) -> not_(c); not_(eq(x, y)) -> ne(x, y);
+        not_(ne(x, y)) -> eq(x, y)""",
+    "fib": """where(1, x, y) -> x; where(0, x, y) -> y; where(c, x, x) -> x;
+        where(not_(c), x, y) -> where(c, y, x);
+        where(c, where(c, x, y), z) -> where(c, x, z); where(c, x, where(c, y, z)) -> where(c, x, z)"""}
+Pattern = Any          # a number, a letter, or (row, *patterns)
+
+
+def _pattern(e: Any) -> Pattern:
+    if isinstance(e, ast.Call):
+        return (PRIMS[e.func.id.rstrip("_")], *map(_pattern, e.args))          # type: ignore[attr-defined]
+    return e.id if isinstance(e, ast.Name) else ast.literal_eval(e)
+
+
+def parsed() -> Iterator[tuple[str, Pattern, Pattern]]:
+    """(dtypes, pattern, replacement) of each identity."""
+    for kinds, text in IDENTITIES.items():
+        for identity in text.split(";"):
+            before, after = (ast.parse(side.strip(), mode="eval").body for side in identity.split("->"))
+            yield kinds, _pattern(before), _pattern(after)
+
+
+BY_ROW: dict[Prim, list[tuple[str, Pattern, Pattern]]] = {}
+for identity in parsed():
+    BY_ROW.setdefault(identity[1][0], []).append(identity)
+
+
+def fits(p: Pattern, x: Any, found: dict[str, Any]) -> bool:
+    """Whether x is of this form; `found` learns what its letters are."""
+    if isinstance(p, str):
+        known = found.setdefault(p, x)
+        return known is x or not isinstance(x, Node) and not isinstance(known, Node) and _is(x, known)
+    if isinstance(p, tuple):
+        return isinstance(x, Node) and x.op is p[0] and all(fits(q, a, found) for q, a in zip(p[1:], x.args))
+    return _is(x, p)
+
+
 def _is(x: Any, value: float) -> bool:
     """Is it this constant, sign of zero included?"""
     n = number(x)
-    return (n is not None and not isinstance(n, (bool, torch.dtype)) and n == value
-            and str(float(n)) == str(float(value)))
+    return (n is not None and not isinstance(n, torch.dtype) and n == value
+            and math.copysign(1, n) == math.copysign(1, value))
 
 
-# (row, which operand, the constant for which the other operand is the result)
-NEUTRAL = [("mul", 1, 1), ("mul", 0, 1), ("div", 1, 1), ("sub", 1, 0), ("pow", 1, 1), ("add", 1, -0.0),
-           ("add", 0, -0.0)]
-NEUTRAL_INT = [("add", 1, 0), ("add", 0, 0), ("floordiv", 1, 1), ("truncdiv", 1, 1), ("shl", 1, 0),
-               ("shr", 1, 0), ("or", 1, 0), ("or", 0, 0), ("xor", 1, 0), ("xor", 0, 0)]
-
-
-def drop_neutral(b: Builder, row: Prim, args: tuple) -> Node | None:
-    """x * 1, x / 1, x - 0.0, x + -0.0; for integers also x + 0, x | 0, …"""
-    if len(args) != 2:
+def simplify(b: Builder, row: Prim, args: tuple) -> Node | None:
+    """The first identity that fits."""
+    node = next((a for a in args[row.name == "where":] if isinstance(a, Node)), None)
+    if row not in BY_ROW or node is None:
         return None
-    node = next(a for a in args if isinstance(a, Node))
-    if node.tensor.dtype is torch.bool:
-        return None
-    table = NEUTRAL if node.tensor.dtype.is_floating_point else NEUTRAL + NEUTRAL_INT
-    for name, i, value in table:
-        if row.name == name and _is(args[i], value) and isinstance(args[1 - i], Node):
-            return args[1 - i]
+    dtype = node.tensor.dtype
+    kind = "b" if dtype is torch.bool else "f" if dtype.is_floating_point else "i"
+    for kinds, pattern, replacement in BY_ROW[row]:
+        found: dict[str, Any] = {}
+        if kind in kinds and all(fits(p, a, found) for p, a in zip(pattern[1:], args)):
+            if not isinstance(replacement, (str, tuple)):
+                return b.full(node.tensor.shape, replacement == 1 if kind == "b" else replacement, dtype)
+            made = _made(b, replacement, found)
+            if isinstance(made, Node):
+                return made
     return None
 
 
-def drop_double(b: Builder, row: Prim, args: tuple) -> Node | None:
-    """neg(neg(x)), not(not(x)), abs(abs(x)), and rounding what is rounded."""
-    if row.name in ("neg", "not") and is_op(args[0], row.name):
-        return args[0].args[0]
-    if row.name in ("abs", "floor", "ceil", "trunc", "round") and is_op(args[0], row.name):
-        return args[0]
-    return None
+def _made(b: Builder, p: Pattern, found: dict[str, Any]) -> Any:
+    return b.emit(p[0], tuple(_made(b, q, found) for q in p[1:])) if isinstance(p, tuple) else found.get(p, p)
 
 
-def choose(b: Builder, row: Prim, args: tuple) -> Node | None:
-    """where with a constant condition, or with twice the same value."""
-    if row.name != "where":
+def by_reciprocal(b: Builder, row: Prim, args: tuple) -> Node | None:
+    """A quotient by a power of two is a product."""
+    n = number(args[1]) if row.name == "div" else None
+    if not isinstance(n, float) or not isinstance(args[0], Node) or abs(math.frexp(n)[0]) != 0.5:
         return None
-    condition = number(args[0])
-    chosen = args[1] if condition or args[1] is args[2] else args[2] if condition is not None else None
-    return chosen if isinstance(chosen, Node) else None
+    return b.mul(args[0], 1 / n) if 2.0 ** -100 < abs(n) < 2.0 ** 100 else None
 
 
 WIDER = {torch.bool: "uint8 int8 int16 int32 int64 bfloat16 float16 float32 float64",
@@ -171,6 +217,6 @@ def permute_as_reshape(b: Builder, row: Prim, args: tuple) -> Node | None:
 
 # kind of prim -> rewrites, tried in order
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "elementwise": (fold_constants, choose, merge_casts, drop_double, drop_neutral),
+    "elementwise": (fold_constants, simplify, merge_casts, by_reciprocal),
     "view": (same_shape, view_of_constant, merge_views, permute_as_reshape),
 }

@@ -3,6 +3,7 @@ one happens."""
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from minicompile.ir.graph import Graph, Node, Output
 from minicompile.ir.prims import PRIMS
 from minicompile.ir.spec import TensorSpec
+from minicompile.lower import rewrite
 from minicompile.lower.builder import Builder
 from minicompile.lower.decompose import alive
 from minicompile.lower.graphs import Prims
@@ -83,6 +85,8 @@ HAPPENS = [
     ([("flip", (0,)), ("flip", (1,))], 1),
     ([("pad", (0, 0), (0, 0), 0.0)], 0),
     ([("reshape", (4, 1, 3)), ("permute", (1, 0, 2))], 1),
+    ([("neg",), ("abs",)], 1),
+    ([("ceil",), ("round",)], 1),
 ]
 # what must stay, as dropping it would change bits
 STAYS = [
@@ -92,7 +96,8 @@ STAYS = [
     ([("mul", -1.0)], 1),
     ([("cast", torch.bfloat16), ("cast", torch.float32)], 2),
     ([("cast", torch.int32), ("cast", torch.float32)], 2),
-    ([("neg",), ("abs",)], 2),
+    ([("abs",), ("neg",)], 2),
+    ([("div", 3.0)], 1),
     ([("pow", 2.0)], 1),
 ]
 
@@ -105,6 +110,62 @@ def test_each_rewrite(steps: list, left: int) -> None:
     for name, *rest in steps:
         pair.apply(name, *rest)
     assert len(pair.check()) == left
+
+
+DTYPES = {"f": (torch.float32, torch.float64), "i": (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+          "b": (torch.bool,)}
+TABLE = [pytest.param(before, after, d, id=f"{before} {d}".replace("torch.", ""))
+         for kinds, before, after in rewrite.parsed() for kind in kinds for d in DTYPES[kind]]
+
+
+def letters(p: Any) -> set[str]:
+    return {p} if isinstance(p, str) else set().union(*map(letters, p[1:])) if isinstance(p, tuple) else set()
+
+
+def grid(names: list[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """All combinations of edge values for these letters (`c` is a condition)."""
+    if dtype.is_floating_point:
+        info = torch.finfo(dtype)
+        edges = [*EDGES, 0.5, -1.5, info.max, info.min, info.tiny, -info.tiny / 4]
+    else:
+        edges = [False, True] if dtype is torch.bool else [torch.iinfo(dtype).min, torch.iinfo(dtype).max, 0, 1, 2, 5]
+    kinds = [torch.bool if n == "c" else dtype for n in names]
+    every = list(product(*([False, True] if n == "c" else edges for n in names)))
+    return {n: torch.tensor([e[i] for e in every], dtype=k) for i, (n, k) in enumerate(zip(names, kinds))}
+
+
+def value(p: Any, given: dict[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """A pattern, computed by the rows' references."""
+    if isinstance(p, str):
+        return given[p]
+    if not isinstance(p, tuple):
+        return torch.full_like(like, p)
+    conditions = (torch.zeros(len(like), dtype=torch.bool),) if p[0].name == "where" else ()
+    return p[0].ref(*(value(q, given, t) for q, t in zip(p[1:], (*conditions, like, like))))
+
+
+@pytest.mark.parametrize(("before", "after", "dtype"), TABLE)
+def test_each_identity(before: Any, after: Any, dtype: torch.dtype) -> None:
+    """Both sides have the same bits for all edge values, and the builder makes the second of the first."""
+    names = sorted(letters(before))
+    given = grid(names, dtype)
+    like = torch.zeros(len(next(iter(given.values()))), dtype=dtype)
+    want, got = value(before, given, like), value(after, given, like)
+    same = (got == want) | (got != got) & (want != want)
+    assert got.dtype is want.dtype and bool(same.all())
+    assert not dtype.is_floating_point or torch.equal((1 / want.double())[want == 0], (1 / got.double())[want == 0])
+    b = Builder()
+    nodes = {n: Node(n, "input", (i,), {}, TensorSpec.of(given[n])) for i, n in enumerate(names)}
+
+    def made(p: Any, like: torch.dtype = dtype) -> Any:
+        if isinstance(p, str):
+            return nodes[p]
+        if not isinstance(p, tuple):
+            return b.full((len(same),), bool(p) if like is torch.bool else float(p) if like.is_floating_point else p,
+                          like)
+        conditions = (torch.bool,) if p[0].name == "where" else ()
+        return b.emit(p[0], tuple(made(q, k) for q, k in zip(p[1:], (*conditions, dtype, dtype))))
+    assert made(before) is made(after)
 
 
 def test_constants_fold_and_are_shared() -> None:
@@ -148,6 +209,9 @@ POINTWISE = [
     ("add", -0.0),
     ("sub", 0.0),
     ("div", 1.0),
+    ("div", -8.0),
+    ("div", 2.0 ** -60),
+    ("div", 3.0),
     ("maximum", 0.0),
     ("cast", torch.float64),
     ("cast", torch.float32),
