@@ -124,7 +124,7 @@ def judge(case: Case, compile_: Callable[[Callable], Callable]) -> str:
             return f"{turn} call raises {said(got[2])}, eager mode {said(want[2])}"
         if want[2] is None and want[0] != got[0]:
             return f"{turn} call: " + next(f"{g}, eager mode {w}" for g, w in zip(got[0], want[0]) if g != w)
-        if not all(map(same, got[1], want[1])):
+        if want[2] is None and not all(map(same, got[1], want[1])):   # how far a write gets that raises is nobody's business
             return f"{turn} call: other values"
     return ""
 

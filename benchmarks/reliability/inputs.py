@@ -58,6 +58,10 @@ def effects() -> list[Case]:
 
 # ---- F5: errors -----------------------------------------------------------------------------------------
 
+# known: dtypes that one kernel of eager mode lacks and ours has, and which of two errors comes first
+LENIENT = ("round decimals", "lerp of int", "cross_entropy by int32", "layer_norm mixed", "meta mixed")
+
+
 def errors() -> list[Case]:
     cases: list[Case] = []
 
