@@ -231,6 +231,17 @@ template <int N, class T, class F, class C, class M> MC_INLINE auto gather_if(C 
   for (int l = 0; l < n; ++l) if (c[l]) r[l] = *(const raw<T>*)at(l);
   return from_raw<T>(r);
 }
+// N elements in a row, from p downwards.
+template <int N, class T, class M> MC_INLINE auto load_back(const T* p, M m) {
+  if constexpr (M::full) {
+    vec<raw<T>, N> r;
+    vec<int_of<raw<T>>, N> order;
+#pragma GCC unroll 64
+    for (int l = 0; l < N; ++l) order[l] = N - 1 - l;
+    __builtin_memcpy(&r, p - (N - 1), sizeof r);
+    return from_raw<T>(__builtin_shuffle(r, order));
+  } else return gather<N, T>([&](int l) { return p - l; }, m);
+}
 #ifdef __AVX2__
 MC_INLINE auto masked_load(vec<i32, 8> c, const void* p) {
   return __builtin_ia32_maskloadd256((const vec<i32, 8>*)p, c);

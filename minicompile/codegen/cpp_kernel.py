@@ -559,6 +559,8 @@ class KernelText:
             if v.mask is not None and self.varies(v.mask):
                 return f"load_if<{self.lanes}>({mask}, {at}, m)"
             return f"({mask} ? load<{self.lanes}>({at}, m) : {raw_vector(v.dtype, self.lanes)}{{}})"
+        if mask is None and same(step, -1):
+            return f"load_back<{self.lanes}>({at}, m)"
         function = self.lane_address(at, bound)
         ctype = element(v.dtype)
         if mask is None:
@@ -607,9 +609,11 @@ class KernelText:
             return
         at, step, bound = self.place(out.buffer, out.index, out.indirect)
         if out.mode != "set":
+            assert not vector or same(step, 1), out
+            n, m = (f"<{self.lanes}>", ", m") if vector else ("", "")
             self.here.put(
-                f"{{ auto at_ = {at}; store(at_, {OPERATION.get(out.mode) or out.mode.capitalize()}"
-                f"::step(load(at_), {value})); }}"
+                f"{{ auto at_ = {at}; store{n}(at_, {OPERATION.get(out.mode) or out.mode.capitalize()}"
+                f"::step(load{n}(at_{m}), {value}){m}); }}"
             )
         elif not vector:
             self.here.put(f"store({at}, {value});")

@@ -13,7 +13,7 @@ import torch
 
 from ..config import config
 from ..ir.sym import Sym, Var, coefficient, hint, same
-from ..loops.nest import Axis, Buffer, Extern
+from ..loops.nest import Axis, Buffer, Extern, Loop
 from ..loops.val import Apply, Checked, Load, Val, walk
 from .nest import Stage, Tiling
 from .space import total
@@ -30,6 +30,10 @@ LIGHT = frozenset(
 or xor not
     shl shr where cast bitcast isnan isinf signbit copysign""".split()
 )
+
+
+# types that are in registers as in memory
+WHOLE = frozenset((torch.float32, torch.float64, torch.int32, torch.int64))
 
 
 def prim_cost(prim: str) -> float:
@@ -71,7 +75,7 @@ def parallel_depth(par: Sequence[Axis]) -> int:
 def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
     """See Tiling.vector: the candidate that more accesses walk with stride 1, unless something forbids
     lanes."""
-    if any(loop.out.indirect or loop.out.mode != "set" for s in stages for loop in s.loops):
+    if any(_may_collide(loop, par) for s in stages for loop in s.loops):
         return None
     has_inner = any(s.inner for s in stages)
     scores: dict[str, float] = {}
@@ -82,6 +86,17 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
     if not scores or all(v < 0 for v in scores.values()):
         return None
     return max(scores, key=lambda k: (scores[k], k == "inner"))
+
+
+def _may_collide(loop: Loop, par: tuple[Axis, ...]) -> bool:
+    """Whether lanes may store to one place. Where it depends on memory, they may, unless the last axis runs
+    along what is stored."""
+    out = loop.out
+    if not out.indirect and out.mode == "set":
+        return False
+    last = par[-1].var if par else None
+    return (last is None or loop.is_reduction or loop.store_dtype not in WHOLE
+            or coefficient(out.index, last) != 1 or any(last in x.vars for _, x in out.indirect))
 
 
 def _score(stage: Stage, v: Var) -> float:
