@@ -12,6 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,9 +70,8 @@ def main() -> None:
             ratios = []
             for m, n, k in SHAPES:
                 x, w = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
-                ours = minicompile.compile(lambda x, w: F.linear(x, w))
                 with torch.no_grad():
-                    calls = {"ours": lambda: ours(x, w), "eager": lambda: F.linear(x, w)}
+                    calls = {"ours": partial(minicompile.compile(lambda x, w: F.linear(x, w)), x, w), "eager": partial(F.linear, x, w)}
                     calls["packed"] = packed(x, w) if why is None else calls["eager"]
                     torch.testing.assert_close(calls["ours"](), calls["packed"](), rtol=2e-2, atol=0.5 if dtype is torch.bfloat16 else 1e-2)
                     best = least(calls, a.seconds)
@@ -79,7 +79,7 @@ def main() -> None:
                        "gflops": 2e-9 * m * n * k / best["ours"], "of_packed": best["packed"] / best["ours"], "of_eager": best["eager"] / best["ours"]}
                 found.append(row)
                 ratios.append(row["of_packed"])
-                print(f"{threads} threads {str(dtype):15} {str((m, n, k)):18} {row['gflops']:7.1f} Gflop/s  {row['of_packed']:5.2f} x packed oneDNN  "
+                print(f"{threads} threads {dtype!s:15} {(m, n, k)!s:18} {row['gflops']:7.1f} Gflop/s  {row['of_packed']:5.2f} x packed oneDNN  "
                       f"{row['of_eager']:5.2f} x eager", flush=True)
             print(f"{threads} threads {dtype}: geometric mean {statistics.geometric_mean(ratios):.2f} x packed oneDNN, least {min(ratios):.2f}, "
                   f"{sum(r < 0.95 for r in ratios)} of {len(ratios)} below 0.95")

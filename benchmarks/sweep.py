@@ -2,7 +2,8 @@
 
     python benchmarks/sweep.py [--only REGEX] [--threads 1,2] [--below 0.97] [--compilers eager,minicompile] [--json F]
 
-Prints what is slower than `--below` times eager mode at once, and everything in the JSON. A ratio is the least time of one over the least time of the
+Prints what is slower than `--below` times eager mode at once, and everything in the JSON; the contest that would run eager mode where that is faster
+is off. A ratio is the least time of one over the least time of the
 other, over alternating runs: on a shared machine the least time is what the work takes.
 """
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,11 +44,11 @@ def of(function: Callable[..., Any], *makers: Callable[[int], Any]) -> Callable[
     return lambda k: (function, tuple(m(k) for m in makers))
 
 
-def module(build: Callable[[int], nn.Module], make: Callable[[int], torch.Tensor] = rows) -> Callable[[int], Made]:
+def module(build: Callable[[int], nn.Module], make: Callable[[int], torch.Tensor] = rows, last_dim: bool = False) -> Callable[[int], Made]:
     """A case that calls a module built for the number of channels (or features) of its input."""
     def case(k: int) -> Made:
         x = make(k)
-        m = build(x.shape[1] if x.ndim > 2 else x.shape[-1]).eval().to(x.dtype)
+        m = build(x.shape[1] if x.ndim > 2 and not last_dim else x.shape[-1]).eval().to(x.dtype)
         return (m.to(memory_format=torch.channels_last) if x.ndim == 4 and x.stride(1) == 1 < x.shape[1] else m), (x,)
     return case
 
@@ -166,8 +168,8 @@ CASES: dict[str, Callable[[int], Made]] = {
     "linear_one_bf16": module(lambda c: nn.Linear(c, c), lambda k: rows(k)[:1].bfloat16()), "matmul": two(lambda x, y: x @ y.t()), "matmul_t": two(lambda x, y: x.t() @ y), "mv": of(lambda x: x @ x[0], rows), "vm": of(lambda x: x[:, 0] @ x, rows),
     "bmm": attending(lambda q, k, v: q @ k.transpose(-1, -2)), "bmm2": attending(lambda q, k, v: (q @ k.transpose(-1, -2)) @ v), "baddbmm": attending(lambda q, k, v: torch.baddbmm(q[0] @ k[0].mT, q[0], k[0].mT)), "einsum": attending(lambda q, k, v: torch.einsum("bhqd,bhkd->bqkh", q, k)),
     "addmm": two(lambda x, y: torch.addmm(x[:, :1], x, y.t())), "dot": of(lambda x: torch.dot(x.flatten(), x.flatten()), rows), "sdpa": attending(F.scaled_dot_product_attention), "sdpa_causal": attending(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)),
-    "sdpa_one": attending(F.scaled_dot_product_attention, queries=1), "sdpa_manual": attending(lambda q, k, v: (q @ k.mT / 8).softmax(-1) @ v), "lstm": module(lambda c: nn.LSTM(c, 64), lambda k: rows(k)[:16, None]), "gru": module(lambda c: nn.GRU(c, 64), lambda k: rows(k)[:16, None]),
-    "mha": module(lambda c: nn.TransformerEncoderLayer(c, 4, 2 * c), lambda k: rows(min(k, 1))[:, None]), "conv1d": module(lambda c: nn.Conv1d(c, c, 3, padding=1), lambda k: image(k).flatten(2)[:, :, :400]), "conv1d_depthwise": module(lambda c: nn.Conv1d(c, c, 4, padding=3, groups=c), lambda k: image(k).flatten(2)),
+    "sdpa_one": attending(F.scaled_dot_product_attention, queries=1), "sdpa_manual": attending(lambda q, k, v: (q @ k.mT / 8).softmax(-1) @ v), "lstm": module(lambda c: nn.LSTM(c, 64), lambda k: rows(k)[:16, None], True), "gru": module(lambda c: nn.GRU(c, 64), lambda k: rows(k)[:16, None], True),
+    "mha": module(lambda c: nn.TransformerEncoderLayer(c, 4, 2 * c), lambda k: rows(min(k, 1))[:, None], True), "conv1d": module(lambda c: nn.Conv1d(c, c, 3, padding=1), lambda k: image(k).flatten(2)[:, :, :400]), "conv1d_depthwise": module(lambda c: nn.Conv1d(c, c, 4, padding=3, groups=c), lambda k: image(k).flatten(2)),
     "conv3d": module(lambda c: nn.Conv3d(c, c, 3, padding=1), lambda k: image(min(k, 1))[:, :, None].expand(-1, -1, 4, -1, -1).contiguous()), "conv_rgb": module(lambda c: nn.Conv2d(c, 32, 7, 2, 3), lambda k: image(k, 3)), "patches": module(lambda c: nn.Conv2d(c, 192, 16, 16), lambda k: torch.randn([1, 2, 8][k], 3, [32, 112, 224][k], [32, 112, 224][k])),
     "grid_sample": lambda k: (lambda x, g: F.grid_sample(x, g, align_corners=False), (image(k), torch.rand(image(k).shape[0], 24, 24, 2) * 2 - 1)),
     # ---- what is common: forward and backward
@@ -186,6 +188,7 @@ def compiler(name: str) -> Callable[[Any], Any]:
     if name == "torch.compile":
         return lambda f: torch.compile(f)
     import minicompile
+    minicompile.config.contest = False                     # it would hide what is slower
     return minicompile.compile
 
 
@@ -195,10 +198,7 @@ def calls(made: Made, names: list[str]) -> dict[str, Callable[[], Any]]:
     result = {}
     for n in names:
         made_by = compiler(n)
-        if inner is None:
-            result[n] = lambda f=made_by(function): f(*args)
-        else:
-            result[n] = lambda f=made_by(inner): function(f)
+        result[n] = partial(made_by(function), *args) if inner is None else partial(function, made_by(inner))
     return result
 
 
@@ -208,7 +208,7 @@ def measure(run: dict[str, Callable[[], Any]], seconds: float, training: bool) -
         for call in run.values():
             for _ in range(3):
                 call()
-        least = {n: math.inf for n in run}
+        least = dict.fromkeys(run, math.inf)
         first = next(iter(run.values()))
         start = time.perf_counter()
         first()

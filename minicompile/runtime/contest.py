@@ -50,7 +50,7 @@ class Contest:
             self(*inputs)
 
     def _turn(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        if self.turns < 2:                     # the first touches memory for the first time; neither is counted
+        if self.turns < 2:                   # the first touches memory for the first time; neither is counted
             seconds, result = _timed(self.graph.run, inputs)
             self.turns += 1
             if self.turns == 2 and seconds > CALL_SECONDS:
