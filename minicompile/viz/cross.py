@@ -55,7 +55,7 @@ PTX_CLASSES = {"128-bit loads": r"ld\.global\S*\.(v4\.b32|v2\.b64)", "other load
 @dataclass(frozen=True, slots=True)
 class Binary:
     """One kernel, compiled. Sizes are bytes; `spills` are the compiler's own, not arrays in local
-    memory."""
+    memory; `loop` counts the instructions of its longest loop."""
 
     cubin: bytes
     ptx: str
@@ -63,6 +63,7 @@ class Binary:
     shared: int
     spills: int
     instructions: dict[str, int]
+    loop: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +84,16 @@ class Figures:
     spills: int
     instructions: dict[str, int]
     microseconds: dict[str, float] = field(default_factory=dict)
+    loop: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        mix = ", ".join(f"{n} {k}" for k, n in self.instructions.items() if n)
+        mix, loop = (", ".join(f"{n} {k}" for k, n in part.items() if n)
+                     for part in (self.instructions, self.loop))
         least = ", ".join(f"{gpu} {us:.1f} us" for gpu, us in self.microseconds.items())
         return (f"{self.kernel}  {self.does}\n    {self.programs} programs of {self.warps} warps; "
                 f"{self.bytes} bytes, {self.flops} operations: at least {least}\n"
-                f"    {self.registers} registers, {self.shared} bytes shared, {self.spills} spilled; {mix}")
+                f"    {self.registers} registers, {self.shared} bytes shared, {self.spills} spilled; {mix}"
+                + f"; in its loop {loop}" * bool(loop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,13 +269,14 @@ def compile_function(kernel: Any, signature: dict[str, str], constants: dict[str
         path.write_bytes(cubin)
         usage = _tool("cuobjdump", "-res-usage", str(path))
         if disassemble and TARGETS[target] >= 75:           # older ones are no longer known to it
-            mix = instruction_mix(_tool("nvdisasm", "-c", str(path)))
+            code, mix_of = _tool("nvdisasm", "-c", str(path)), instruction_mix
         else:
-            mix = ptx_mix(ptx)
+            code, mix_of = ptx, ptx_mix
     registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
     assert registers is not None and stack is not None, usage
     spills = spilled(ptx, target) if stack.group(1) != "0" else 0
-    return Binary(cubin, ptx, int(registers.group(1)), made.metadata.shared, spills, mix)
+    return Binary(cubin, ptx, int(registers.group(1)), made.metadata.shared, spills, mix_of(code),
+                  mix_of(main_loop(code)))
 
 
 def instruction_mix(sass: str) -> dict[str, int]:
@@ -282,6 +287,18 @@ def instruction_mix(sass: str) -> dict[str, int]:
 def ptx_mix(ptx: str) -> dict[str, int]:
     """The same of PTX, where registers do not spill yet."""
     return _classified(re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z]\S*)", ptx, re.M), PTX_CLASSES)
+
+
+def main_loop(code: str) -> str:
+    """The longest loop of PTX or disassembled code: the lines from a label to the last jump to it."""
+    lines, labels, spans = code.splitlines(), {}, [(0, 0)]
+    for n, line in enumerate(lines):
+        if label := re.match(r"\s*([.$]L_\w+):", line):
+            labels[label.group(1)] = n
+        elif (jump := re.search(r"\b(?:bra|BRA)\b.*?([.$]L_\w+)", line)) and jump.group(1) in labels:
+            spans.append((labels[jump.group(1)], n + 1))
+    start, end = max(spans, key=lambda span: span[1] - span[0])
+    return "\n".join(lines[start:end])
 
 
 def _classified(operations: Iterable[str], classes: dict[str, str]) -> dict[str, int]:
@@ -325,7 +342,7 @@ def figures_of(kernel: Kernel, buffers: dict[str, Buffer], call: TritonLaunch, b
     least = {gpu: round(max(moved / bandwidth, flops / peak) * 1e6, 2)
              for gpu, (_, bandwidth, peak) in GPUS.items()}
     return Figures(call.function, kernel.where or kernel.name, call.programs, call.warps, moved, flops,
-                   binary.registers, binary.shared, binary.spills, binary.instructions, least)
+                   binary.registers, binary.shared, binary.spills, binary.instructions, least, binary.loop)
 
 
 def traffic(kernel: Kernel, buffers: dict[str, Buffer]) -> int:

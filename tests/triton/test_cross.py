@@ -9,7 +9,8 @@ import torch
 
 from minicompile import cli
 from minicompile.errors import MinicompileError
-from minicompile.viz.cross import CLASSES, PTX_CLASSES, cross, instruction_mix, ptx_mix
+from minicompile.viz import vectors
+from minicompile.viz.cross import CLASSES, PTX_CLASSES, cross, instruction_mix, main_loop, ptx_mix
 
 
 def softmax(x):
@@ -55,6 +56,37 @@ def test_what_cannot_be_done_is_said():
         cross(softmax, "sm_12")
     with pytest.raises(MinicompileError, match="nothing was compiled"):
         cross(lambda: 3, "sm_80")()
+
+
+def test_the_longest_loop_is_found():
+    ptx = """
+$L__BB0_1:
+	ld.global.b32 %r1, [%rd1];
+$L__BB0_2:
+	mma.sync.aligned %r1;
+	@%p1 bra 	$L__BB0_2;
+	@%p2 bra 	$L__BB0_1;
+	bra.uni 	$L__BB0_3;
+$L__BB0_3:
+	ret;
+"""
+    assert ptx_mix(main_loop(ptx))["mma"] == 1 and "ret" not in main_loop(ptx) and "ld" in main_loop(ptx)
+    sass = ".L_x_1:\n /*0040*/ HMMA.16816.F32 R4, R8 ;\n /*0050*/ @P0 BRA `(.L_x_1) ;\n.L_x_2:\n /*0060*/ BRA `(.L_x_2);"
+    assert instruction_mix(main_loop(sass))["mma"] == 1 and main_loop("no loop at all") == ""
+
+
+def test_wide_accesses_are_told_from_the_plan_and_from_the_code():
+    def f(x, y):
+        return (x + y[:, :64], y[:, 1:65] * 2, x.softmax(-1))
+    got = cross(f, "sm_80")(torch.randn(64, 64), torch.randn(64, 96))
+    (source,) = got.sources
+    for step, call in zip(source.plan.steps, source.calls):
+        binary = got.binaries[0, call.function]
+        possible = vectors.allowed(step, source.plan.buffers, call)
+        assert possible > 0 and possible == vectors.given(binary.ptx), call
+    odd = cross(lambda x: x[:, 1:] + 1, "sm_80")(torch.randn(64, 64))
+    step, call = odd.sources[0].plan.steps[0], odd.sources[0].calls[0]
+    assert vectors.allowed(step, odd.sources[0].plan.buffers, call) == 0 == vectors.given(odd.binaries[0, call.function].ptx)
 
 
 def test_instructions_are_classified():
