@@ -1,4 +1,4 @@
-# make demo | test | cpython | lint | bench | docs | clean.  PYTHON names the interpreter to build the virtual environment with.
+# make demo | test | cpython | lint | bench | reliability | sanitize | docs | clean.  PYTHON names the interpreter to build the virtual environment with.
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 TORCH  := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test cpython lint bench docs check-tools clean
+.PHONY: demo test cpython mutants lint bench docs check-tools clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -18,12 +18,24 @@ test: $(STAMP)
 cpython: $(STAMP)
 	$(PY) tests/cpython/run.py $(ARGS)
 
+mutants: $(STAMP)
+	$(PY) -m minicompile.testing.mutants $(ARGS)
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
 bench: $(STAMP)
 	$(PY) benchmarks/bench.py $(ARGS)
+
+# The figures of docs/reliability.md, quick forms; FULL=1 for the long ones (two hours on a quiet machine). PEER=torch.compile for the
+# other column.
+reliability: $(STAMP)
+	$(PY) benchmarks/reliability/run.py $(if $(FULL),--full) $(if $(PEER),--system $(PEER)) $(ARGS)
+
+sanitize: $(STAMP)
+	$(PY) benchmarks/reliability/sanitize.py --tool address $(ARGS)
+	$(PY) benchmarks/reliability/sanitize.py --tool thread $(ARGS)
 
 docs: $(STAMP)
 	$(PY) -m minicompile doctor
