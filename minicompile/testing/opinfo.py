@@ -18,13 +18,14 @@ import os
 import random
 import selectors
 import signal
+import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,7 +65,7 @@ GRADIENT_TOLERANCES = (*TOLERANCES, "TestOperators", "TestBwdGradients")
 @dataclass
 class Row:
     """One operator in one dtype. `why` counts the reasons of what is not ok; `externs` are the library
-    kernels that its prims still call."""
+    kernels that its prims still call; `commit` is the tree that was tested."""
 
     op: str
     dtype: str
@@ -73,6 +74,7 @@ class Row:
     why: dict[str, int] = field(default_factory=dict)
     externs: list[str] = field(default_factory=list)
     skipped: int = 0
+    commit: str = ""
 
     @property
     def status(self) -> str:
@@ -504,7 +506,9 @@ def supports(info: Any, dtype: torch.dtype, grad: bool) -> bool:
 
 
 def empty_row(info: Any, dtype: torch.dtype, how: How) -> Row:
-    return Row(name_of(info), str(dtype).removeprefix("torch."), "gradient" if how.grad else "forward")
+    mode = "module " * isinstance(info, Module) + ("gradient" if how.grad else "forward")
+    mode += f", {how.backend}" * (how.backend != "reference")
+    return Row(name_of(info), str(dtype).removeprefix("torch."), mode)
 
 
 def examine(info: Any, dtype: torch.dtype, how: How, show: bool = False) -> Row:
@@ -611,6 +615,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return p.parse_args(arguments)
 
 
+def _commit() -> str:
+    """The commit of the tree that is tested; "" outside of a repository."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 SAVED = 50          # rows after which results are written, for who can't wait
 
 
@@ -623,9 +633,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     infos = [i for i in (modules if given.modules else database)()
              if not given.op or i.name in given.op or name_of(i) in given.op]
     todo = [(i, d) for d in dtypes for i in infos if supports(i, d, how.grad)]
-    rows, total = [], Counter[str]()
+    rows, total, commit = [], Counter[str](), _commit()
     for row in shared_out(todo, how, not given.quiet, given.jobs):
-        rows.append(row)
+        rows.append(replace(row, commit=commit))
         total.update(row.counts)
         if len(rows) % SAVED == 0:
             opinfo_report.merge(given.results, map(asdict, rows))

@@ -43,21 +43,24 @@ def _key(r: Row) -> tuple[str, str, str]:
 def markdown(rows: list[Row]) -> str:
     """The whole report."""
     parts = ["# Operators against eager mode", "", INTRODUCTION, ""]
-    for mode in ("forward", "gradient"):
+    for mode, title in MODES.items():
         mine = [r for r in rows if r["mode"] == mode]
         if mine:
-            parts += [f"## {mode.capitalize()}", "", *_totals(mine), "", *_prims(mine), *_faults(mine),
-                      *_refusals(mine)]
+            parts += [f"## {title}", "", *_totals(mine), "", *(_prims(mine) if mode == "forward" else ()),
+                      *_faults(mine), *_refusals(mine)]
     return "\n".join(parts).rstrip() + "\n"
 
 
+MODES = {"forward": "Forward", "gradient": "Gradients",
+         "forward, cpp": "Forward, values from compiled kernels",
+         "module forward": "Modules, forward (train and eval)", "module gradient": "Modules, gradients"}
 INTRODUCTION = """Written by `python -m minicompile.testing.opinfo --results build/opinfo.json --report
 docs/opinfo.md` (and `--grad`). Each operator of PyTorch's `op_db` runs on samples of that database: as they
 are, with non-contiguous inputs, in place, and on the inputs that must raise. Compared with eager mode:
 values in the database's tolerances, dtype, shape, stride, shared memory, lazy conjugates, written inputs,
-exception type and message. The numbers count samples: at most 8 per operator and dtype (5 for gradients),
-spread over the database's, with the variants of some and the inputs that must raise. Each row is of its own
-last run, so rows may be of different commits.
+exception type and message. The numbers count samples, spread over the database's, with the variants of
+some and the inputs that must raise. Each row is of its own last run; the column *tree* says of which commits.
+Values come from the loops' reference executor where nothing else is said.
 
 "One graph": compiled whole, from the lowering on, or with capture where data has to be guarded. "Break": the
 operator itself runs in eager mode, between graphs, because its result depends on data in a way that no guard
@@ -70,8 +73,8 @@ def status(r: Row) -> str:
 
 
 def _totals(rows: list[Row]) -> list[str]:
-    lines = ["| dtype | operators | all samples ok | one graph | break | refused | wrong | crash | equal |",
-             "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    lines = ["| dtype | rows | all samples ok | one graph | break | refused | wrong | crash | equal | tree |",
+             "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
     by_dtype: dict[str, list[Row]] = defaultdict(list)
     for r in rows:
         by_dtype[r["dtype"]].append(r)
@@ -81,8 +84,9 @@ def _totals(rows: list[Row]) -> list[str]:
             n.update(r["counts"])
         whole = sum(status(r) == "ok" for r in mine)
         share = 100 * (n["ok"] + n["break"]) / max(1, sum(n.values()))
+        trees = ", ".join(sorted({r.get("commit") or "earlier" for r in mine}))
         lines.append(f"| {dtype} | {len(mine)} | {whole} | " + " | ".join(str(n[k]) for k in KINDS)
-                     + f" | {share:.1f}% |")
+                     + f" | {share:.1f}% | {trees} |")
     return lines
 
 
