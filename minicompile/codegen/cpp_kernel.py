@@ -206,7 +206,8 @@ class KernelText:
                 f"  for (i64 {v} = chunk; {v} < least(chunk + {step * CHUNK}, {until}); {v} += {step})"
                 f" {{ {calls} }}"
             )
-            self.here.put(f"  {flush}")
+            more = f"if (chunk + {step * CHUNK} < {until}) " if open_ else ""     # none for short rows
+            self.here.put(f"  {more}{{ {flush} }}" if open_ else f"  {flush}")
             self.here.put("}")
         elif open_ or main > step:
             self.here.put(f"for (i64 {v} = 0; {v} < {until}; {v} += {step}) {{ {calls} }}")
