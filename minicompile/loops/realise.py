@@ -28,6 +28,7 @@ MODEST = frozenset("div reciprocal nextafter".split())
 MATMULS = frozenset("mm addmm bmm baddbmm".split())  # library kernels that take any one-dense-side strides
 NEARLY = 1.25  # times the bytes of loading a value: small operands stay in cache
 FEW = 4096  # evaluations that cost less than another loop
+FEW_HEAVY = 256  # the same of those with a heavy prim
 LARGEST = 200  # prims in one expression
 
 
@@ -83,7 +84,7 @@ def why_realise(name: str, cost: Cost, itemsize: int, uses: int, evaluations: in
     """
     if evaluations <= numel or numel == 0 or (cost.bytes == 0 and not cost.heavy):
         return None
-    if evaluations - numel <= FEW and cost.ops <= 8:
+    if evaluations - numel <= (FEW_HEAVY if cost.heavy else FEW) and cost.ops <= 8:
         return None
     times = f"{evaluations / numel:.3g} times"
     if cost.heavy:

@@ -36,6 +36,14 @@ def _baddbmm(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: 
     return _biased(b, aten.bmm.default, bias, x, y, beta=beta, alpha=alpha)
 
 
+@rule(aten.addmv.default)
+def _addmv(b: Builder, bias: Node, x: Node, y: Node, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """`mv`: a product with one column."""
+    if alpha != 1 or beta != 0 or any(n.tensor.dtype is not torch.float32 for n in (x, y)):
+        return NotImplemented
+    return b.reshape(b.call(aten.mm.default, x, b.reshape(y, (y.tensor.shape[0], 1))), b.out.shape)
+
+
 @rule(aten.bmm.default)
 def _bmm(b: Builder, x: Node, y: Node) -> Any:
     """With one row or one column it is a sum of products, which reads its operands where they are."""
