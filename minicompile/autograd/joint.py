@@ -15,8 +15,8 @@ from torch import fx
 
 from ..errors import Refusal, Where
 from ..ir.fake import Fake, engine_gradients, storage_key
-from ..ir.graph import Output
 from ..ir.geometry import sizes_in
+from ..ir.graph import Output
 from ..ir.spec import TensorSpec, bind
 from ..ir.sym import Sym
 from ..lower.functionalise import Functionaliser
@@ -81,7 +81,10 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     with each other without being views of one tensor; and what `trace` raises.
     """
     into = Functionaliser()
-    recorder, fakes, results = record(runner(gm, into, where), inputs, input_names(gm), into)
+    try:
+        recorder, fakes, results = record(runner(gm, into, where), inputs, input_names(gm), into)
+    except RuntimeError as e:           # the engine's rules on views, where grad mode was off in the program
+        raise Refusal("raises", f"the graph cannot be traced for training: {e}") from e
     inputs = [f for f in fakes if isinstance(f, (Fake, Sym))]
     given = [f for f in inputs if isinstance(f, Fake)]
     storages = {storage_key(f) for f in given}
@@ -112,8 +115,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     outputs = (*graph.outputs[:len(results)], *fresh, *graph.outputs[graph.returned:])
     graph = replace(graph, outputs=outputs)
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
-    return Joint(AtenGraph(graph), len(inputs), len(results), tangents, tuple(i for i, _ in flowing), attached,
-                 views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})))
+    return Joint(AtenGraph(graph), len(inputs), len(results), tangents, tuple(i for i, _ in flowing),
+                 attached, views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})))
 
 
 def _spent(gm: fx.GraphModule, results: Sequence[Fake], leaves: list[Fake]) -> list[tuple[int, str]]:

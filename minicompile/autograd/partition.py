@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import CheckError
+from ..ir.geometry import sizes_in
 from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
 from ..ir.prims import Prim
-from ..ir.geometry import sizes_in
 from ..ir.spec import TensorSpec
 from ..ir.sym import Size, hint
 from .joint import dense
@@ -153,7 +153,8 @@ def redo_cost(n: Node) -> float:
     if recompute_class(n) == "library" and len(read) > 1 and isinstance(n.spec, TensorSpec):
         second = read[1].tensor
         if second.ndim > 1:
-            cost += hint(n.tensor.numel * second.numel) / max(hint(second.shape[-1 if second.ndim < 4 else 0]), 1)
+            row = hint(second.shape[-1 if second.ndim < 4 else 0])
+            cost += hint(n.tensor.numel * second.numel) / max(row, 1)
     return cost
 
 

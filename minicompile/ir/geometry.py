@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import combinations
+from functools import lru_cache, partial
+from itertools import combinations, combinations_with_replacement
 from math import lcm, prod
 from typing import Any
 
 import torch
 
 from .spec import TensorSpec
-from .sym import Condition, Mod, NeedsSizes, Size, Sym, asked, atoms, evaluate, same
+from .sym import Condition, Mod, NeedsSizes, Size, Sym, asked, atoms, evaluate, same, substitute
 
 aten = torch.ops.aten
 Env = dict[str, int]
@@ -61,7 +61,34 @@ def geometries(call: Callable[..., Any], func: Any, args: tuple, kwargs: dict) -
         found = _inferred(call, func, _frozen(args), tuple(kwargs.items()), tuple(extra), frozenset(asked()))
         if found is not None:
             return found
-    raise NeedsSizes(sum(sizes_in(given)), f"no rule says what {func} gives")
+    raise NeedsSizes(sum(_fixed(call, func, args, kwargs)), f"no rule says what {func} gives")
+
+
+def _fixed(call: Callable[..., Any], func: Any, args: tuple, kwargs: dict) -> tuple[Size, ...]:
+    """The sizes that cannot vary, with all others as they are in this call; all where each of them could."""
+    sizes, stuck = sizes_in(args, *kwargs.values()), []
+    for v in sizes:
+        others: dict[Any, Any] = {w: w.hint for w in sizes if w is not v}
+        put = partial(_substituted, others=others)
+        left = [Condition(c.relation, s) for c in asked() if isinstance(s := substitute(c.sym, others), Sym)]
+        try:
+            alone = put(args)
+            extra = EXTRA[func](*alone) if func in EXTRA else ()
+            found = _inferred(call, func, _frozen(alone), tuple((k, put(a)) for k, a in kwargs.items()),
+                              tuple(extra), frozenset(left))
+        except NeedsSizes:
+            found = None
+        if found is None:
+            stuck.append(v)
+    return tuple(stuck) or sizes
+
+
+def _substituted(x: Any, others: dict[Any, Any]) -> Any:
+    if isinstance(x, TensorSpec):
+        return x.mapped(lambda n: substitute(n, others))
+    if isinstance(x, (tuple, list)):
+        return tuple([_substituted(e, others) for e in x])
+    return substitute(x, others) if isinstance(x, Sym) else x
 
 
 def _unify(given: tuple) -> bool:
@@ -165,7 +192,7 @@ class _Pool:
                 b = values[0] - a * p[0]
                 if all(v == a * n + b for v, n in zip(values, p)):
                     return a * s + b
-        for (p, s), (q, t) in combinations(self.known.items(), 2):
+        for (p, s), (q, t) in combinations_with_replacement(self.known.items(), 2):
             for made, at in ((s + t, [m + n for m, n in zip(p, q)]), (s - t, [m - n for m, n in zip(p, q)]),
                              (s * t, [m * n for m, n in zip(p, q)])):
                 step = values[0] - at[0]
@@ -270,8 +297,8 @@ def _window(x: TensorSpec, kernel: Any, stride: Any, padding: Any, dilation: Any
     for size, k, s, p, d in zip(x.shape[len(x.shape) - n:], *(_repeated(v, n) for v in (
             kernel, stride or kernel, padding, dilation))):
         room = size + 2 * p - d * (k - 1) - 1
-        if room < 0 or ceil_mode:
-            raise NeedsSizes(sum(sizes_in(x)), "a window that may not fit")
+        if isinstance(size, Sym) and (room < 0 or ceil_mode):
+            raise NeedsSizes(size, "a window that may not fit")
         yield room // s + 1
 
 

@@ -211,7 +211,7 @@ def _iota_meta(n: int, start: Any, step: Any, dtype: torch.dtype) -> tuple[torch
 
 def _expand_meta(x: TensorSpec, shape: Shape) -> tuple[torch.dtype, Shape]:
     lead = len(shape) - len(x.shape)
-    need(lead >= 0 and all(a in (1, b) for a, b in zip(x.shape, shape[lead:])),
+    need(lead >= 0 and all(a in (b, 1) for a, b in zip(x.shape, shape[lead:])),
          f"{x.shape} does not expand to {shape}")
     return x.dtype, tuple(shape)
 

@@ -18,7 +18,7 @@ from ..ir.graph import Names, Node
 from ..ir.prims import PRIMS, Prim
 from ..ir.scalar import like_number
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Sym, alike
+from ..ir.sym import Sym, alike, same
 from .graphs import infer, same_strides
 from .rewrite import REWRITES
 
@@ -121,16 +121,16 @@ class Builder:
             if row.name == "permute":
                 return tuple(stride[d] for d in args[1])
             if row.name == "expand":
-                own = [0 if n == 1 and shape[lead + i] != 1 else s
+                own = [0 if same(n, 1) and not same(shape[lead + i], 1) else s
                        for i, (n, s) in enumerate(zip(x.tensor.shape, stride))]
                 return (0,) * lead + tuple(own)
             if row.name == "slice":
                 return tuple(s * args[4] if d == args[1] else s for d, s in enumerate(stride))
             return contiguous_stride(shape)
         outs = self.out if isinstance(self.out, tuple) else (self.out,)
-        same = next((o for o in outs if o is not None and alike(o.shape, shape) and o.is_dense), None)
+        result = next((o for o in outs if o is not None and alike(o.shape, shape) and o.is_dense), None)
         operands = [a.tensor for a in args if isinstance(a, Node)] if row.kind == "elementwise" else []
-        like = same or next((t for t in operands if t.is_dense), None)
+        like = result or next((t for t in operands if t.is_dense), None)
         return like.stride if like is not None else contiguous_stride(shape)
 
     # -- what decompositions need beyond prims

@@ -78,7 +78,7 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any], place: Where | None = N
         with suppress(Misfit):             # arguments that do not fit together: the ATen kernel says so
             try:
                 out = _nothing(b, n.spec) or rule(b, *args, **kwargs)
-            except TypeError as e:          # of C code that is given sizes
+            except (TypeError, AttributeError) as e:          # of C code that is given sizes
                 sizes = sizes_in(n.spec, n.args, *(a.spec for a in arg_nodes((n.args, n.kwargs))))
                 if not sizes:
                     raise

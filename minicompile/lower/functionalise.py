@@ -20,7 +20,7 @@ from ..ir.elementwise import ROWS as ELEMENTWISE
 from ..ir.fake import Fake, facts_of, storage_key
 from ..ir.graph import Graph, Names, Node, Output, arg_nodes
 from ..ir.spec import TensorSpec
-from ..ir.sym import Size
+from ..ir.sym import Size, Sym, hint
 from .draws import draw
 from .graphs import infer, same_strides, spec_of
 
@@ -369,7 +369,8 @@ def share(a: TensorSpec, b: TensorSpec) -> bool:
     if a.dtype.itemsize != b.dtype.itemsize:
         one, two = ((x.offset * x.dtype.itemsize, x.flat.nbytes) for x in (a, b))
         return one[0] < two[1] and two[0] < one[1]
-    dims = [sorted(((s, n) for n, s in zip(x.shape, x.stride) if n != 1), reverse=True) for x in (a, b)]
+    dims = [sorted(((s, n) for n, s in zip(x.shape, x.stride) if n != 1), reverse=True,
+                   key=lambda d: (hint(d[0]), hint(d[1]))) for x in (a, b)]
     low = min(a.offset, b.offset)
     while True:
         ends = [x.offset + sum(s * (n - 1) for s, n in d) + 1 for x, d in zip((a, b), dims)]
@@ -379,7 +380,7 @@ def share(a: TensorSpec, b: TensorSpec) -> bool:
         dims = [d[1:] for d in dims]          # both repeat what is inside, without touching the next one
     if not (a.numel and b.numel and a.offset < ends[1] and b.offset < ends[0]):
         return False
-    if any(math.prod(n for _, n in d) > MOST_COMPARED for d in dims):
+    if any(isinstance(count := math.prod(n for _, n in d), Sym) or count > MOST_COMPARED for d in dims):
         return True
     cells = [{x.offset} for x in (a, b)]
     for i, d in enumerate(dims):

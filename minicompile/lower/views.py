@@ -14,7 +14,8 @@ from ..ir.geometry import sliced
 from ..ir.graph import Node
 from ..ir.prims import need
 from ..ir.spec import TensorSpec
-from .builder import Builder, as_dtype, rule, wide
+from ..ir.sym import Sym
+from .builder import Builder, as_dtype, real, rule, wide
 
 aten = torch.ops.aten
 
@@ -125,7 +126,8 @@ def _roll(b: Builder, x: Node, shifts: Any, dims: Any = ()) -> Node:
     for shift, dim in zip(shifts, dims):
         dim %= x.tensor.ndim
         size = x.tensor.shape[dim]
-        cut = (size - shift) % size if size else 0
+        within = isinstance(size, Sym) and 0 < shift < size
+        cut = size - shift if within else (size - shift) % size if size else 0
         if cut:
             x = b.cat((b.slice(x, dim, cut, size, 1), b.slice(x, dim, 0, cut, 1)), dim)
     return x
@@ -394,11 +396,11 @@ def _spaced(b: Builder, start: Any, end: Any, n: int, dtype: torch.dtype) -> Nod
     """n numbers from start to end (numbers, or tensors without dimensions): each half counted from its own
     end."""
     first, last = (b.to(b.to(e, b.out.dtype, ()), dtype, ()) for e in (start, end))
-    step = b.div(b.sub(last, first), float(max(n - 1, 1)))
+    step = b.div(b.sub(last, first), real(max(n - 1, 1)))
     first, last, step = (b.expand(e, (n,)) for e in (first, last, step))
     i = b.cast(b.iota(n, 0, 1, torch.int64), dtype)
-    up, down = b.add(first, b.mul(step, i)), b.sub(last, b.mul(step, b.sub(float(n - 1), i)))
-    return b.where(b.lt(i, float(n // 2 if n > 1 else 1)), up, down)
+    up, down = b.add(first, b.mul(step, i)), b.sub(last, b.mul(step, b.sub(real(n - 1), i)))
+    return b.where(b.lt(i, real(n // 2 if n > 1 else 1)), up, down)
 
 
 @rule(aten.linspace.default, aten.linspace.Tensor_Tensor, aten.linspace.Tensor_Scalar,

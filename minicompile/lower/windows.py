@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from ..ir.graph import Node
 from ..ir.prims import need
+from ..ir.sym import NeedsSizes, Sym
 from .builder import Builder, as_dtype, rule, wide
 from .pointwise import is_float
 from .reduction import reduce
@@ -33,6 +34,17 @@ class Taps:
 
     position: Tensor
     weight: Tensor | None = None
+
+    @property
+    def counts(self) -> Any:
+        """How many results there are, and how many elements each reads."""
+        return self.position.shape
+
+    def reach(self, size: int) -> tuple[int, int, Tensor]:
+        """(how far windows reach out before the first of `size` elements, after the last one, which elements
+        of windows there are)."""
+        p = self.position
+        return max(0, int(-p.min())), max(0, int(p.max() - size + 1)), (p >= 0) & (p < size)
 
     def affine(self) -> tuple[int, int, int] | None:
         """(start, step, dilation) if position[o, j] = start + step * o + dilation * j."""
@@ -54,12 +66,36 @@ class Taps:
         position = torch.tensor([[o for o, _ in f] + [-1] * (most - len(f)) for f in found])
         if self.weight is None:
             return Taps(position)
-        weights = [self.weight[[o for o, _ in f], [j for _, j in f]] for f in found]
+        given = self.weight.expand(self.position.shape)
+        weights = [given[[o for o, _ in f], [j for _, j in f]] for f in found]
         return Taps(position, torch.stack([torch.cat([w, w.new_zeros(most - len(w))]) for w in weights]))
 
 
-def steps(out: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Taps:
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Windows in regular steps, where it varies how many there are. They fit into the padded dimension."""
+
+    counts: Any
+    stride: int
+    padding: int
+    dilation: int
+    weight: Tensor | None = None
+
+    def affine(self) -> tuple[int, int, int]:
+        return -self.padding, self.stride, self.dilation
+
+    def reach(self, size: Any) -> tuple[int, int, Tensor]:
+        return self.padding, self.padding, torch.tensor(not self.padding)
+
+    @property
+    def position(self) -> Tensor:
+        raise NeedsSizes(self.counts[0])
+
+
+def steps(out: Any, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Any:
     """Windows in regular steps."""
+    if isinstance(out, Sym):
+        return Steps((out, kernel), stride, padding, dilation)
     return Taps(torch.arange(out)[:, None] * stride - padding + torch.arange(kernel) * dilation)
 
 
@@ -94,19 +130,19 @@ class Windows:
 
 def read(b: Builder, x: Node, taps: Sequence[Taps], fill: Any, first: int | None = None) -> Windows:
     """The windows over x's dimensions from `first` on (the last ones), `fill` where there is nothing."""
-    need(all(t.position.numel() for t in taps), "there is nothing to read")          # eager mode raises
+    need(all(0 not in t.counts for t in taps), "there is nothing to read")          # eager mode raises
     sizes, n, k = x.tensor.shape, x.tensor.ndim, len(taps)
     first = n - k if first is None else first
     own = {first + i: t for i, t in enumerate(taps)}
-    shape = (*(own[d].position.shape[0] if d in own else m for d, m in enumerate(sizes)),
-             *(t.position.shape[1] for t in taps))
+    shape = (*(own[d].counts[0] if d in own else m for d, m in enumerate(sizes)),
+             *(t.counts[1] for t in taps))
     index = [b.index(shape, d) for d in range(n)]
     positions, exists, masks, low, high = [], None, [], [0] * n, [0] * n
     for i, (d, t) in enumerate(own.items()):
-        even, inside, here = t.affine(), (t.position >= 0) & (t.position < sizes[d]), None
+        even, (before, after, inside), here = t.affine(), t.reach(sizes[d]), None
         if even is not None:
             p = b.add(b.index(shape, d, even[0], even[1]), b.index(shape, n + i, 0, even[2]))
-            low[d], high[d] = (max(0, int(m)) for m in (-t.position.min(), t.position.max() - sizes[d] + 1))
+            low[d], high[d] = before, after
             if not inside.all():
                 here = b.and_(b.ge(p, 0), b.lt(p, sizes[d]))
         else:
@@ -182,6 +218,8 @@ def every(given: Sizes, k: int, usual: Sizes) -> Sizes:
 
 
 def _mean_taps(t: Taps, size: int, padding: int, counts_padding: bool) -> Taps:
+    if isinstance(t, Steps) and (counts_padding or not padding):
+        return replace(t, weight=torch.full((1, t.counts[1]), 1.0 / t.counts[1]).double())
     p = t.position
     used = (p < size + padding) if counts_padding else (p >= 0) & (p < size)
     weight = 1.0 / used.sum(1, keepdim=True).to(torch.float64)
@@ -200,7 +238,7 @@ def _average(k: int) -> Callable[..., Any]:
                 t = _mean_taps(t, n, p, counts_padding)
             found.append(t)
         if divisor is not None:
-            found[0] = Taps(found[0].position, torch.full(found[0].position.shape, 1.0 / divisor).double())
+            found[0] = replace(found[0], weight=torch.full((1, found[0].counts[1]), 1.0 / divisor).double())
         return found
     return taps_of
 
