@@ -439,10 +439,10 @@ def test_fresh_copies_share_storage_as_the_originals() -> None:
     (torch.tensor([1.0, 2.0 + 1e-6]), True), (torch.tensor([1.0, 2.001]), False), (torch.tensor([1.0, float("nan")]), False),
     (torch.tensor([1.0, 2.0], dtype=torch.float64), False), (torch.tensor([[1.0, 2.0]]), False), (3, False)])
 def test_tolerance(got: Any, same: bool) -> None:
-    from minicompile.testing.bisection import value_differs
+    from minicompile.testing.compare import value_differs
     assert (value_differs(got, torch.tensor([1.0, 2.0])) == "") is same
 
 
 def test_integers_must_be_equal() -> None:
-    from minicompile.testing.bisection import value_differs
+    from minicompile.testing.compare import value_differs
     assert value_differs(torch.tensor([1, 3]), torch.tensor([1, 2])) == "differs in 1 of 2 elements"

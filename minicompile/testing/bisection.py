@@ -25,6 +25,7 @@ from ..ir.graph import Graph, Node, Output, arg_nodes
 from ..ir.spec import TensorSpec, copies
 from ..lower.graphs import call_node
 from ..pipeline import STAGES, Compilation
+from .compare import value_differs
 
 # What is run; the captured graph, run eagerly, is the reference.
 RUN_ORDER = ("aten", "prims", "loops", "plan", "executable")
@@ -298,31 +299,6 @@ def differs(got: Outcome, reference: Reference) -> str:
             i_th = f"output {i}" if i < eager.outputs else f"input {i - eager.outputs}, as it was left,"
             return f"{i_th} {reason}"
     return ""
-
-
-def value_differs(got: Any, eager: Any, precise: Any = None) -> str:
-    """What differs, or "". Floats may differ by what reassociation explains: 16 times eager's own error
-    against float64, plus 64 units in the last place of the largest element."""
-    if not isinstance(eager, torch.Tensor):
-        return "" if got == eager or eager is None else f"is {got!r}, not {eager!r}"
-    if not isinstance(got, torch.Tensor) or got.shape != eager.shape or got.dtype != eager.dtype:
-        what = str(TensorSpec.of(got)) if isinstance(got, torch.Tensor) else repr(got)
-        return f"is {what}, not {TensorSpec.of(eager)}"
-    if not eager.is_floating_point():
-        wrong = int((got != eager).sum())
-        return f"differs in {wrong} of {eager.numel()} elements" if wrong else ""
-    finite = eager.isfinite()
-    other = got[~finite].nan_to_num(), eager[~finite].nan_to_num()
-    if not torch.equal(*other) or not got[finite].isfinite().all():
-        return "has NaN or infinity at other places"
-    g, e = got[finite].double(), eager[finite].double()
-    if not e.numel():
-        return ""
-    exact = precise is not None and precise.shape == eager.shape and bool(precise[finite].isfinite().all())
-    p = precise[finite].double() if exact else e
-    allowed = 16 * (e - p).abs().max() + 64 * torch.finfo(eager.dtype).eps * p.abs().max()
-    error = (g - p).abs().max()
-    return f"differs by {float(error):.2e}; rounding explains {float(allowed):.2e}" if error > allowed else ""
 
 
 # ----------------------------------------------------------------------------------------- finding the node
