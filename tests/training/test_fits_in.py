@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import textwrap
@@ -151,17 +152,20 @@ PARALLEL = """
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-def test_distributed_data_parallel(tmp_path: Path) -> None:
-    import socket
+def in_a_process(text: str, folder: Path) -> Any:
+    """Runs a script that is given a free port."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(PARALLEL))
-    done = subprocess.run([sys.executable, str(script), port], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (folder / "script.py").write_text(textwrap.dedent(text))
+    return subprocess.run([sys.executable, str(folder / "script.py"), port], capture_output=True, text=True,
+                          timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    done = in_a_process(PARALLEL, tmp_path)
     assert done.returncode == 0 and done.stdout.count("SAME") == 2, done.stdout + done.stderr[-3000:]
 
 
@@ -173,3 +177,42 @@ def test_other_processes_are_left_to_eager_mode() -> None:
     for f in (FullyShardedDataParallel.forward, torch.distributed.barrier,
               nn.parallel.DistributedDataParallel.forward):
         assert of_code(f.__code__) is Policy.FORBID
+
+
+SHARDED = """
+    import os, sys, torch, torch.distributed as dist
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    import minicompile
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1])
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
+    for shard in (lambda m: FullyShardedDataParallel(m, device_id=torch.device("cpu")),
+                  lambda m: fully_shard(m, mesh=mesh)):
+        losses = []
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            m = shard(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)))
+            call = minicompile.compile(m) if compiled else m
+            opt = torch.optim.SGD(m.parameters(), 0.1)
+            for i in range(3):
+                torch.manual_seed(i)
+                opt.zero_grad()
+                loss = call(torch.randn(5, 6)).square().mean()
+                loss.backward()
+                opt.step()
+            losses.append(loss.item())
+        assert abs(losses[0] - losses[1]) < 1e-5, losses
+        print("RIGHT", [r.code for r in call.__minicompile__.refusals], flush=True)
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_sharded_modules_are_left_to_eager_mode(tmp_path: Path) -> None:
+    done = in_a_process(SHARDED, tmp_path)
+    lines = [x for x in done.stdout.splitlines() if x.startswith("RIGHT")]
+    assert done.returncode == 0 and len(lines) == 2 and all("forbidden" in x for x in lines), done.stderr[-3000:]
