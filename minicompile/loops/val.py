@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..ir.intern import interner
-from ..ir.sym import Sym, Var, free_vars, less, substitute
+from ..ir.sym import Sym, Var, bounds, free_vars, less, substitute
 
 
 class Val:
@@ -83,6 +83,8 @@ class Checked(Val):
     error: int
 
 
+COMPARISONS = frozenset("eq ne lt le gt ge".split())
+NARROW = -2**31, 2**31 - 1
 _intern = interner()  # the one Val with a key
 
 
@@ -131,7 +133,12 @@ def index(sym: Sym | int, dtype: torch.dtype = torch.int64) -> Val:
 
 
 def apply(prim: str, args: tuple[Val, ...], dtype: torch.dtype) -> Apply:
-    """See Apply."""
+    """See Apply. Places that are compared are 32 bits wide where they fit: more lanes."""
+    if prim in COMPARISONS and args[0].dtype is torch.int64:
+        places = [a.sym if isinstance(a, Index) else a.value if isinstance(a, Const) else None for a in args]
+        if all(isinstance(p, (Sym, int)) and NARROW[0] <= bounds(p)[0] and bounds(p)[1] <= NARROW[1]
+               for p in places):
+            args = tuple(index(p, torch.int32) for p in places if isinstance(p, (Sym, int)))
     return _intern(("apply", prim, dtype, *map(id, args)),
                    lambda: _new(Apply, dtype, args, frozenset(), prim=prim))
 
