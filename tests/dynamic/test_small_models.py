@@ -1,0 +1,82 @@
+"""Small models of the usual kinds at many batch sizes and lengths: eager mode's numbers, few programs."""
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minicompile import api, compile
+from minicompile.config import config
+
+
+class Encoder(nn.Module):
+    """As BERT: embeddings, a padding mask, attention, layer norms, GELU, a pooled head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 32), nn.Embedding(64, 32)
+        self.layers = nn.ModuleList([nn.TransformerEncoderLayer(32, 4, 64, 0.0, F.gelu, batch_first=True)
+                                     for _ in range(2)])
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        mask = (ids == 0)[:, None, :].expand(-1, ids.shape[1], -1)
+        bias = torch.zeros(mask.shape).masked_fill(mask, -1e4).repeat_interleave(4, 0)
+        for layer in self.layers:
+            x = layer(x, src_mask=bias)
+        return x, self.head(torch.tanh(x[:, 0]))
+
+
+class Net(nn.Module):
+    """As ResNet: convolutions, batch norm, a residual, pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16)
+        self.a, self.b = nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(x + self.b(F.relu(self.a(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def agree(model: nn.Module, calls: list[torch.Tensor], most: int) -> None:
+    with torch.no_grad(), config.patch(contest=False):
+        compiled = compile(model)
+        for x in calls:
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    assert len(api.handle_of(compiled).compiled.entries) <= most
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_an_encoder_at_many_lengths(first):
+    torch.manual_seed(0)
+    sizes = [(2, 7), (3, 7), (3, 12), (5, 64), (2, 2), (9, 33), (4, 5), (4, 4)]
+    agree(Encoder().eval(), [torch.randint(0, 50, s) for s in sizes[first:] + sizes[:first]], 4)
+
+
+def test_a_network_on_images_of_many_sizes():
+    torch.manual_seed(0)
+    sizes = [(2, 3, 32, 32), (4, 3, 32, 32), (3, 3, 48, 40), (2, 3, 17, 33), (7, 3, 64, 64), (2, 3, 9, 8)]
+    agree(Net().eval(), [torch.randn(s) for s in sizes], 5)
+
+
+def test_a_recurrent_loop_over_a_batch_that_varies():
+    torch.manual_seed(0)
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gates, self.new = nn.Linear(14, 16), nn.Linear(14, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.zeros(x.shape[0], 8)
+            for t in range(3):
+                r, z = torch.sigmoid(self.gates(torch.cat([x[:, t], h], 1))).chunk(2, 1)
+                h = z * h + (1 - z) * torch.tanh(self.new(torch.cat([x[:, t], r * h], 1)))
+            return h
+    agree(Loop(), [torch.randn(n, 3, 6) for n in (4, 9, 2, 33, 64)], 2)
