@@ -80,5 +80,16 @@ def _as_eager(*args: Any, **kwargs: Any) -> Any:
     return NotImplemented
 
 
+def _like(name: str) -> Any:
+    """Draws like an operand with holes go to places by the strides eager mode gives them, not by those that
+    the operand's values are kept with."""
+    def decompose(b: Builder, x: Node, *, generator: Any = None, **kwargs: Any) -> Any:
+        if x.tensor.is_dense or b.out.dtype is not x.tensor.dtype:
+            return NotImplemented
+        return b.extern(draw, (x, name, b.out.stride, []), {"generator": generator}, b.out)
+    return decompose
+
+
+HOLES = {aten.rand_like.default: _like("uniform_"), aten.randn_like.default: _like("normal_")}
 for _op, (_drawn, _skip) in TABLE.items():
-    rule(_op)(_by_counter(_op, _drawn, _skip, RULES.get(_op, _as_eager)))
+    rule(_op)(_by_counter(_op, _drawn, _skip, HOLES.get(_op) or RULES.get(_op, _as_eager)))
