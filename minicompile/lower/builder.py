@@ -14,11 +14,12 @@ import torch
 from ..config import config
 from ..errors import Where
 from ..ir.elementwise import promote
+from ..ir.geometry import sizes_in
 from ..ir.graph import Names, Node
 from ..ir.prims import PRIMS, Prim
 from ..ir.scalar import like_number
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Sym, alike, same
+from ..ir.sym import NeedsSizes, Sym, alike, same
 from .graphs import infer, same_strides
 from .rewrite import REWRITES
 
@@ -207,6 +208,8 @@ class Builder:
     def laid_out(self, x: Node, spec: TensorSpec) -> Node:
         """x as a value whose layout, if realised, is spec's. The newest node is changed, any other one gets
         a reshape."""
+        if x.tensor.shape != spec.shape and spec.varies:          # what was inferred is not what comes out
+            raise NeedsSizes(sum(sizes_in(spec, x.spec)), f"{x.tensor.shape} is computed, not {spec.shape}")
         if same_strides(x.tensor, spec):
             return x
         spec = TensorSpec(spec.dtype, spec.shape, spec.stride)
