@@ -48,13 +48,14 @@ def sqrt(x):
 @triton.jit
 def philox(key, stream, index):
     """32 random bits: Philox 2x32 with ten rounds, the counter being (stream, index)."""
-    k, b, a = key.to(tl.uint32, True), stream.to(tl.uint32, True), index.to(tl.uint32, True)
+    k, b = key.to(tl.uint32, bitcast=True), stream.to(tl.uint32, bitcast=True)
+    a = index.to(tl.uint32, bitcast=True)
     for _ in tl.static_range(10):
         product = a.to(tl.uint64) * tl.full([], 0xD256D193, tl.uint64)
         a = (product >> 32).to(tl.uint32) ^ k ^ b
         b = product.to(tl.uint32)
         k = k + tl.full([], 0x9E3779B9, tl.uint32)
-    return a.to(tl.int32, True)
+    return a.to(tl.int32, bitcast=True)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ TILE = 1024             # elements of a tile of shorter rows
 COLUMNS = (8, 64)       # results of a reduction down columns: a sector of memory, and enough
 PROGRAMS = 256          # enough to fill a GPU
 THREAD = 256            # elements per warp: 8 per thread
-LOADED = 256            # bytes that a thread loads; with more it gets half the elements
+LOADED = 192            # bytes that a thread loads; with more it gets half the elements
 ATOMIC = {"add": (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64),
           "amax": (torch.int32, torch.int64), "amin": (torch.int32, torch.int64)}
 

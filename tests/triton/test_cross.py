@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+import minicompile
 from minicompile import cli
 from minicompile.errors import MinicompileError
 from minicompile.viz import vectors
@@ -105,3 +106,12 @@ def test_instructions_are_classified():
     mix = ptx_mix(ptx)
     assert {k: n for k, n in mix.items() if n} == {"128-bit loads": 1, "other stores": 1, "fma": 1}
     assert set(CLASSES) == set(PTX_CLASSES)
+
+
+@pytest.mark.parametrize("target", ["sm_70", "sm_80", "sm_90"])
+def test_random_numbers_by_a_counter_are_drawn_in_the_kernel(target):
+    with minicompile.config.patch(random="philox"):
+        got = cross(lambda x: torch.nn.functional.dropout(x, 0.3) * 2, target)(torch.randn(64, 128))
+    (figures,) = got.figures
+    assert figures.spills == 0 and got.libraries == ("aten.randint.low",)       # which draws the seed
+    assert figures.bytes <= 2 * 4 * 64 * 128 + 8
