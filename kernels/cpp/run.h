@@ -18,7 +18,8 @@ struct Share : Env {
   i64 at(i64 n, i64 part) const { return part == of ? n : i64(double(n) * double(part) / double(of)); }
 };
 
-// f(begin, end) over [0, n), split evenly among at most `env->threads` threads; `enough`: it is worth several.
+// f(begin, end) over [0, n), split evenly among at most `env->threads` threads; `enough`: it is worth
+// several.
 template <class F> MC_INLINE void parallel(const Env* env, i64 n, F f, bool enough = true) {
   if (env->threads <= 1 || n <= 1 || !enough) {
     i64 begin = 0, end = n;

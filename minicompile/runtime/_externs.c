@@ -193,8 +193,10 @@ static int adopt(Graph* g, Workspace* w, int view, Handle h) {
   if (!same_geometry(w, h, &v->geometry)) {
     Handle planned;
     const Geometry* q = &v->geometry;
-    if (api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &planned)) { api.delete_tensor(h);
-        return -1; }
+    if (api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &planned)) {
+      api.delete_tensor(h);
+      return -1;
+    }
     const int bad = api.copy(planned, h, 0);
     api.delete_tensor(h);
     if (bad) { api.delete_tensor(planned); return -1; }
@@ -274,7 +276,7 @@ static PyObject* wrap_views(Graph* g, Workspace* w, const int* views, int n) {
   return list;
 }
 
-/* python(tensors, outs or None, sizes) -> None where it wrote into outs, else a sequence of result tensors. */
+/* python(tensors, outs or None, sizes) -> None where it wrote into outs, else a sequence of results. */
 static int by_python(Graph* g, Workspace* w, ExternCall* e) {
   int status = -1;
   ++e->python_calls;

@@ -25,7 +25,8 @@ Api api;
 /* Appends a number; one that varies is given as (number of what is computed,). Gives its place, or -1. */
 int64_t add_number(Graph* g, PyObject* n) {
   const int64_t at = g->n_numbers++;
-  if (!(at & (at + 1)) && !(g->numbers = PyMem_Realloc(g->numbers, 2 * (at + 1) * sizeof(int64_t)))) goto full;
+  const size_t bytes = 2 * (at + 1) * sizeof(int64_t);
+  if (!(at & (at + 1)) && !(g->numbers = PyMem_Realloc(g->numbers, bytes))) goto full;
   if (!PyTuple_Check(n)) { g->numbers[at] = PyLong_AsLongLong(n); return at; }
   const int p = 2 * g->n_patches++;
   if (!(p & (p + 2)) && !(g->patches = PyMem_Realloc(g->patches, 2 * (p + 2) * sizeof(int)))) goto full;
@@ -117,7 +118,8 @@ static int read_results(Graph* g, PyObject* list) {
     Result* r = &g->results[i];
     if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iO", &r->buffer, &alias)) return -1;
     if (alias == Py_None) continue;
-    if (!PyArg_ParseTuple(alias, "OO", &geometry, &views) || spec_of(g, geometry, &r->geometry) < 0) return -1;
+    if (!PyArg_ParseTuple(alias, "OO", &geometry, &views)) return -1;
+    if (spec_of(g, geometry, &r->geometry) < 0) return -1;
     r->alias = Py_NewRef(views);
   }
   return 0;
@@ -143,7 +145,10 @@ static int fill_workspace(Graph* g, Workspace* w) {
   void* base = NULL;
   for (Py_ssize_t i = 0; i < g->n_views; ++i)
     if (w->fixed[i]) { api.delete_tensor(w->fixed[i]); w->fixed[i] = NULL; }
-  if (w->arena && (w->room < *size || (w->room >> 24 && w->room / 4 > *size))) { api.delete_tensor(w->arena); w->arena = NULL; }
+  if (w->arena && (w->room < *size || (w->room >> 24 && w->room / 4 > *size))) {
+    api.delete_tensor(w->arena);
+    w->arena = NULL;
+  }
   if (!w->arena && *size) {
     if (api.empty_strided(1, size, stride, api.dtype_uint8, 0, 0, &w->arena)) { w->arena = NULL; return -1; }
     w->room = *size;
@@ -265,8 +270,8 @@ static int run_steps(Graph* g, Workspace* w, Env* env, int* released, PyThreadSt
   return 0;
 }
 
-/* Reads the sizes of a call; where they differ from the workspace's last ones, all that depends on them is made
-   anew. */
+/* Reads the sizes of a call; where they differ from the workspace's last ones, all that depends on them is
+   made anew. */
 static int take_sizes(Graph* g, Workspace* w, PyObject* const* args) {
   int changed = 0;
   for (int i = 0; i < g->n_sources; ++i) {

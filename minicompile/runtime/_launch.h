@@ -43,7 +43,7 @@ typedef struct {
 } Api;
 extern Api api;
 
-/* Numbers of a geometry lie in a workspace's `numbers` from `at` on: the offset, `dim` sizes, `dim` strides. */
+/* Numbers of a geometry lie in a workspace's `numbers` from `at` on: offset, `dim` sizes, `dim` strides. */
 typedef struct { int32_t dtype; int64_t dim, at; } Geometry;
 #define OFFSET(w, q) ((w)->numbers[(q)->at])
 #define SIZES(w, q) ((w)->numbers + (q)->at + 1)
