@@ -182,7 +182,8 @@ def weighted(b: Builder, x: Node, taps: Sequence[Taps]) -> Node:
     first = x.tensor.ndim - len(taps)
     for d, t in reversed(list(enumerate(taps, first))):
         w = t.weight if t.weight is None else t.weight.to(x.tensor.dtype)
-        if w is None and t.position.numel() and t.affine() == (0, 1, 1) and t.position.shape == (x.tensor.shape[d], 1):
+        whole = (x.tensor.shape[d], 1)
+        if w is None and t.position.numel() and t.affine() == (0, 1, 1) and t.position.shape == whole:
             continue
         y = read(b, x, [t], as_dtype(0, x.tensor.dtype), d).values
         even = w is None or bool((w == w[:, :1]).all())          # then it can wait until after the sum
