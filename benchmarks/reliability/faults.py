@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "runtime"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "runtime")]
 from faults import COMPILERS, compiler, counting, ends, environment  # noqa: E402  (tests/runtime/faults.py)
 
 HEAD = """
