@@ -141,7 +141,7 @@ class Sizes:
         out = parts[0]
         for p in parts[1:]:
             first = out if type(out) is Source else p
-            out = first.derived(_ATOMS[type(a)], (out, p))
+            out = first.derived(ATOMS[type(a)], (out, p))
         return out
 
     def placed(self) -> None:
@@ -170,7 +170,7 @@ class Sizes:
         return Guard(source.derived(operator.ne, (source, bound)), "equals", True, where)
 
 
-_ATOMS: dict[type, Callable[..., Any]] = {Div: operator.floordiv, Mod: operator.mod, Prod: operator.mul}
+ATOMS: dict[type, Callable[..., Any]] = {Div: operator.floordiv, Mod: operator.mod, Prod: operator.mul}
 
 
 def strides(spec: TensorSpec, shape: tuple) -> tuple:
