@@ -209,12 +209,15 @@ def _edited(small: Small, edit: Callable[[fx.Graph], bool], values: dict[str, An
     everything = {**known, **given}
     if any(n.target not in everything and n.name not in everything for n in inputs):
         return
+    values_of = tuple(everything[n.target if n.target in everything else n.name] for n in inputs)
+    for n in inputs:
+        n.target = n.name                                   # else it is printed under both names
     holders = {n.target: getattr(small.gm, n.target) for n in graph.nodes if n.op == "get_attr"}
     try:
         gm = fx.GraphModule(holders, graph)
     except Exception:  # an edit that leaves no legal graph
         return
-    yield Small(gm, tuple(everything[n.target if n.target in everything else n.name] for n in inputs))
+    yield Small(gm, values_of)
 
 
 def _needed(graph: fx.Graph) -> set[fx.Node]:
