@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minicompile.testing import Check, ladder, mutants, shrink
+from minicompile.testing import Check, ladder, mutants, observe
 from minicompile.testing.compare import units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,23 +131,6 @@ def test_units() -> None:
     assert units(torch.tensor([1]), torch.tensor([2])) == 0
 
 
-def test_shrinking_leaves_what_is_needed() -> None:
-    """Outputs, nodes and inputs go; one operation stays."""
-    gm = torch.fx.symbolic_trace(two)
-    small = shrink.Small(gm, arguments())
-    with mutants.planted(fault("prims: wrong divisor of a mean")):
-        def mean_too(x, y):
-            a, b = two(x, y)
-            return a, b.mean() + 1, b
-        case = shrink.Small(torch.fx.symbolic_trace(mean_too), arguments())
-        session = quick.session
-        step = ladder.walk(lambda **how: session(mean_too, arguments(), {}, **how), "reference")
-        assert step.stage == "prims"
-        found = shrink.smallest(lambda **how: session(mean_too, arguments(), {}, **how), "minicompile", step, quick, 30)
-    assert found.size < case.size and found.size[0] <= 2 and "mean" in found.text(), found.text()
-    assert small.size[0] == 7
-
-
 def test_capture_is_blamed_for_guards() -> None:
     box = SimpleNamespace(n=2)
 
@@ -156,8 +139,8 @@ def test_capture_is_blamed_for_guards() -> None:
 
         def prepare(call):
             box.n += 1
-            return ladder.run.__globals__["Arguments"]([torch.ones(2)])
-        return ladder.Session(lambda x: x * box.n, prepare, 2)
+            return observe.Arguments([torch.ones(2)])
+        return observe.Session(lambda x: x * box.n, prepare, 2)
     with mutants.planted(fault("guards: missing guard on a number or string")):
         step = ladder.walk(session, "reference", name_node=False)
     assert step.stage == "guards" and step.difference.call == 1
