@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicompile.ir.sym import Div, Mod, Var, bounds, coefficient, evaluate, floordiv, less, mod, substitute
+from minicompile.ir.forms import coefficient, less
+from minicompile.ir.sym import Div, Mod, Var, bounds, evaluate, floordiv, mod, substitute
 
 VARS = [Var("i", 0, 63), Var("j", 0, 11), Var("k", -4, 7), Var("n", 2, 9)]
 NUMBERS = st.integers(-70, 70)

@@ -28,9 +28,10 @@ from ..ir import fake as fake_module
 from ..ir import scalar as scalar_module
 from ..ir import spec as spec_module
 from ..ir.fake import Fake, FakeMode, facts_of
+from ..ir.forms import children
 from ..ir.scalar import Number, like_number, number_spec, symbol
 from ..ir.spec import TensorSpec
-from ..ir.sym import NeedsSizes, Size, Sym, asked, children
+from ..ir.sym import NeedsSizes, Size, Sym, asked
 from . import (
     attributes,
     bytecode,

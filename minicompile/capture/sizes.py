@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from ..errors import Where
+from ..ir.forms import children
 from ..ir.scalar import Number
 from ..ir.spec import TensorSpec
-from ..ir.sym import LARGEST_SIZE, Condition, Div, Mod, NeedsSizes, Prod, Size, Sym, Var, children, hint
+from ..ir.sym import LARGEST_SIZE, Condition, Div, Mod, NeedsSizes, Prod, Size, Sym, Var, hint
 from .guards import Guard, TensorFact
 from .sources import Source
 from .varying import VARYING, Numbers, VaryingInt

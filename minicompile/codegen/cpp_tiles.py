@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from math import prod
 
-from ..ir.sym import Sym, Var, coefficient, hint, same
+from ..ir.forms import coefficient
+from ..ir.sym import Sym, Var, hint, same
 from ..loops.ir import Axis, Load
 from .cpp_kernel import INLINED, KernelText, ceildiv, tail_text
 from .cpp_values import element

@@ -21,9 +21,10 @@ import torch
 
 from .. import __version__
 from ..errors import ToolchainError
+from ..ir.forms import alike
 from ..ir.graph import restride, seen
 from ..ir.spec import TensorSpec
-from ..ir.sym import NeedsSizes, Sym, alike, same
+from ..ir.sym import NeedsSizes, Sym, same
 from ..loops.ir import Buffer, Extern, View
 from ..loops.sizes import syms_in
 from ..runtime import cache, toolchain

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import Refusal
-from ..ir.sym import Sym, Var, bounds, children
+from ..ir.forms import children
+from ..ir.sym import Sym, Var, bounds
 from ..loops.ir import Apply, Axis, Buffer, Checked, Const, Index, Load, Loop, Store, Val, load, walk
 from ..schedule.plan import Kernel, Stage
 from ..schedule.space import total

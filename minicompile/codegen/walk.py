@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..ir.sym import Div, Mod, Prod, Size, Sym, Var, bounds, coefficient
+from ..ir.forms import coefficient
+from ..ir.sym import Div, Mod, Prod, Size, Sym, Var, bounds
 from ..loops.ir import Load, Loop, Val, walk
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from .forms import atoms
 from .spec import TensorSpec
-from .sym import Condition, Mod, NeedsSizes, Size, Sym, asked, atoms, evaluate, same, substitute
+from .sym import Condition, Mod, NeedsSizes, Size, Sym, asked, evaluate, same, substitute
 
 aten = torch.ops.aten
 Env = dict[str, int]

@@ -18,7 +18,7 @@ that is being compiled, and is then a `Condition` of the program (see `asking`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -171,11 +171,6 @@ class Walk(Var):
         return _intern(("walk", name, id(extent)), make)
 
 
-def running(name: str, extent: Sym | int) -> Var:
-    """The variable of a loop over range(extent)."""
-    return Var(name, 0, max(extent - 1, 0)) if isinstance(extent, int) else Walk(name, extent)
-
-
 class Sum(Sym):
     """At least two terms, or one with a coefficient or a constant beside it. Made by arithmetic only."""
 
@@ -320,10 +315,6 @@ def _make_prod(factors: tuple[Sym, ...]) -> Prod:
 # ---- division and modulo ----
 
 
-def _floor(b: Bound, d: int) -> Bound:
-    return b if b in (inf, -inf) else b // d
-
-
 def _split(n: Sym, d: int) -> tuple[Sym | int, Sym | int]:
     """n = d*q + r, where r holds what d does not divide; r's constant lies in [0, d)."""
     whole: dict[Sym, int] = {}
@@ -370,8 +361,8 @@ def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     q, r = _split(n, d)
     if isinstance(r, int):
         return q
-    low = _floor(r.lo, d)
-    if low == _floor(r.hi, d):
+    low = _bound_div(r.lo, d)
+    if low == _bound_div(r.hi, d):
         return q + int(low)
     coarse = _coarse(r, d)
     if coarse:
@@ -399,8 +390,8 @@ def mod(n: Sym | int, d: Sym | int) -> Sym | int:
     r = dropped % d if isinstance(dropped, int) else _split(dropped, d)[1]
     if isinstance(r, int):
         return r
-    low = _floor(r.lo, d)
-    if low == _floor(r.hi, d):
+    low = _bound_div(r.lo, d)
+    if low == _bound_div(r.hi, d):
         return r - d * int(low)
     coarse = _coarse(r, d)
     if coarse:
@@ -427,12 +418,11 @@ def _symbolic_div(n: Sym | int, d: Sym) -> Sym | int:
     rest: Sym | int = n
     if not isinstance(n, int):
         whole, rest = _split_by(n, d)
-    if rest == 0 and isinstance(rest, int):
+    if isinstance(rest, int) and rest == 0:
         return whole
     if _is_rest(rest, d):
         return whole
-    r = rest
-    return whole + _intern(("/", *_key(r), *_key(d)), lambda: _make_div(r, d))
+    return whole + _intern(("/", *_key(rest), *_key(d)), lambda: _make_div(rest, d))
 
 
 def _symbolic_mod(n: Sym | int, d: Sym) -> Sym | int:
@@ -504,9 +494,7 @@ def _make_div(num: Sym | int, den: Sym | int) -> Div:
 
 
 def _bound_div(b: Bound, d: Bound) -> Bound:
-    if b in (inf, -inf):
-        return b
-    return (0 if b >= 0 else -1) if d == inf else b // d
+    return b if b in (inf, -inf) else (0 if b >= 0 else -1) if d == inf else b // d
 
 
 def _make_mod(num: Sym | int, den: Sym | int) -> Mod:
@@ -624,39 +612,6 @@ def same(a: Sym | int | None, b: Sym | int) -> bool:
     return a is b or isinstance(a, int) and isinstance(b, int) and a == b
 
 
-def alike(a: Sequence[Sym | int], b: Sequence[Sym | int]) -> bool:
-    """The same, item by item."""
-    return len(a) == len(b) and all(map(same, a, b))
-
-
-def divides(d: Sym | int, n: Sym | int) -> bool:
-    """Whether n is a multiple of d by its form."""
-    return not same(d, 0) and same(mod(n, d), 0)
-
-
-def less(a: Sym | int, b: Sym | int) -> bool | None:
-    """a < b: True or False where the bounds decide it, None where they don't."""
-    lo, hi = span(a - b)
-    return True if hi < 0 else False if lo >= 0 else None
-
-
-def coefficient(s: Sym | int, v: Var) -> Sym | int | None:
-    """k where s = k*v + (something without v) and k is a number or made of sizes; None where there is no
-    such k."""
-    if isinstance(s, int) or v not in s.vars:
-        return 0
-    k: Sym | int = 0
-    for a, c in s.terms:
-        if a is v:
-            k = k + c
-        elif v in a.vars:
-            rest = _without(a, (v,)) if isinstance(a, Prod) else None
-            if rest is None or not _of_sizes(rest):
-                return None
-            k = k + rest * c
-    return k
-
-
 def span(s: Sym | int) -> tuple[Bound, Bound]:
     """The bounds, brought to 0 or beyond where what sizes are decides the sign."""
     lo, hi = bounds(s)
@@ -706,23 +661,6 @@ def _at_ends(s: Sym, v: Var) -> bool:
     ends = [] if nonnegative(-slope) and not same(slope, 0) else [v.lo]
     ends += [] if nonnegative(slope) else [top]
     return all(nonnegative(substitute(s, {v: end})) for end in ends)     # type: ignore[dict-item]
-
-
-def atoms(s: Sym | int) -> Iterator[Sym]:
-    """Every atom inside s, the inner ones of // and % and products included, outermost first."""
-    if isinstance(s, int):
-        return
-    for a, _ in s.terms:
-        yield a
-        for part in children(a):
-            yield from atoms(part)
-
-
-def children(a: Sym) -> tuple[Sym | int, ...]:
-    """What an atom is made of."""
-    if isinstance(a, (Div, Mod)):
-        return (a.num, a.den)
-    return a.factors if isinstance(a, Prod) else ()
 
 
 def substitute(s: Sym | int, env: Mapping[Var, Sym | int]) -> Sym | int:

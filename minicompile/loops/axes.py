@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import torch
 
+from ..ir.forms import atoms, divides
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Div, Mod, Size, Sym, Var, atoms, divides, free_vars, hint, same, substitute
+from ..ir.sym import Div, Mod, Size, Sym, Var, free_vars, hint, same, substitute
 from .nest import Axis, Buffer, Loop, Store, axis
 from .val import Index, Load, Val, load, rewrite, walk
 

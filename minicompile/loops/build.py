@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from ..ir.forms import alike, coefficient
 from ..ir.graph import Graph, Node, map_arg
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, alike, coefficient, hint, same
+from ..ir.sym import Sym, hint, same
 from .axes import split_axes, split_reduction
 from .ir import Loops
 from .nest import Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import CheckError
+from ..ir.forms import coefficient
 from ..ir.prims import PRIMS
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, bounds, coefficient, evaluate, free_vars, substitute
+from ..ir.sym import Sym, bounds, evaluate, free_vars, substitute
 from .nest import REDUCTIONS, SCANS, Buffer, Extern, Loop, View
 from .val import Apply, Checked, Const, Index, Load, Val, walk
 

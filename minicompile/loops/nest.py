@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from ..errors import Where
+from ..ir.forms import running
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, Var, running
+from ..ir.sym import Sym, Var
 from .val import Load, Val, loads, show
 
 REDUCTIONS = ("sum", "prod", "amax", "amin", "any", "all", "argmax", "argmin")

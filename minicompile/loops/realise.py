@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from ..ir.forms import alike
 from ..ir.graph import Graph, Node, Output, arg_nodes
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Sym, alike, hint
+from ..ir.sym import Sym, hint
 from .views import VIEWS, chain, kind_of, name_of, strided_window
 
 HEAVY = frozenset(

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckError
+from ..ir.forms import coefficient
 from ..ir.graph import restride, seen
 from ..ir.prims import PRIMS
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, coefficient, evaluate, substitute
+from ..ir.sym import Sym, evaluate, substitute
 from .nest import Axis, Buffer, Extern, Loop, Result, View
 from .val import Apply, Checked, Const, Index, Load, Val, walk
 

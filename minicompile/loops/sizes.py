@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from ..ir.forms import running
 from ..ir.spec import TensorSpec
-from ..ir.sym import NeedsSizes, Size, Sym, Var, Walk, running, substitute
+from ..ir.sym import NeedsSizes, Size, Sym, Var, Walk, substitute
 from .val import Checked, Index, Load, Val, rewrite, walk
 
 Source = tuple[Size, int, int]      # (size, input, dimension); -1: the input is the number itself

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from ..ir.forms import less
 from ..ir.intern import interner
-from ..ir.sym import Sym, Var, bounds, free_vars, less, substitute
+from ..ir.sym import Sym, Var, bounds, free_vars, substitute
 
 
 class Val:

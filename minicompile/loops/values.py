@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from ..ir.forms import alike, less, running
 from ..ir.graph import Node
 from ..ir.prims import BAD_INDEX
-from ..ir.sym import Div, Mod, Prod, Sym, Var, alike, bounds, free_vars, less, running
+from ..ir.sym import Div, Mod, Prod, Sym, Var, bounds, free_vars
 from .fold import fold
 from .nest import Buffer
 from .val import Checked, Const, Index, Val, apply, checked, const, index, load, walk

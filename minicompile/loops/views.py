@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..ir.forms import alike, coefficient, running
 from ..ir.graph import Node
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Sym, alike, coefficient, free_vars, hint, running, same, substitute
+from ..ir.sym import Sym, free_vars, hint, same, substitute
 
 Indices = tuple[Sym | int, ...]
 VIEWS = (

@@ -14,12 +14,13 @@ import torch
 from ..config import config
 from ..errors import Where
 from ..ir.elementwise import promote
+from ..ir.forms import alike
 from ..ir.geometry import sizes_in
 from ..ir.graph import Names, Node
 from ..ir.prims import PRIMS, Prim
 from ..ir.scalar import like_number
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import NeedsSizes, Sym, alike, same
+from ..ir.sym import NeedsSizes, Sym, same
 from .graphs import infer, same_strides
 from .rewrite import REWRITES
 

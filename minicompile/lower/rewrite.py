@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..ir.forms import alike
 from ..ir.graph import Node
 from ..ir.prims import PRIMS, Prim
-from ..ir.sym import Sym, alike, same
+from ..ir.sym import Sym, same
 
 if TYPE_CHECKING:
     from .builder import Builder

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..ir.forms import coefficient
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, Var, coefficient, same
+from ..ir.sym import Sym, Var, same
 from ..loops.axes import rename, syms
 from ..loops.nest import Axis, Buffer, Store, axis
 from ..loops.val import Apply, Load, Val, load, rewrite, walk

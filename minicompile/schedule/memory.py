@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ..config import config
+from ..ir.forms import less
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, hint, less, same
+from ..ir.sym import Sym, hint, same
 from ..loops.ir import Buffer, Extern, Loops
 from .liveness import ALIGN, lifetimes, may_replace, touched
 from .nest import Kernel, Refused

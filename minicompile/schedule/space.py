@@ -10,20 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.sym import (
-    Size,
-    Sym,
-    Var,
-    alike,
-    bounds,
-    coefficient,
-    divides,
-    free_vars,
-    hint,
-    less,
-    same,
-    substitute,
-)
+from ..ir.forms import alike, coefficient, divides, less
+from ..ir.sym import Size, Sym, Var, bounds, free_vars, hint, same, substitute
 from ..loops.axes import rename, syms
 from ..loops.nest import Axis, Extern, Loop, axis
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from ..config import config
-from ..ir.sym import Sym, Var, coefficient, hint, same
+from ..ir.forms import coefficient
+from ..ir.sym import Sym, Var, hint, same
 from ..loops.nest import Axis, Buffer, Extern, Loop
 from ..loops.val import Apply, Checked, Load, Val, walk
 from .nest import Stage, Tiling

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from ..codegen.triton import TritonLaunch
 from ..codegen.triton_blocks import turned
-from ..ir.sym import Div, Mod, Sym, coefficient
+from ..ir.forms import coefficient
+from ..ir.sym import Div, Mod, Sym
 from ..loops.ir import Axis, Buffer
 from ..schedule.plan import Kernel, Stage
 

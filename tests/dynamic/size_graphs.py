@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 from prim_graphs import Make, inputs_of, run_graph
 
+from minicompile.ir.forms import alike
 from minicompile.ir.graph import Graph, Node, Output
 from minicompile.ir.spec import TensorSpec
-from minicompile.ir.sym import Size, Sym, Var, alike, asking, hint, same, substitute
+from minicompile.ir.sym import Size, Sym, Var, asking, hint, same, substitute
 from minicompile.loops.sizes import specialise
 
 f32, i64 = torch.float32, torch.int64

@@ -8,7 +8,8 @@ import torch
 from size_graphs import S0, S1, Sized, expected, random_sized
 
 from minicompile.errors import Refusal
-from minicompile.ir.sym import NeedsSizes, Size, asking, coefficient, evaluate, less, nonnegative, running
+from minicompile.ir.forms import coefficient, less, running
+from minicompile.ir.sym import NeedsSizes, Size, asking, evaluate, nonnegative
 from minicompile.loops.build import build_loops
 
 NUMBERS = [(6, 10), (2, 2), (3, 7), (17, 5), (4, 33), (9, 9)]
