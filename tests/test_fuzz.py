@@ -32,7 +32,7 @@ def test_fixed_seeds(first: int) -> None:
     report = fuzz.fuzz(range(first, first + 12), tell=lambda text: None)
     assert report.programs == 12 and not report.failures, str(report)
     stages = Counter(stage for _, _, stage in report.pairs)
-    assert all(stages[s] > 10 for s in ("aten", "prims", "loops", "plan", "cpp")), report.coverage()
+    assert all(stages[s] > 3 for s in ("aten", "prims", "loops", "plan", "cpp")), report.coverage()
 
 
 def test_programs_have_python_around_their_tensors() -> None:

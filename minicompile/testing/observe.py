@@ -168,7 +168,7 @@ def observe(fn: Callable, given: Arguments, grad: bool) -> Observation:
             walk = Walk()
             for name, x in (*roots.items(), ("result", result)):
                 walk.visit(name, x)
-            done.gradients = _gradients(walk.tensors, given.leaves) if grad else {}
+            done.gradients = _gradients(reachable({"result": result}), given.leaves) if grad else {}
         except MinicompileError:
             raise
         except Exception as e:
@@ -184,10 +184,8 @@ def observe(fn: Callable, given: Arguments, grad: bool) -> Observation:
 
 def _gradients(tensors: Mapping[str, torch.Tensor], leaves: Sequence[Any]) -> dict[str, torch.Tensor | None]:
     """The gradients of the results' tensors, with fixed incoming ones, for the leaves."""
-    ends = [t for p, t in tensors.items() if p.startswith("result") and t.requires_grad]
+    ends = [t for t in tensors.values() if t.requires_grad]
     wanted = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
-    ends += [t for p, t in tensors.items() if not p.startswith("result") and t.grad_fn is not None
-             and t.is_floating_point() and not any(t is e for e in ends) and t._version]
     if not ends or not wanted:
         return {}
     state, generator = torch.get_rng_state(), torch.Generator().manual_seed(3)
