@@ -238,11 +238,15 @@ class Capturer:
         self.world.sizes.conditions = asked()
         self.world.sizes.conditions.clear()             # an earlier attempt's
         self.world.numbers_vary = self.numbers_vary
-        self.recorder.number, self.recorder.seen = self.number, self.seen
+        self.recorder.number, self.recorder.seen, self.recorder.needed = self.number, self.seen, self.needed
         self.number_nodes: dict[Source, torch.fx.Node] = {}
 
     def numbers_vary(self) -> None:
         self.mode.scalars = True
+
+    def needed(self) -> None:
+        if self.world.needed is not None:
+            raise self.world.needed
 
     def seen(self, x: Any) -> Any:
         self.world.sizes.placed()

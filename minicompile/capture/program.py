@@ -335,8 +335,8 @@ class Builder:
 
 
 def is_leaf(fake: Fake) -> bool:
-    """Whether a tensor made while capturing is where gradients are collected. A view that was changed where
-    the engine forbids it does not say; eager mode hands it out all the same."""
+    """Whether a tensor made while capturing is where gradients are collected. Refuses a view that was changed
+    where the engine forbids it: that does not say."""
     try:
         return fake.requires_grad and fact(fake, "is_leaf")
     except RuntimeError:

@@ -57,6 +57,7 @@ class Reads(World):
         self.scalars: dict[Source, varying.Varying] = {}
         self.numbers_vary: Callable[[], None] = lambda: None
         self.sizes = Sizes(self)
+        self.needed: Refusal | None = None      # the value that was asked for last, which C code may not tell
         self.guards: dict[tuple[Source | None, str], Guard] = {}
         self.fakes: dict[int, Fake] = {}  # id of a real tensor -> its fake
         self.inputs: list[tuple[Source, torch.Tensor, Fake]] = []
@@ -266,6 +267,8 @@ class Reads(World):
     def read_constant(self, module: str | None, source: Source, value: Any) -> Any:
         """A name found in a module or class: identities in trusted modules need no guard."""
         if issubclass(type(value), IDENTITIES) and policy.trusted(module):
+            if type(value) in _BOUND and type(value.__self__) not in (NONE, ModuleType):
+                self.remember(value, source)
             return value
         return self.read(source, value)
 

@@ -63,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self.places: dict[torch.fx.Node, Where] = {}
         self.where = where
         self.number: Callable[[Any], Any] = varying.known
+        self.needed: Callable[[], None] = lambda: None      # raises what C code made an error of its own of
         self.seen: Callable[[Any], Any] = lambda x: x       # what the program gets that is no tensor
 
     def add_number(self, name: str, value: int | float) -> torch.fx.Node:
@@ -109,6 +110,7 @@ class Recorder(TorchFunctionMode):
                 return self.speculate(func, args, kwargs, refusal)
             raise refusal from error
         except Exception as error:
+            self.needed()
             if "its data is not allocated" in str(error):       # C++ reads it
                 refusal = Refusal("data-dependent", f"{func.__name__}() reads memory", self.where())
                 return self.speculate(func, args, kwargs, refusal)

@@ -107,7 +107,7 @@ class Sizes:
         if not isinstance(value, Sym):
             return value
         def ask(number: Number) -> int:
-            needed = NeedsSizes(value)
+            needed = self.world.needed = NeedsSizes(value)
             needed.where = self.world.where()
             raise needed
 

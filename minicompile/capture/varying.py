@@ -127,14 +127,20 @@ def _given(number: Number) -> int | float:
 
 def _make(world: Any, source: Source, value: int | float) -> Varying:
     def ask(number: Number) -> int | float:
-        if type(value) is int and value > 1 and world.numbers.sizes is not False:
-            raise NeedsNumber(source)
+        if type(value) is int and value > 1 and world.numbers.sizes is not False and not _drawn(source):
+            world.needed = NeedsNumber(source)
+            raise world.needed
         number.ask = _given
         return world.constant_number(source, number.value)
 
     made: Any = KINDS[type(value)](Number(value, ask))
     made.source, made.world = source, world
     return made
+
+
+def _drawn(source: Source | None) -> bool:
+    """Whether it is computed from random numbers, each of which a call has once."""
+    return source is not None and (source.kind == "call" or _drawn(source.parent))
 
 
 def derive(function: Callable[..., Any], *operands: Any) -> Any:

@@ -19,14 +19,25 @@ from ..ir.prims import Misfit
 from ..ir.scalar import Specialise
 from ..ir.spec import TensorSpec
 from ..ir.sym import NeedsSizes
-from . import (attention, backward, foreach, indexing, philox, pointwise, products, reduction, special, views,
-               windows)
+from . import (
+    attention,
+    backward,
+    foreach,
+    indexing,
+    philox,
+    pointwise,
+    products,
+    reduction,
+    special,
+    views,
+    windows,
+)
 from .builder import RULES, SUPPORTED, Builder, as_dtype
 from .composite import composition
 from .graphs import AtenGraph, Prims, infer
 
 # each registers its rules
-assert all((backward, foreach, indexing, pointwise, products, reduction, special, views, windows))
+assert all((backward, foreach, indexing, philox, pointwise, products, reduction, special, views, windows))
 
 
 def decompose(aten_graph: AtenGraph, whole: frozenset[Any] = products.LIBRARY) -> Prims:
