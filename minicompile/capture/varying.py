@@ -147,20 +147,19 @@ def derive(function: Callable[..., Any], *operands: Any) -> Any:
     """function(*operands), where some vary: the result does so too, if it is a number. Raises what the
     function raises."""
     operands = tuple(map(settled, operands))
+    first = next((v for v in operands if type(v) in VARYING), None)
     sizes = [_sized(v) for v in operands]
     by_zero = function in _DIVISIONS and type(sizes[-1]) is int and sizes[-1] == 0
-    if function in _OF_SIZES and not by_zero and all(s is not None for s in sizes):
-        world = next(v.world for v in operands if type(v) in VARYING)
+    if first is not None and function in _OF_SIZES and not by_zero and all(s is not None for s in sizes):
         result = function(*sizes)
-        world.sizes.placed()
-        return world.sizes.number(result)
+        first.world.sizes.placed()
+        return first.world.sizes.number(result)
     try:
         result = function(*[v.node.value if type(v) in VARYING else v for v in operands])
     except Exception:          # that it raises is for these values
         for v in operands:
             known(v)
         raise
-    first = next((v for v in operands if type(v) in VARYING), None)
     if first is None:
         return result
     source = first.source.derived(function, tuple(v.source if type(v) in VARYING else v for v in operands))
