@@ -227,9 +227,11 @@ def witnesses(sizes: Sequence[Size], conditions: frozenset[Condition]) -> list[E
                       if isinstance(a, Mod) and isinstance(a.den, int) and v in a.vars)) for v in everything}
     found = []
     for low, high in KINDS:
-        for _ in range(100):
-            env = {v.name: min(max(draws.randint(low, high) * steps[v], int(v.lo)), int(v.hi))
-                   for v in everything}
+        for i in range(100):
+            near = i > 50           # the conditions may want sizes like those of this call
+            drawn = {v: draws.randint(v.hint // 2, 2 * v.hint + 9) // steps[v] if near else
+                     draws.randint(low, high) for v in everything}
+            env = {v.name: min(max(n * steps[v], int(v.lo)), int(v.hi)) for v, n in drawn.items()}
             for c in conditions:
                 _solve(c, env)
             if all(v.lo <= env[v.name] <= v.hi for v in everything) and all(c.holds(env) for c in conditions):
