@@ -38,8 +38,9 @@ sanitize: $(STAMP)
 	$(PY) benchmarks/reliability/sanitize.py --tool thread $(ARGS)
 
 docs: $(STAMP)
-	$(PY) -m minicompile doctor
-	@echo "The documentation is Markdown: README.md and docs/architecture.md."
+	$(PY) -m pip install -qq -c constraints.txt -e '.[docs]' --no-build-isolation
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
+	@echo "build/site/index.html"
 
 # torch is installed first and on its own: any other package that asks for "torch" would take whichever build is newest.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard minicompile/*/*.c minicompile/*/*.h kernels/cpp/*) | check-tools
