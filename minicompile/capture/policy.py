@@ -157,8 +157,9 @@ def is_editable(filename: str) -> bool:
 
 def marked(f: FunctionType) -> str | None:
     """The refusal's code for a function that is to run as in eager mode by its author's mark, ours or
-    torch's."""
-    if f.__dict__.get("_torchdynamo_disable") and f.__code__ is not UNSEEN:
+    torch's (which torch sets on functions of its own for what only its compiler cannot do)."""
+    own = str(f.__module__).startswith("torch.")
+    if f.__dict__.get("_torchdynamo_disable") and f.__code__ is not UNSEEN and not own:
         return "disabled"
     return f.__dict__.get("__minicompile_disabled__")
 
