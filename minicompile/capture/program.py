@@ -106,6 +106,8 @@ class Builder:
         """An expression for an in-trace value; lines that must run before it are added to `lines`."""
         kind = type(value)
         value = self.world.real(value)
+        if kind is torch.Size and any(type(n) in VARYING for n in value):
+            return f"{self.constant(kind)}({self.made(tuple(value), tuple)})"
         if kind in LEAVES:
             return self.leaf(value)
         if kind in VARYING:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import Refusal, Where
 from ..ir.fake import Fake
 from ..ir.scalar import Specialise, ask, numbers_in
+from ..ir.sym import NeedsSizes
 from . import varying
 from .varying import VARYING
 
@@ -104,6 +105,9 @@ class Recorder(TorchFunctionMode):
             if not any(numbers_in((*args, *kwargs.values()))):
                 raise Refusal("varying", needed.reason, self.where()) from needed
             return self.__torch_function__(func, types, ask(args), {k: ask(v) for k, v in kwargs.items()})
+        except NeedsSizes as needed:
+            needed.where = needed.where or self.where()
+            raise
         except Refusal as error:
             refusal = Refusal(error.code, error.reason, error.where or self.where())
             if error.code == "data-dependent":

@@ -190,7 +190,7 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
             device = next((f.device for f in fakes if f.device.type != "cpu"), device)
     try:
         out = meta_call(func, unwrapped, unwrapped_kwargs)
-    except NotImplementedError as error:
+    except (NotImplementedError, ZeroDivisionError) as error:      # a rule in Python, for an empty tensor
         raise Refusal("no-meta",
                       f"torch has no shape rule for {func}: {str(error).splitlines()[0]}") from error
     varying = _varying(func, args, {**kwargs, "device": META} if facts.device_arg else kwargs, out,

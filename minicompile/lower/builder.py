@@ -259,7 +259,7 @@ def _numbers(row: Prim, args: tuple) -> tuple:
         shown = [float(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in shown]
     if row.name == "where" and typed is not None and not any(isinstance(a, Node) for a in shown[1:]):
         shown[args.index(typed)] = typed
-    return tuple(shown)
+    return tuple(shown) if any(isinstance(a, Node) for a in shown) else args
 
 
 def _specs(args: Any) -> tuple:

@@ -74,6 +74,7 @@ PROGRAMS = {
     "a view of the input": (lambda x: x[1:], rows("n", 3)),
     "a reshaped view of the input": (lambda x: x.view(-1), rows("n", 3)),
 }
+PINNED = {"interpolate"}          # torch's own code reads the sizes: one program for each, and the reason says so
 WRITES = {
     "in place": lambda x: x.add_(1),
     "a row": lambda x: x[0].fill_(1),
@@ -84,7 +85,8 @@ WRITES = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_one_program(name: str) -> None:
     fn, calls = PROGRAMS[name]
-    check(fn, calls)
+    handle = check(fn, calls, most=None if name in PINNED else 2)
+    assert bool(handle.compiled.why_constant) == (name in PINNED)
 
 
 @pytest.mark.parametrize("name", ["pointwise", "softmax", "layer_norm", "cat", "matmul", "view", "slice", "mean"])

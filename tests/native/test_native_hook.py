@@ -364,10 +364,14 @@ def test_code_is_freed_with_its_policy():
         native.set_policy(namespace["f"].__code__, native.NATIVE)
         native.set_entries(namespace["f"].__code__, native.CompiledFunction(add, add))
 
+    def alive():
+        gc.collect()
+        return sum(type(thing) is native.CompiledFunction for thing in gc.get_objects())
+
+    before = alive()
     for _ in range(1000):
         make()
-    gc.collect()
-    assert sum(type(thing) is native.CompiledFunction for thing in gc.get_objects()) == 0
+    assert alive() <= before
 
 
 def test_divert():

@@ -1,8 +1,12 @@
 """The pytest plugin, as another project sees it."""
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 import pytest
 
+# installed, it is found by its entry point, and cannot be given again
+PLUGIN = [] if "minicompile" in entry_points(group="pytest11").names else ["-p", "minicompile.testing.plugin"]
 pytest_plugins = ["pytester"]
 TESTS = """
 import pytest, torch
@@ -32,7 +36,7 @@ def test_marked(x):
 def test_fixture_and_marker(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
     folder = pytester.path / "repro"
-    result = pytester.runpytest_inprocess("-p", "minicompile.testing.plugin", "--repro", str(folder), "--strict-markers")
+    result = pytester.runpytest_inprocess(*PLUGIN, "--repro", str(folder), "--strict-markers")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*minicompile is wrong*", "*prims is the first that differs*"])
     script = (folder / "test_wrong.py").read_text()
@@ -41,5 +45,5 @@ def test_fixture_and_marker(pytester: pytest.Pytester) -> None:
 
 def test_the_plugin_alone_imports_no_torch(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import sys\ndef test_it():\n    assert 'torch' not in sys.modules\n")
-    result = pytester.runpytest_subprocess("-p", "minicompile.testing.plugin")
+    result = pytester.runpytest_subprocess(*PLUGIN)
     result.assert_outcomes(passed=1)
