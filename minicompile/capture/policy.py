@@ -157,11 +157,20 @@ def is_editable(filename: str) -> bool:
 
 def marked(f: FunctionType) -> str | None:
     """The refusal's code for a function that is to run as in eager mode by its author's mark, ours or
-    torch's (which torch sets on functions of its own for what only its compiler cannot do)."""
-    own = str(f.__module__).startswith("torch.")
-    if f.__dict__.get("_torchdynamo_disable") and f.__code__ is not UNSEEN and not own:
+    torch's."""
+    if f.__dict__.get("_torchdynamo_disable") and f.__code__ is not UNSEEN and not _of_torch(f):
         return "disabled"
     return f.__dict__.get("__minicompile_disabled__")
+
+
+def _of_torch(f: FunctionType) -> bool:
+    return str(f.__module__).startswith("torch.")
+
+
+def behind(f: FunctionType) -> Any:
+    """The function that torch put a mark around when its compiler was first used, since only that cannot
+    take it; None for any other."""
+    return f.__dict__.get("_torchdynamo_orig_callable") if _of_torch(f) else None
 
 
 def trusted(module: str | None) -> bool:

@@ -120,6 +120,8 @@ class CaptureWorld(Attributes):
     def call_function(self, f: FunctionType, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
         if f.__dict__ and (code := policy.marked(f)) is not None:
             raise self.refuse(code, f"{f.__qualname__}() is marked to run as in eager mode")
+        if f.__dict__ and (original := policy.behind(f)) is not None:
+            return self.call(self.current, original, args, kwargs)
         if f.__code__ is policy.UNSEEN:
             if f.__wrapped__ is functions.CHECKPOINT:
                 return functions.call_checkpoint(self, args[0], args[1:], dict(kwargs or {}))
