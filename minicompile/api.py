@@ -13,6 +13,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -303,8 +304,7 @@ def torch_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Ca
 def allow_in_accelerate() -> None:
     """Makes `accelerate`, and so Hugging Face's `Trainer`, take the name of our backend
     (`torch_compile_backend="minicompile"`): its list of backends is closed."""
-    from accelerate.utils.dataclasses import DynamoBackend  # an optional dependency
-
+    DynamoBackend: Any = import_module("accelerate.utils.dataclasses").DynamoBackend     # an optional dependency
     if (name := "MINICOMPILE") not in DynamoBackend.__members__:
         member = str.__new__(DynamoBackend, name)
         member._name_ = member._value_ = name
