@@ -304,7 +304,7 @@ def torch_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Ca
 def allow_in_accelerate() -> None:
     """Makes `accelerate`, and so Hugging Face's `Trainer`, take the name of our backend
     (`torch_compile_backend="minicompile"`): its list of backends is closed."""
-    DynamoBackend: Any = import_module("accelerate.utils.dataclasses").DynamoBackend     # an optional dependency
+    DynamoBackend: Any = import_module("accelerate.utils.dataclasses").DynamoBackend    # optional
     if (name := "MINICOMPILE") not in DynamoBackend.__members__:
         member = str.__new__(DynamoBackend, name)
         member._name_ = member._value_ = name

@@ -182,7 +182,8 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
 
 def _only_constants(examples: Sequence[Any]) -> None:
     """Raises NeedsSizes if there are open sizes, which functions that users give know nothing of."""
-    sizes: list[Any] = [n for x in examples if isinstance(x, Fake) for n in x.spec.shape if isinstance(n, Sym)]
+    fakes = [x for x in examples if isinstance(x, Fake)]
+    sizes: list[Any] = [n for x in fakes for n in x.spec.shape if isinstance(n, Sym)]
     if sizes:
         raise NeedsSizes(functools.reduce(operator.add, sizes))
 
