@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
-import operator
 import re
 import sys
 import threading
@@ -28,10 +26,9 @@ from ..ir import fake as fake_module
 from ..ir import scalar as scalar_module
 from ..ir import spec as spec_module
 from ..ir.fake import Fake, FakeMode, facts_of
-from ..ir.forms import children
 from ..ir.scalar import Number, like_number, number_spec, symbol
 from ..ir.spec import TensorSpec
-from ..ir.sym import NeedsSizes, Size, Sym, asked
+from ..ir.sym import NeedsSizes, Size, asked
 from . import (
     attributes,
     bytecode,
@@ -259,16 +256,7 @@ class Capturer:
             self.recorder.places[node] = self.world.where() or self.world.root
             return node
 
-        def atom(a: Sym) -> Any:
-            if not children(a):
-                return self.placeholder(self.world.sizes.source(a), a.hint)
-            function = functools.partial(call, sizes.ATOMS[type(a)])
-            return functools.reduce(function, map(self.size, children(a)))
-
-        if isinstance(s, int):
-            return s
-        parts = [atom(a) if k == 1 else call(operator.mul, atom(a), k) for a, k in s.terms]
-        return functools.reduce(functools.partial(call, operator.add), parts + [s.const] * (s.const != 0))
+        return sizes.computed(s, lambda v: self.placeholder(self.world.sizes.source(v), v.hint), call)
 
     def number(self, value: Any) -> Any:
         """What the graph has for a number that varies: a placeholder, or the value if it is guarded."""

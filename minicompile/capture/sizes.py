@@ -7,6 +7,7 @@ and is a condition of the capture, which becomes a guard here.
 """
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -127,23 +128,8 @@ class Sizes:
 
     def source(self, s: Sym) -> Source:
         """Where the value of an expression of sizes is computed from."""
-        total: Any = None
-        for atom, k in s.terms:
-            term: Any = self.atom(atom)
-            if k != 1:
-                term = term.derived(operator.mul, (term, k))
-            total = term if total is None else total.derived(operator.add, (total, term))
-        return total.derived(operator.add, (total, s.const)) if s.const else total
-
-    def atom(self, a: Sym) -> Source:
-        if isinstance(a, Var):
-            return self.dims[a][0]  # type: ignore[index]
-        parts = [self.source(p) if isinstance(p, Sym) else p for p in children(a)]
-        out = parts[0]
-        for p in parts[1:]:
-            first = out if type(out) is Source else p
-            out = first.derived(ATOMS[type(a)], (out, p))
-        return out
+        return computed(s, lambda v: self.dims[v][0], lambda function, a, b: (  # type: ignore[index]
+            a if type(a) is Source else b).derived(function, (a, b)))
 
     def placed(self) -> None:
         """The user's line of what was asked last."""
@@ -171,7 +157,21 @@ class Sizes:
         return Guard(source.derived(operator.ne, (source, bound)), "equals", True, where)
 
 
-ATOMS: dict[type, Callable[..., Any]] = {Div: operator.floordiv, Mod: operator.mod, Prod: operator.mul}
+_ATOMS: dict[type, Callable[..., Any]] = {Div: operator.floordiv, Mod: operator.mod, Prod: operator.mul}
+
+
+def computed(s: Sym | int, leaf: Callable[[Var], Any], call: Callable[..., Any]) -> Any:
+    """The expression, put together by `call(function, a, b)` from what `leaf` gives for its variables."""
+    def atom(a: Sym) -> Any:
+        if isinstance(a, Var):
+            return leaf(a)
+        parts = [computed(p, leaf, call) for p in children(a)]
+        return functools.reduce(functools.partial(call, _ATOMS[type(a)]), parts)
+
+    if isinstance(s, int):
+        return s
+    terms = [atom(a) if k == 1 else call(operator.mul, atom(a), k) for a, k in s.terms]
+    return functools.reduce(functools.partial(call, operator.add), terms + [s.const] * (s.const != 0))
 
 
 def strides(spec: TensorSpec, shape: tuple) -> tuple:
