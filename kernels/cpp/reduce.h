@@ -79,41 +79,49 @@ template <class Op, class V> MC_INLINE lane<V> across(V v) {
 
 // ---- argmax and argmin ------------------------------------------------------------------------------------
 
-// Whether (v, i) goes before the best (w, j): NaN first, then the extreme, then the lower index.
-template <bool Max, class V> MC_INLINE auto beats(V v, V w) {
-  if constexpr (is_float<lane<V>>) {
-    auto better = Max ? v > w : v < w;
-    if constexpr (is_vec<V>) return (better | (v != v)) & (w == w); else return (better || v != v) && w == w;
-  } else return Max ? v > w : v < w;
-}
+// NaN goes first, then the extreme, then the lower index. A lane begins with the identity at index 0: where
+// nothing is better, every element equals the identity, and the first of them is the answer.
 template <bool Max, class V, class I> struct Best {
-  V value; I index;
-  template <class B> static Best start() {
-    return Best{V{} + (Max ? lowest<lane<V>>() : highest<lane<V>>()), I{} + highest<lane<I>>()};
-  }
+  V value = V{} + (Max ? lowest<lane<V>>() : highest<lane<V>>());
+  I index = I{};
   template <class M> MC_INLINE void step(V v, I i, M m) {
-    // nothing seen yet: an extreme equal to the identity counts
-    auto first = index == highest<lane<I>>();
+    const V w = value;
     if constexpr (is_vec<V>) {
-      auto take = mask_as<mask_of<I>>(beats<Max>(v, value)) | first;
-      if constexpr (!M::full) take &= ramp<lane<I>, lanes_of<I>>(0) < lane<I>(m.n);
-      value = mask_as<mask_of<V>>(take) ? v : value;
-      index = take ? i : index;
-    } else if (beats<Max>(v, value) || first) { value = v; index = i; }
-  }
-  MC_INLINE i64 finish() const {
-    if constexpr (!is_vec<V>) return index;
-    else {
-      lane<V> v = value[0]; i64 i = index[0];
-      for (int l = 1; l < lanes_of<V>; ++l) {
-        if (index[l] == highest<lane<I>>()) continue;
-        const bool tie = v == value[l] || (v != v && value[l] != value[l]);
-        if (i == highest<lane<I>>() || (tie ? index[l] < i : beats<Max>(lane<V>(value[l]), v))) {
-            v = value[l]; i = index[l]; }
+      // selects of selects: a mask that is combined with others would leave the mask registers
+      const auto worse = Max ? v <= w : v >= w;
+      typedef mask_of<I> J;
+      if constexpr (is_float<lane<V>>) {
+        const auto number = w == w;
+        v = number ? v : w, i = mask_as<J>(number) ? i : index;
       }
-      return i;
-    }
+      v = worse ? w : v, i = mask_as<J>(worse) ? index : i;
+      if constexpr (!M::full) {
+        const auto there = ramp<lane<J>, lanes_of<J>>(0) < lane<J>(m.n);
+        v = mask_as<mask_of<V>>(there) ? v : w, i = there ? i : index;
+      }
+      value = v, index = i;
+    } else if (w == w && !(Max ? v <= w : v >= w)) { value = v; index = i; }
   }
 };
+
+// The index of the first best element of accumulators that saw one axis.
+template <bool Max, class V, class I, int U> MC_INLINE i64 best_of(const Best<Max, V, I> (&all)[U]) {
+  typedef typename Pick<Max, Amax, Amin>::type Op;
+  V extreme = all[0].value;
+#pragma GCC unroll 4
+  for (int u = 1; u < U; ++u) extreme = Op::step(extreme, all[u].value);
+  const lane<V> best = across<Op>(extreme);
+  I first = I{} + highest<lane<I>>();
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) {
+    const V v = all[u].value;
+    const I i = all[u].index;
+    if constexpr (is_vec<V>) {
+      const auto found = best != best ? v != v : v == best;
+      first = Amin::step(first, mask_as<mask_of<I>>(found) ? i : I{} + highest<lane<I>>());
+    } else first = i;
+  }
+  return across<Amin>(first);
+}
 
 }  // namespace mc

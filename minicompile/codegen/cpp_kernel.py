@@ -251,7 +251,7 @@ class KernelText:
         k = self.kernel
         if self.lane_var is None or len(k.stages) != 1 or k.local or not k.stages[0].inner:
             return 1
-        if any(loop.combine not in OPERATION or loop.is_scan for loop in k.loops):
+        if not all(loop.is_reduction for loop in k.loops):
             return 1
         return WIDE if hint(k.par[-1].size) >= WIDE * self.lanes else 1
 
@@ -269,9 +269,9 @@ class KernelText:
             with self.block(f"auto done = [&](i64 {a.var}, auto m, int u) {INLINED} {{", frozenset((a.var,)),
                             "};"):
                 for loop, acc in accumulators.items():
-                    value = self.named(f"{acc}[u]", loop.body.dtype, True)
+                    text, dtype = self.lanes_of(loop, f"{acc}[u]")
                     self.store(loop.out, loop.store_dtype,
-                               self.cast(value, loop.body.dtype, loop.store_dtype), True)
+                               self.cast(self.named(text, dtype, True), dtype, loop.store_dtype), True)
             self.here.put(" ".join(f"done({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});"
                                    for u in range(WIDE)))
 
@@ -405,7 +405,7 @@ class KernelText:
         if loop.combine in ("argmax", "argmin"):
             position = self.types(_position_dtype(loop), vector)
             best = f"Best<{str(loop.combine == 'argmax').lower()}, {t}, {position}>"
-            self.here.put(f"auto {acc} = {best}::start<void>();")
+            self.here.put(f"{best} {acc}[{unroll}];")
             return acc
         scalar = "i8" if vector and loop.body.dtype is torch.bool else REGISTER[loop.body.dtype]
         start = f"{OPERATION[loop.combine or '']}::identity<{scalar}>()"
@@ -428,7 +428,7 @@ class KernelText:
             spread = "ramp" if inner_lanes else "splat"
             position = (f"{spread}<{kind}, {self.lanes}>({kind}({position}))" if vector
                         else f"{kind}({position})")
-            self.here.put(f"{acc}.step({value}, {position}, {'m' if inner_lanes else 'Full{}'});")
+            self.here.put(f"{acc}[{u}].step({value}, {position}, {'m' if inner_lanes else 'Full{}'});")
             return acc
         op = OPERATION[loop.combine or ""]
         if inner_lanes:
@@ -439,12 +439,18 @@ class KernelText:
         self.here.put(f"{acc}[{u}] = {op}::step({acc}[{u}], {value});")
         return f"{acc}[{u}]"
 
+    def lanes_of(self, loop: Loop, acc: str) -> tuple[str, torch.dtype]:
+        """What an accumulator with a result in each lane holds, and its type."""
+        if loop.combine in ("argmax", "argmin"):
+            return f"{acc}.index", _position_dtype(loop)
+        return acc, loop.body.dtype
+
     def finish(self, loop: Loop, acc: str, unroll: int, inner: Var | None) -> str:
         """The finished reduction, cast to what is stored."""
         if loop.combine in ("argmax", "argmin"):
             if inner is None and self.lane_var is not None:
-                return self.cast(f"{acc}.index", _position_dtype(loop), loop.store_dtype)
-            return f"{acc}.finish()"
+                return self.cast(*self.lanes_of(loop, f"{acc}[0]"), loop.store_dtype)
+            return f"best_of({acc})"
         op = OPERATION[loop.combine or ""]
         parts = [f"{acc}[{u}]" for u in range(unroll)]
         while len(parts) > 1:

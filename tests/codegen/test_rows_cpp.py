@@ -51,7 +51,7 @@ def table(dtype: torch.dtype, mild: bool = False) -> torch.Tensor:
 def shapes(t: torch.Tensor) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
     """(tensor, dimensions) to reduce: along rows, columns, both, the middle, one element, and over none."""
     cube = t[:6].reshape(2, 3, WIDTH)
-    return [(t, (1,)), (t.T.contiguous(), (0,)), (cube, (0, 1, 2)), (cube, (1,)), (cube, (0, 2)), (t[:, :1], (1,)),
+    return [(t, (1,)), (t.repeat(1, 4), (0, 1)), (t.T.contiguous(), (0,)), (cube, (0, 1, 2)), (cube, (1,)), (cube, (0, 2)), (t[:, :1], (1,)),
             (t[:0], (1,)), (t[:, :, None].expand(-1, -1, 5).contiguous(), (1,))]
 
 
