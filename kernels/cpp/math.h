@@ -123,14 +123,36 @@ template <class V> MC_INLINE auto isnan(V x) { return x != x; }
 template <class V> MC_INLINE auto isinf(V x) {
   if constexpr (is_float<lane<V>>) return abs(x) == lane<V>(__builtin_inff()); else return x != x;
 }
-// NaN wins. The comparison alone is one instruction, and branches that data decides cost much more than it.
+// a > b ? a : b, so b where one is NaN: one instruction, which GCC does not find.
+template <class V> MC_INLINE V larger(V a, V b) {
+#ifdef __AVX512F__
+  if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_maxps512_mask(a, b, a, (u16)-1, 4);
+  else
+#endif
+#ifdef __AVX2__
+  if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_maxps256(a, b);
+  else
+#endif
+  return a > b ? a : b;
+}
+// a < b ? a : b, likewise.
+template <class V> MC_INLINE V smaller(V a, V b) {
+#ifdef __AVX512F__
+  if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_minps512_mask(a, b, a, (u16)-1, 4);
+  else
+#endif
+#ifdef __AVX2__
+  if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_minps256(a, b);
+  else
+#endif
+  return a < b ? a : b;
+}
+// NaN wins. Branches that data decides cost much more than a comparison.
 template <class V> MC_INLINE V maximum(V a, V b) {
-  const V larger = a > b ? a : b;
-  if constexpr (is_float<lane<V>>) return a != a ? a : larger; else return larger;
+  if constexpr (is_float<lane<V>>) return a != a ? a : larger(a, b); else return larger(a, b);
 }
 template <class V> MC_INLINE V minimum(V a, V b) {
-  const V smaller = a < b ? a : b;
-  if constexpr (is_float<lane<V>>) return a != a ? a : smaller; else return smaller;
+  if constexpr (is_float<lane<V>>) return a != a ? a : smaller(a, b); else return smaller(a, b);
 }
 
 // ---- integers ---------------------------------------------------------------------------------------------
@@ -344,6 +366,11 @@ template <class V> MC_INLINE V times_pow2(V y, V n) {
   return y * bits_as<V>((half + 127) << 23) * bits_as<V>((i - half + 127) << 23);
 }
 
+// x, but lo at least and hi at most; a NaN passes.
+template <class V> MC_INLINE V clamped(V x, float lo, float hi) {
+  return smaller(V(V{} + hi), larger(V(V{} + lo), x));
+}
+
 // e^r - 1 for |r| <= ln(2)/2: r + r^2 * P(r), |error| < 2e-9 before rounding.
 template <class V> MC_INLINE V expm1_reduced(V r) {
   V p = poly(r, 0.5f, 0.16666667f, 0.041666467f, 0.008333286f, 0.0013933643f, 0.0001990757f);
@@ -352,9 +379,7 @@ template <class V> MC_INLINE V expm1_reduced(V r) {
 template <class V> MC_INLINE V exp_reduced(V r) { return expm1_reduced(r) + 1.0f; }
 
 template <class V> static __attribute__((noinline)) V exp_anywhere(V x) {
-  const V lo = V{} - 104.0f, hi = V{} + 89.0f;
-  V c = x < lo ? lo : x;
-  c = c > hi ? hi : c;                                                     // a NaN passes both
+  V c = clamped(x, -104.0f, 89.0f);
   V n = round(c * 1.44269504f);
   V r = fma(n, V{} - 0.69314575f, c);
   r = fma(n, V{} - 1.4286068e-06f, r);
@@ -367,8 +392,7 @@ template <class V> static __attribute__((noinline)) V exp_anywhere(V x) {
 template <class V> MC_INLINE V exp(V x) {
 #ifdef __AVX512F__
   if constexpr (same<V, vec<float, 16>>) {
-    V c = __builtin_ia32_maxps512_mask(V{} - 104.0f, x, x, (u16)-1, 4);    // both give a NaN its way
-    c = __builtin_ia32_minps512_mask(V{} + 89.0f, c, c, (u16)-1, 4);
+    V c = clamped(x, -104.0f, 89.0f);
     V n = round(c * 1.44269504f);
     V r = fma(n, V{} - 0.69314575f, c);
     r = fma(n, V{} - 1.4286068e-06f, r);
@@ -385,9 +409,7 @@ template <class V> MC_INLINE V exp(V x) {
 }
 
 template <class V> MC_INLINE V exp2(V x) {
-  const V lo = V{} - 151.0f, hi = V{} + 129.0f;
-  V c = x < lo ? lo : x;
-  c = c > hi ? hi : c;
+  V c = clamped(x, -151.0f, 129.0f);
   V n = round(c);
   V r = (c - n) * 0.69314718f;
   n = x != x ? V{} : n;
@@ -470,15 +492,11 @@ template <class V> MC_INLINE V tanh(V x) {
 
 // x * P(x^2) / Q(x^2), a minimax fit (relative error 1.9e-8) up to where erf rounds to 1.
 template <class V> MC_INLINE V erf(V x) {
-  const V end = V{} + 3.92f, one = V{} + 1.0f;
-  V c = x > end ? end : x;
-  c = c < -end ? -end : c;                                                 // a NaN passes both
+  V c = clamped(x, -3.92f, 3.92f);
   V z = c * c;
   V p = poly(z, 1.12837911f, 0.19039683f, 0.052747272f, 0.00376515742f, 0.000284864858f, 2.05006268e-06f);
   V q = poly(z, 1.0f, 0.502067566f, 0.114104971f, 0.0149682993f, 0.00116241013f, 3.80905258e-05f);
-  V y = c * p / q;
-  y = y > one ? one : y;
-  return y < -one ? -one : y;
+  return clamped(V(c * p / q), -1.0f, 1.0f);
 }
 
 }  // namespace detail
