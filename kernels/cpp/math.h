@@ -1,10 +1,9 @@
 // Elementwise functions, one name for scalars and vectors: the `cpp` column of the prim table calls these.
 //
 // float32 vectors: exp, exp2, log, sin, cos, tanh, erf are polynomials below, at most 2 units in the last
-// place (tanh 2.5; erf 6, 0.6 on average) over all inputs (tests measure it against float64); the rest, and all of
-// float64, are Sleef's
-// functions inside libtorch, at most 1 unit (erfc 1.5), bound once per library by mc_bind. Scalars use the C
-// library. NaN, infinities, signed zeros and denormals come out as in eager mode.
+// place (tanh 2.5; erf 6, 0.6 on average) over all inputs (tests measure it against float64); the rest, and
+// all of float64, are Sleef's functions inside libtorch, at most 1 unit (erfc 1.5), bound once per library by
+// mc_bind. Scalars use the C library. NaN, infinities, signed zeros and denormals come out as in eager mode.
 #pragma once
 #include "vec.h"
 
