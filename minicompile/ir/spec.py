@@ -13,13 +13,14 @@ import torch
 from .sym import Size, Sym, evaluate, hint, same
 
 
-def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
-    """Row-major strides in elements, as `torch.empty(shape)` has them (a size of 0 counts as 1)."""
-    stride, step = [], 1
-    for size in reversed(shape):
-        stride.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(stride))
+def contiguous_stride(shape: Sequence[int], order: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Row-major strides in elements, as `torch.empty(shape)` has them (a size of 0 counts as 1); or those of
+    a dense tensor whose dimensions lie in `order`, outermost first."""
+    stride, step = [0] * len(shape), 1
+    for d in reversed(range(len(shape)) if order is None else order):
+        stride[d] = step
+        step *= max(shape[d], 1)
+    return tuple(stride)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ everything that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +17,14 @@ import torch
 
 from ..ir.forms import alike, coefficient
 from ..ir.graph import Graph, Node, map_arg
-from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, hint, same
+from ..ir.spec import TensorSpec, contiguous_stride
+from ..ir.sym import Sym, Var, hint, same
 from .axes import split_axes, split_reduction
 from .ir import Loops
 from .nest import Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis
 from .realise import Decisions, decide, filler, layout_of, out_variant
 from .sizes import sizes_in, sources
-from .val import Val, apply, const, loads
+from .val import Val, apply, const, loads, stride_along
 from .values import TOP, Undecided, Values
 from .views import Indices, argument, kind_of, name_of, offset_of, strided_window
 
@@ -47,6 +47,8 @@ class _Builder:
         self.notes: dict[str, str] = {}
         self.outputs: dict[Node, int] = {}  # realised node -> the output whose memory it fills
         self.several: dict[Node, dict[int, Node]] = {}
+        # what library kernels read: their layout is eager mode's
+        self.shown = {base for pairs in self.decisions.windows.values() for _, base in pairs}
 
     def build(self) -> Loops:
         g = self.graph
@@ -85,10 +87,11 @@ class _Builder:
             name += "_"
         return name
 
-    def _memory(self, node: Node, kind: str = "temp") -> Buffer:
-        """Registers the buffer that a realised node fills."""
+    def _memory(self, node: Node, kind: str = "temp", order: Sequence[int] | None = None) -> Buffer:
+        """Registers the buffer that a realised node fills; `order` has its dimensions, outermost first."""
         spec = node.tensor
-        spec = spec.with_(stride=layout_of(spec), offset=0)
+        stride = layout_of(spec) if order is None else contiguous_stride(spec.shape, order)
+        spec = spec.with_(stride=stride, offset=0)
         j = self.outputs.get(node, -1)
         if j < 0 or kind != "temp":
             buffer = Buffer(self._fresh(node.name), kind, spec)
@@ -127,10 +130,24 @@ class _Builder:
         fill = target is None
         values = [(box, self.values.compute(n, idx) if fill else self.values.of(n, idx))
                   for box, idx in self._boxes(n, own=fill)]
-        buffer = target or self._memory(n)
+        buffer = target or self._memory(n, order=self._order(n, values))
         for k, ((axes, idx), body) in enumerate(values):
             out = Store(buffer.name, offset_of(idx, buffer.spec.stride))
             self._loop(n, f"{n.name}_{k}" if k else n.name, axes, (), None, body, out)
+
+    def _order(self, n: Node, values: Sequence[tuple[Any, Val]]) -> Sequence[int] | None:
+        """The dimensions of a value that nobody else sees, in the order in which the largest operand of its
+        loop lies in memory, where that makes the reads contiguous and its own layout does not."""
+        read = [x for x in loads(values[0][1]) if x.buffer in self.buffers] if len(values) == 1 else []
+        if not read or n in self.outputs or n in self.shown:
+            return None
+        main = max(read, key=lambda x: hint(self.buffers[x.buffer].spec.numel))
+        idx = values[0][0][1]
+        steps = {k: stride_along(main, v) for k, v in enumerate(idx) if isinstance(v, Var)}
+        last = max(steps, key=lambda k: -hint(layout_of(n.tensor)[k]), default=0)
+        if None in steps.values() or 1 not in steps.values() or steps[last] == 1:
+            return None
+        return sorted(range(len(idx)), key=lambda k: -(steps.get(k) or 0))
 
     def _boxes(self, n: Node, own: bool) -> Iterator[tuple[tuple[tuple[Axis, ...], Indices], Indices]]:
         """((axes, index), index) of each box of n's index space in which every concatenation is decided."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..ir.forms import less
+from ..ir.forms import coefficient, less
 from ..ir.intern import interner
-from ..ir.sym import Sym, Var, bounds, free_vars, substitute
+from ..ir.sym import Sym, Var, bounds, free_vars, hint, substitute
 
 
 class Val:
@@ -177,6 +177,18 @@ def loads(v: Val) -> tuple[Load, ...]:
     if found is None:
         found = v.loaded = tuple(x for x in walk(v) if isinstance(x, Load))
     return found
+
+
+def stride_along(x: Load, v: Var) -> int | None:
+    """How many elements apart two neighbours along v are read, roughly; None where it is not that simple."""
+    step: Sym | int = 0
+    for bound, place in ((v, None), *x.indirect):
+        if place is None or v in place.vars:
+            k = coefficient(x.index, bound)
+            if k is None:
+                return None
+            step = step + k
+    return hint(step)
 
 
 def rebuild(v: Val, args: tuple[Val, ...], env: Mapping[Var, Sym | int]) -> Val:

@@ -105,22 +105,23 @@ def _score(stage: Stage, v: Var) -> float:
     inner extent."""
     points = hint(total(stage.inner))
     score = 0.0
-    for s, gathers, times in _accesses(stage, points):
+    for s, indirect, times in _accesses(stage, points):
         k = coefficient(s, v)
         near = k is not None and abs(hint(k)) <= 4          # the same cache lines as without lanes
+        gathers = any(v in place.vars for _, place in indirect)
         score += (-0.5 if gathers or not near else 1 if same(k, 1) else 0) * times
     return score
 
 
-def _accesses(stage: Stage, points: int) -> Iterator[tuple[Sym | int, bool, int]]:
-    """(index, does its place depend on memory, how often per par point)."""
+def _accesses(stage: Stage, points: int) -> Iterator[tuple[Sym | int, Sequence[tuple[Var, Val]], int]]:
+    """(index, what of it is read from memory, how often per par point)."""
     seen: set[Val] = set()
     for loop in stage.loops:
-        yield loop.out.index, bool(loop.out.indirect), 1 if loop.is_reduction else points
+        yield loop.out.index, loop.out.indirect, 1 if loop.is_reduction else points
         for x in loop.loads():
             if x not in seen:
                 seen.add(x)
-                yield x.index, any(v.vars for _, v in x.indirect), points
+                yield x.index, x.indirect, points
 
 
 def transpose(par: Sequence[Axis], stages: Sequence[Stage], vector: str | None) -> tuple[str, str] | None:
