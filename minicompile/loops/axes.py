@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import torch
 
-from ..ir.forms import atoms, divides
+from ..ir.forms import atoms, coefficient, divides
 from ..ir.spec import TensorSpec, contiguous_stride
-from ..ir.sym import Div, Mod, Size, Sym, Var, free_vars, hint, same, substitute
+from ..ir.sym import Div, Mod, Size, Sym, Var, bounds, free_vars, hint, same, substitute
 from .nest import Axis, Buffer, Loop, Store, axis
 from .val import Index, Load, Val, load, rewrite, walk
 
 FEW_ROWS, LONG, PARTS = 64, 1 << 16, 64  # split reductions with so few results over so many elements
+BLOCK = 64  # elements of a scattered row that one thread takes at least
 
 
 def syms(loop: Loop) -> Iterator[Sym | int]:
@@ -119,6 +120,39 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
     partial = replace(partial, name=loop.name + "_parts", out=Store(name, place), store_dtype=loop.body.dtype)
     total = replace(loop, reduce_axes=(outer,), body=load(name, place, loop.body.dtype))
     return [partial, total]
+
+
+def separate(loop: Loop, a: Axis) -> bool:
+    """Whether points that differ along `a` never store to one place: nothing else in the index of the store
+    reaches the digit that `a` is in it."""
+    step = coefficient(loop.out.index, a.var)
+    if step is None or isinstance(step, Sym) or isinstance(a.size, Sym) or step <= 0:
+        return False
+    below = 0
+    for v in free_vars(loop.out.index) - {a.var}:
+        k, (lo, hi) = coefficient(loop.out.index, v), bounds(v)
+        if not isinstance(k, int) or k < 0 or lo != 0:
+            return False
+        if k % (step * a.size):
+            below += k * hi
+    return below < step
+
+
+def share_scatter(loop: Loop) -> Loop:
+    """The loop of a scatter, whose points have an order, with an axis first along which they need none, so
+    that threads can share it: one of those, or blocks of the last one."""
+    first = next((a for a in loop.axes if separate(loop, a)), None)
+    if first is None:
+        return loop
+    rest = tuple(a for a in loop.axes if a is not first)
+    if first is not loop.axes[-1] or not rest:
+        return replace(loop, axes=(first, *rest))
+    parts = max(k for k in range(1, PARTS + 1) if k == 1 or first.size % k == 0 and first.size // k >= BLOCK)
+    outer, inner = axis("p", parts), axis("q", first.size // parts)
+    if parts == 1:
+        return loop
+    env = {first.var: outer.var * inner.size + inner.var}
+    return rename(loop, env, (outer, *rest, inner), ())
 
 
 def _product(axes: tuple[Axis, ...]) -> Sym | int:

@@ -19,7 +19,7 @@ from ..ir.forms import alike, coefficient
 from ..ir.graph import Graph, Node, map_arg
 from ..ir.spec import TensorSpec, contiguous_stride
 from ..ir.sym import Sym, Var, hint, same
-from .axes import split_axes, split_reduction
+from .axes import share_scatter, split_axes, split_reduction
 from .ir import Loops
 from .nest import Axis, Buffer, Extern, Loop, Result, Step, Store, View, axis
 from .realise import Decisions, decide, filler, layout_of, out_variant
@@ -230,7 +230,7 @@ class _Builder:
         body = self.values.of(src, at) if isinstance(src, Node) else const(src, n.tensor.dtype)
         loop = Loop(n.name, axes, (), None, body, Store(buffer.name, place, mode, pairs), n.tensor.dtype,
                     n.where)
-        self.steps.append(loop)
+        self.steps.append(share_scatter(loop))
 
     # ---- library kernels ----
 

@@ -153,7 +153,7 @@ def _check_loop(stage: str, loop: Loop, buffers: Mapping[str, Buffer], errors: i
         raise bad(f"uses {', '.join(map(str, stray))}, over which it does not run")
     _in_bounds(bad, f"store to {target.name}", loop.out.index, target.spec.storage_numel)
     reads = [x.buffer for x in loop.loads()]
-    if loop.out.indirect or loop.out.mode != "set":
+    if loop.is_ordered:
         reads.append(loop.out.buffer)
     return reads, [loop.out.buffer]
 

@@ -108,6 +108,11 @@ class Loop:
         return self.combine in REDUCTIONS
 
     @property
+    def is_ordered(self) -> bool:
+        """Whether one place may be stored to twice, or is added to: such points keep their order."""
+        return bool(self.out.indirect) or self.out.mode != "set"
+
+    @property
     def store_axes(self) -> tuple[Axis, ...]:
         """The axes `out.index` may use."""
         return self.axes + self.reduce_axes if self.is_scan else self.axes

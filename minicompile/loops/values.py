@@ -187,17 +187,17 @@ class Values:
         first = 4 if name_of(node) == "scatter" else 2
         check = argument(node, first, "checked", True)
         error = tuple(argument(node, first + 1, "error", BAD_INDEX))
-        for a, n in zip(indices, shape):
-            v = self._operand(a, idx, ctx, torch.int64, node)
-            if isinstance(v, Const):
-                v = index(int(v.value), torch.int64)
+        read = [self._operand(a, idx, ctx, torch.int64, node) for a in indices]
+        read = [index(int(v.value), torch.int64) if isinstance(v, Const) else v for v in read]
+        # a place may come twice: the loop of a scatter keeps its order, which shows by what is indirect
+        ordered = check and first == 4 and all(isinstance(v, Index) for v in read)
+        for v, n in zip(read, shape):
             known = isinstance(v, Const) or (isinstance(v, Index) and less(v.sym, 0) is False and
                                              less(v.sym, n) is True)
             if ctx.mask is not None and not known:  # what is masked away must not raise
                 v = apply("where", (ctx.mask, v, const(0, v.dtype)), v.dtype)
             if check:
                 v = checked(v, 0, n, self.errors.setdefault(error, len(self.errors)))
-            ordered = check and first == 4          # a place may come twice: such a loop keeps its order
             if isinstance(v, Const) and not ordered:
                 where.append(int(v.value))
             elif isinstance(v, Index) and not ordered:

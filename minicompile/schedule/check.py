@@ -18,6 +18,7 @@ from .legal import Placing
 from .liveness import ALIGN, lifetimes, may_replace, touched
 from .space import Part
 from .teams import why_not_team
+from .tiling import may_collide, shares
 
 if TYPE_CHECKING:
     from .nest import Kernel
@@ -81,8 +82,10 @@ def check_kernel(kernel: Kernel, plan: Plan) -> None:
             placing.put(part, number)
             earlier.add(loop.out.buffer)
             _check_locals(kernel, loop, par_vars)
-    if (kernel.tiling.parallel or kernel.tiling.vector) and any(x.out.indirect or x.out.mode != "set"
-                                                                for x in kernel.loops):
+    ordered = [x for x in kernel.loops if x.is_ordered]
+    depth, lanes = kernel.tiling.parallel, kernel.tiling.vector
+    if ordered and (depth > 1 or depth and not shares(kernel.par, ordered)
+                    or lanes and any(may_collide(x, kernel.par) for x in ordered)):
         raise bad("a scatter must run in order")
     stored = {v.buffer for v in kernel.core.outs if v is not None} if kernel.core else set()
     for loop in kernel.loops:

@@ -70,7 +70,7 @@ def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
     def no(reason: str) -> Refused:
         return Refused(a.name, b.name, reason, gain(a, b, buffers))
 
-    if any(p.loop.out.indirect or p.loop.out.mode != "set" for p in (*a.parts, *b.parts)):
+    if any(p.loop.is_ordered for p in (*a.parts, *b.parts)):
         return no("scatters run alone, in order")
     if len(a.parts) + len(b.parts) > MOST_PARTS:
         return no(f"more than {MOST_PARTS} loops in one kernel")

@@ -14,6 +14,7 @@ import torch
 from ..config import config
 from ..ir.forms import coefficient
 from ..ir.sym import Sym, Var, hint, same
+from ..loops.axes import separate
 from ..loops.nest import Axis, Buffer, Extern, Loop
 from ..loops.val import Apply, Checked, Load, Val, walk
 from .nest import Stage, Tiling
@@ -56,10 +57,17 @@ def tile(
         return Tiling(par[-1].var.name, int(work >= FORK_NS), round(work, 1))
     vector = vector_axis(par, stages) if "vectors" not in config.disable_passes else None
     work = cost(par, stages, buffers, local, vector is not None)
-    ordered = any(loop.out.indirect or loop.out.mode != "set" for stage in stages for loop in stage.loops)
+    ordered = [loop for s in stages for loop in s.loops if loop.is_ordered]
     varies = any(isinstance(a.size, Sym) for a in (*par, *(a for s in stages for a in s.inner)))
-    parallel = 0 if ordered or work < FORK_NS and not varies else parallel_depth(par)
+    parallel = 0 if work < FORK_NS and not varies else parallel_depth(par)
+    if ordered:
+        parallel = min(parallel, int(shares(par, ordered)))
     return Tiling(vector, parallel, round(work, 1), transpose(par, stages, vector))
+
+
+def shares(par: Sequence[Axis], ordered: Sequence[Loop]) -> bool:
+    """Whether threads may share the first axis of loops that keep their order."""
+    return bool(par) and all(separate(loop, par[0]) for loop in ordered)
 
 
 def parallel_depth(par: Sequence[Axis]) -> int:
@@ -76,7 +84,7 @@ def parallel_depth(par: Sequence[Axis]) -> int:
 def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
     """See Tiling.vector: the candidate that more accesses walk with stride 1, unless something forbids
     lanes."""
-    if any(_may_collide(loop, par) for s in stages for loop in s.loops):
+    if any(may_collide(loop, par) for s in stages for loop in s.loops):
         return None
     has_inner = any(s.inner for s in stages)
     scores: dict[str, float] = {}
@@ -89,11 +97,11 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
     return max(scores, key=lambda k: (scores[k], k == "inner"))
 
 
-def _may_collide(loop: Loop, par: tuple[Axis, ...]) -> bool:
+def may_collide(loop: Loop, par: tuple[Axis, ...]) -> bool:
     """Whether lanes may store to one place. Where it depends on memory, they may, unless the last axis runs
     along what is stored."""
     out = loop.out
-    if not out.indirect and out.mode == "set":
+    if not loop.is_ordered:
         return False
     last = par[-1].var if par else None
     return (last is None or loop.is_reduction or loop.store_dtype not in WHOLE
