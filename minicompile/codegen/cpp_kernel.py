@@ -249,16 +249,18 @@ class KernelText:
         line or two at a
         time. 1 for every other kernel."""
         k = self.kernel
-        if self.lane_var is None or len(k.stages) != 1 or k.local or not k.stages[0].inner:
+        first, *rest = k.stages
+        if self.lane_var is None or not first.inner or any(s.inner for s in rest):
             return 1
-        if not all(loop.is_reduction for loop in k.loops):
+        rows = any(self.buffers[name].spec.ndim for name in k.local)
+        if rows or not all(loop.is_reduction for loop in first.loops):
             return 1
         return WIDE if hint(k.par[-1].size) >= WIDE * self.lanes else 1
 
     def wide_point(self, a: Axis) -> None:
-        """`wide(i)`: the stage for WIDE blocks of lanes from i on. The lane axis exists only inside `body`
-        and `done`."""
-        stage, n = self.kernel.stages[0], self.lanes
+        """`wide(i)`: the first stage for WIDE blocks of lanes from i on, and what comes of its results. The
+        lane axis exists only inside `body` and `done`."""
+        (stage, *rest), n = self.kernel.stages, self.lanes
         with self.block(f"auto wide = [&](i64 {a.var}) {INLINED} {{", closing="};"):
             self.point_depth = len(self.scopes) - 1
             accumulators = {loop: self.accumulator(loop, WIDE) for loop in stage.loops}
@@ -272,6 +274,8 @@ class KernelText:
                     text, dtype = self.lanes_of(loop, f"{acc}[u]")
                     self.store(loop.out, loop.store_dtype,
                                self.cast(self.named(text, dtype, True), dtype, loop.store_dtype), True)
+                for after in rest:
+                    self.stage(after)
             self.here.put(" ".join(f"done({a.var}{f' + {u * n}' if u else ''}, Full{{}}, {u});"
                                    for u in range(WIDE)))
 

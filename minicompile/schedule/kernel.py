@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 
 from ..ir.forms import coefficient
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym, Var, same
+from ..ir.sym import Sym, Var, hint, same
 from ..loops.axes import rename, syms
 from ..loops.nest import Axis, Buffer, Store, axis
 from ..loops.val import Apply, Load, Val, load, rewrite, walk
 from .nest import Kernel, Stage
 from .space import Group, Part, row_part, run_of, total
-from .tiling import tile
+from .tiling import lane_score, tile
 
 CHEAP_PRIMS, CHEAP_LOADS = 2, 2
+SHORT, LONG = 8, 32  # a last axis of fewer than SHORT points gives way to one of at least LONG
 
 
 class Cyclic(Exception):
@@ -60,7 +61,7 @@ def finish(group: Group, placed: Sequence[int], buffers: dict[str, Buffer], priv
         stages.append(Stage(mine[0].inner, tuple(p.loop for p in _readers_first(mine))))
     par = group.par
     if group.core is None:
-        par, stages = merge_axes(group.par, stages)
+        par, stages = lanes_last(*merge_axes(group.par, stages))
     words = list(dict.fromkeys(loop.name.rsplit("_", 1)[0] for stage in stages for loop in stage.loops))
     kernel = Kernel(name, par, tuple(stages), tuple(local),
                     tile(par, stages, {**buffers, **local}, local, group.core), ", ".join(words[:6]),
@@ -193,6 +194,21 @@ def merge_axes(par: tuple[Axis, ...], stages: list[Stage]) -> tuple[tuple[Axis, 
             changed.append(rename(loop, inner_env, axes, inner if loop.combine else (), memo))
         out.append(Stage(inner, tuple(changed)))
     return new_par, out
+
+
+def lanes_last(par: tuple[Axis, ...], stages: list[Stage]) -> tuple[tuple[Axis, ...], list[Stage]]:
+    """The same with the axis last that lanes should run along, where the last one is too short for them and
+    points have no order."""
+    loops = [loop for stage in stages for loop in stage.loops]
+    if not par or hint(par[-1].size) >= SHORT or any(s.inner for s in stages) or any(
+            loop.is_ordered for loop in loops):
+        return par, stages
+    long = [a for a in par if hint(a.size) >= LONG and all(lane_score(s, a.var) > 0 for s in stages)]
+    if not long:
+        return par, stages
+    best = max(long, key=lambda a: sum(lane_score(s, a.var) for s in stages))
+    par = (*(a for a in par if a is not best), best)
+    return par, [Stage((), tuple(replace(loop, axes=par) for loop in s.loops)) for s in stages]
 
 
 def _merged(axes: tuple[Axis, ...], used: set[Sym], letter: str, env: dict[Var, Sym | int]) -> tuple[Axis,

@@ -89,9 +89,9 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
     has_inner = any(s.inner for s in stages)
     scores: dict[str, float] = {}
     if par:
-        scores[par[-1].var.name] = sum(_score(stage, par[-1].var) for stage in stages)
+        scores[par[-1].var.name] = sum(lane_score(stage, par[-1].var) for stage in stages)
     if has_inner:
-        scores["inner"] = sum(_score(s, s.inner[-1].var) for s in stages if s.inner)
+        scores["inner"] = sum(lane_score(s, s.inner[-1].var) for s in stages if s.inner)
     if not scores or all(v < 0 for v in scores.values()):
         return None
     return max(scores, key=lambda k: (scores[k], k == "inner"))
@@ -108,7 +108,7 @@ def may_collide(loop: Loop, par: tuple[Axis, ...]) -> bool:
             or coefficient(out.index, last) != 1 or any(last in x.vars for _, x in out.indirect))
 
 
-def _score(stage: Stage, v: Var) -> float:
+def lane_score(stage: Stage, v: Var) -> float:
     """+1 for each access that walks v with stride 1, -0.5 for each that jumps far or gathers, weighted by the
     inner extent."""
     points = hint(total(stage.inner))
