@@ -17,10 +17,10 @@ from ..loops.nest import Axis, Buffer, Store, axis
 from ..loops.val import Apply, Load, Val, load, rewrite, walk
 from .nest import Kernel, Stage
 from .space import Group, Part, row_part, run_of, total
-from .tiling import lane_score, tile
+from .tiling import SHORT, lane_score, tile
 
 CHEAP_PRIMS, CHEAP_LOADS = 2, 2
-SHORT, LONG = 8, 32  # a last axis of fewer than SHORT points gives way to one of at least LONG
+LONG = 32  # points of an axis that one of fewer than SHORT points gives way to
 
 
 class Cyclic(Exception):

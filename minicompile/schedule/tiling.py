@@ -25,6 +25,7 @@ NS_PER_LANE = {"light": 0.03, "divide": 0.15, "function": 0.5}  # per element, v
 SCALAR_FACTOR = 8.0  # without SIMD
 NS_PER_MULTIPLY_ADD = 0.02
 FORK_NS = 20_000  # below this much work a team of threads costs more than it gives
+SHORT = 8  # points of an axis that fill no vector
 SERIAL_VALS = frozenset("erfinv lgamma digamma nextafter".split())
 DIVIDES = frozenset("div reciprocal sqrt rsqrt floordiv truncdiv remainder fmod".split())
 LIGHT = frozenset(
@@ -86,12 +87,13 @@ def vector_axis(par: tuple[Axis, ...], stages: Sequence[Stage]) -> str | None:
     lanes."""
     if any(may_collide(loop, par) for s in stages for loop in s.loops):
         return None
-    has_inner = any(s.inner for s in stages)
+    rows = [s for s in stages if s.inner]
     scores: dict[str, float] = {}
     if par:
         scores[par[-1].var.name] = sum(lane_score(stage, par[-1].var) for stage in stages)
-    if has_inner:
-        scores["inner"] = sum(lane_score(s, s.inner[-1].var) for s in stages if s.inner)
+    if rows and (not par or any(hint(s.inner[-1].size) >= SHORT for s in rows)
+                 or hint(par[-1].size) < SHORT):
+        scores["inner"] = sum(lane_score(s, s.inner[-1].var) for s in rows)
     if not scores or all(v < 0 for v in scores.values()):
         return None
     return max(scores, key=lambda k: (scores[k], k == "inner"))
