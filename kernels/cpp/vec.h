@@ -357,7 +357,8 @@ template <class U> MC_INLINE auto narrowed(U x) {
 #endif
 #ifdef __AVX512F__
   if constexpr (N == 16)
-    return bits_as<vec<u16, 16>>(__builtin_ia32_pmovdw512_mask(bits_as<vec<i32, 16>>(x), vec<short, 16>{}, -1));
+    return bits_as<vec<u16, 16>>(
+        __builtin_ia32_pmovdw512_mask(bits_as<vec<i32, 16>>(x), vec<short, 16>{}, -1));
   else
 #endif
   return __builtin_convertvector(x, vec<u16, N>);
