@@ -15,7 +15,7 @@
 #include <internal/pycore_frame.h>
 #undef Py_BUILD_CORE
 
-_Thread_local ThreadHook mc_thread = {MODE_OFF, NULL};
+_Thread_local ThreadHook mc_thread = {MODE_OFF, NULL, 0};
 PyObject *mc_null = NULL;
 
 /* --- per-code data ---------------------------------------------------------------------------- */
@@ -134,7 +134,7 @@ static void hook_install(bool on);
 /* Runs the frame itself with the hook off for it and all below it. */
 static PyObject *frame_suspended(PyThreadState *tstate, _PyInterpreterFrame *frame, int throwflag) {
     ThreadHook saved = mc_thread;
-    mc_thread = (ThreadHook){MODE_OFF, NULL};
+    mc_thread = (ThreadHook){MODE_OFF, NULL, 0};
     hook_install(false);
     PyObject *result = _PyEval_EvalFrameDefault(tstate, frame, throwflag);
     hook_install(true);
@@ -194,6 +194,9 @@ static PyObject *eval_frame(PyThreadState *tstate, _PyInterpreterFrame *frame, i
     if (mc_thread.mode == MODE_OFF) {
         return previous_eval(tstate, frame, throwflag);
     }
+    if (tstate->tracing > mc_thread.tracing) { /* what an audit or trace function does is no program's */
+        return _PyEval_EvalFrameDefault(tstate, frame, throwflag);
+    }
     CodeExtra *extra = extra_find(frame_code(frame));
     if (extra != NULL && extra->policy == POLICY_NATIVE) {
         return _PyEval_EvalFrameDefault(tstate, frame, throwflag);
@@ -250,7 +253,7 @@ void mc_foreign_hook_on(void *taken) {
 static PyObject *call_in_mode(Mode mode, PyObject *handler, PyObject *const *args, Py_ssize_t nargs,
                               PyObject *kwnames) {
     ThreadHook saved = mc_thread;
-    mc_thread = (ThreadHook){mode, handler};
+    mc_thread = (ThreadHook){mode, handler, PyThreadState_Get()->tracing};
     int change = (mode != MODE_OFF) - (saved.mode != MODE_OFF);
     if (change) {
         hook_install(change > 0);

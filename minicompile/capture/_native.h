@@ -30,6 +30,7 @@ typedef enum { MODE_OFF = 0, MODE_CAPTURE = 1, MODE_DIVERT = 2 } Mode;
 typedef struct {
     Mode mode;
     PyObject *handler; /* owned by the C frame that set the mode */
+    int tracing;       /* how deep the thread was in trace, profile and audit functions then */
 } ThreadHook;
 
 extern _Thread_local ThreadHook mc_thread;

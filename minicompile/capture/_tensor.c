@@ -286,7 +286,7 @@ PyObject *mc_tensor_probe(PyObject *module, PyObject *unused) {
         return NULL;
     }
     ThreadHook saved = mc_thread; /* the probe's own frames are nobody's business */
-    mc_thread = (ThreadHook){MODE_OFF, NULL};
+    mc_thread = (ThreadHook){MODE_OFF, NULL, 0};
     probe_reason = run_probe(torch);
     mc_thread = saved;
     Py_DECREF(torch);
