@@ -32,6 +32,8 @@ REFUSED = {
 if sys.version_info >= (3, 12):
     del REFUSED["named_tuple"]
     REFUSED["grad_decorator"] = ["hidden-state"]  # functools.wraps copies __type_params__
+if sys.version_info >= (3, 13):                   # typing asks no frame any more
+    del REFUSED["typing_at_run_time"], REFUSED["optional_type"]
 
 
 def shown(value):
