@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = ["tour", "exercises"]
+PAGES = ["tour", "exercises", *sorted(f"stages/{f.stem}" for f in (DOCS / "stages").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.S)
 
 

@@ -1,20 +1,29 @@
-"""Two pages of documentation that the code itself says: the prims, and what becomes of each ATen operator.
+"""The pages of documentation that the code itself says: the prims, what becomes of each ATen operator, and
+the public names.
 
-Takes `ir.prims` and the rules of `lower`, gives Markdown. A test holds the committed pages against it.
+Takes `ir.prims`, the rules of `lower` and docstrings, gives Markdown. A test holds the committed pages
+against it.
 
-    python -m minicompile.testing.catalogue          # writes docs/prims.md and docs/coverage.md
+    python -m minicompile.testing.catalogue          # writes docs/prims.md, docs/coverage.md and docs/api.md
 """
 from __future__ import annotations
 
+import inspect
+import re
 import statistics
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import torch
 
+import minicompile
+
+from ..config import Config
 from ..ir.prims import PRIMS, Prim
 from ..lower import decompose
 from ..lower.builder import RULES
@@ -155,10 +164,62 @@ def lengths() -> dict[Any, int]:
     return dict(sizes)
 
 
+# ---- public names ---------------------------------------------------------------------------------
+
+API_PAGE = """# The public names
+
+Written by `python -m minicompile.testing.catalogue` from docstrings. All else may change without notice."""
+MODULES = {"minicompile": minicompile.__all__, "minicompile.testing": ("check",),
+           "minicompile.viz.cross": ("cross",)}
+
+
+def api_page() -> str:
+    """docs/api.md."""
+    lines = [API_PAGE]
+    for module, names in MODULES.items():
+        lines += ["", f"## {module}"]
+        for name in sorted(names, key=str.lower):
+            obj = getattr(import_module(module), name)
+            lines += ["", f"### {name}", "", *(settings() if name == "config" else entry(name, obj))]
+    return "\n".join(lines) + "\n"
+
+
+def entry(name: str, obj: Any) -> list[str]:
+    """A name, as it is called, and its docstring."""
+    head = f"{name}{signature(obj)}" if callable(obj) else name
+    return ["```python", head, "```", "", *text_of(inspect.getdoc(obj) or "")]
+
+
+def settings() -> list[str]:
+    """The fields of `minicompile.config`."""
+    doc = inspect.getdoc(sys.modules["minicompile.config"]) or ""
+    rows = [f"| `{field}` | `{value}` | {meaning} |" for field, value, _, meaning in Config().describe()]
+    return [*text_of(doc), "| setting | default | meaning |", "|---|---|---|", *rows]
+
+
+def signature(obj: Any) -> str:
+    """As written; exceptions are named by what they are raised with."""
+    try:
+        return str(inspect.signature(obj)).replace("'", "")
+    except ValueError:                                  # a C type's
+        return ""
+
+
+def text_of(doc: str) -> Iterator[str]:
+    """A docstring as Markdown: what is indented, or a table of arguments in two columns, is kept as it is."""
+    for paragraph in doc.split("\n\n"):
+        lines = paragraph.splitlines()
+        fixed = any(line.startswith(" ") or re.match(r"\w+   *\S", line) for line in lines)
+        yield from ("```text", *lines, "```", "") if fixed else (*lines, "")
+
+
+PAGES = {"prims": prims_page, "coverage": coverage_page, "api": api_page}
+
+
 def main() -> int:
-    """Writes both pages."""
-    for name, text in (("prims", prims_page()), ("coverage", coverage_page())):
-        (DOCS / f"{name}.md").write_text(text)
+    """Writes all pages."""
+    for name, page in PAGES.items():
+        (DOCS / f"{name}.md").write_text(page())
     return 0
 
 
