@@ -70,7 +70,7 @@ class _Builder:
                       tuple(f"in{i}" for i in range(len(g.inputs))), tuple(self.constants),
                       tuple(self.values.errors), self.notes, g.returned,
                       tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides,
-                      tuple(i for i, n in g.writes if n is g.inputs[i]))
+                      tuple(i for i, n in g.writes if n is g.inputs[i]), g.consumed)
         shapes = (b.spec.shape for b in self.buffers.values())
         if any(isinstance(n, Sym) for shape in ([n.spec for n in g.inputs], *shapes) for n in shape):
             loops = replace(loops, sizes=sources([n.spec for n in g.inputs], sizes_in(loops)))
