@@ -135,6 +135,7 @@ def _check_locals(kernel: Kernel, loop: Loop, par: set) -> None:
 def _check_order(plan: Plan) -> None:
     stored = {b.name for b in plan.buffers.values() if b.kind in ("input", "constant")}
     overwritten: set[str] = set()
+    renewed = plan.loops.renewed          # read only once they have been overwritten
     read: dict[str, str] = {}
     local: dict[str, str] = {}
     for step in plan.steps:
@@ -143,7 +144,7 @@ def _check_order(plan: Plan) -> None:
         if not isinstance(step, Extern) and step.core is not None:
             stored |= {v.buffer for v in step.core.outs if v is not None}
             for v in step.core.views():
-                if v.buffer not in stored or v.buffer in overwritten:
+                if v.buffer not in stored or (v.buffer in overwritten) != (v.buffer in renewed):
                     raise CheckError(STAGE, step.name, f"reads {v.buffer}, which is not there (any more)")
                 read[v.buffer] = step.name
         inside = {n for s in loops for n in touched_by(s)[1]}
@@ -159,8 +160,9 @@ def _check_order(plan: Plan) -> None:
             for name in reads:
                 if name not in stored:
                     raise CheckError(STAGE, step.name, f"reads {name} before anything is stored there")
-                if name in overwritten and name not in inside:
-                    raise CheckError(STAGE, step.name, f"reads {name} after it was overwritten")
+                if (name in overwritten) != (name in renewed) and name not in inside:
+                    when = "before its new value is there" if name in renewed else "after it was overwritten"
+                    raise CheckError(STAGE, step.name, f"reads {name} {when}")
             for name in writes:
                 if plan.buffers[name].kind == "input":
                     overwritten.add(name)

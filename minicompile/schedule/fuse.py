@@ -221,8 +221,10 @@ class _Fusion:
 
     def _overwrites(self, group: Group) -> bool:
         """Whether the kernel's stores cannot be put behind the loads of what they overwrite."""
-        reads, writes = group.reads(), group.writes()
-        if not any(self.buffers[n].kind == "input" for n in reads & writes):
+        both = group.reads() & group.writes()
+        if not both.isdisjoint(self.loops.renewed):
+            return True
+        if not any(self.buffers[n].kind == "input" for n in both):
             return False
         try:
             finish(group, place(group), self.buffers, self._private(group), "check")
