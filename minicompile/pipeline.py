@@ -43,7 +43,8 @@ ELEMENTS: dict[torch.dtype, Any] = {torch.float64: ctypes.c_double, torch.int64:
 STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prims": ("aten", decompose),
     "loops": ("prims", build_loops),
-    "plan": ("loops", lambda loops: schedule(loops, driver.kernel_library(detect_isa()) is not None, lend=True)),
+    "plan": ("loops", lambda loops: schedule(
+        loops, driver.kernel_library(detect_isa()) is not None, lend=True)),
     "source": ("plan", cpp.emit),
     "executable": ("source", driver.load),
 }

@@ -57,8 +57,8 @@ class Halves:
                       self.joint.spent, env)[:self.joint.returned]
 
     def gradients(self, saved: list[Any], rest: Sequence[Any]) -> Sequence[torch.Tensor]:
-        """The gradients. `saved` loses its tensors: each is let go of once it has been read, where nobody else
-        needs it; its memory then serves what comes after."""
+        """The gradients. `saved` loses its tensors: each is let go of once it has been read, where nobody
+        else needs it; its memory then serves what comes after."""
         consume = getattr(self.backward, "consume", None)
         if consume is None:
             return self.backward(*saved, *rest)

@@ -222,7 +222,8 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
         team, launch = instead.get(i, (range(i, i + 1), launch))
         if launch is None and i in instead:
             continue
-        frees = tuple(x for j in team for b in plan.frees.get(j, ()) for x in dict.fromkeys((home[b], number[b])))
+        frees = tuple(x for j in team for b in plan.frees.get(j, ())
+                      for x in dict.fromkeys((home[b], number[b])))
         first = [n for n in _memory(plan, team, home, number) if n not in made]
         made.update(first)
         makes = tuple(n for n in first if launch is not None or buffers[n][0] != EXTERN)

@@ -157,8 +157,8 @@ class Graph:
     their order).
 
     `returned` counts the outputs the caller sees; later ones are hidden bases that output aliases refer to.
-    `restrides` are inputs that have another geometry in the end; those in `consumed` (numbers) are the graph's
-    own: nobody needs them after it.
+    `restrides` are inputs that have another geometry in the end; those in `consumed` (numbers) are the
+    graph's own: nobody needs them after it.
     """
 
     inputs: tuple[Node, ...]

@@ -329,8 +329,8 @@ class _Builder:
 
 
 def _renewed(graph: Graph) -> dict[Node, int]:
-    """Scatters into an input that nothing else reads, whose result it gets: they store to its memory, and what
-    comes after reads them there. With the number of the input."""
+    """Scatters into an input that nothing else reads, whose result it gets: they store to its memory, and
+    what comes after reads them there. With the number of the input."""
     users, shown = graph.users(), {o.node for o in graph.outputs if o.alias is None}
     found: dict[Node, int] = {}
     for i, n in graph.writes:

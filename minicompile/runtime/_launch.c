@@ -3,8 +3,9 @@
  * Takes a program from codegen.driver (buffers, views, steps, results: see Graph_new), gives
  * `minicompile._launch`. A call collects the inputs' addresses, allocates the outputs, walks the steps
  * (emitted kernels by function pointer, library kernels through the C interface that libtorch exports) and
- * wraps the results. Temporaries lie in an arena, which a call takes from those that all graphs of the process
- * share, and gives back; what else a call needs is a workspace of its graph. Concurrent calls get one each.
+ * wraps the results. Temporaries lie in an arena, which a call takes from those that all graphs of the
+ * process share, and gives back; what else a call needs is a workspace of its graph. Concurrent calls get one
+ * each.
  *
  * No torch header is used. Tensors cross as AtenTensorHandle, which points to an at::Tensor; a torch.Tensor
  * object is { PyObject_HEAD; at::Tensor; ... }, so the address behind its head is such a handle (`probe` lets
@@ -55,7 +56,7 @@ static int read_buffers(Graph* g, PyObject* list) {
   g->n_buffers = PyList_GET_SIZE(list);
   g->buffers = PyMem_Calloc(g->n_buffers + 1, sizeof(Buffer));
   if (!g->buffers) { PyErr_NoMemory(); return -1; }
-  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {         /* (kind, number, payload); TEMP: its host or None */
+  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {   /* (kind, number, payload); TEMP: its host or None */
     Buffer* b = &g->buffers[i];
     PyObject *number, *payload;
     if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iOO", &b->kind, &number, &payload)) return -1;
@@ -135,7 +136,7 @@ static int read_results(Graph* g, PyObject* list) {
 
 /* ---- arenas -------------------------------------------------------------------------------------------- */
 
-static Arena* arenas;                                     /* those of no call; the GIL is the lock of the list */
+static Arena* arenas;                           /* those of no call; the GIL is the lock of the list */
 
 static void free_arena(Arena* a) {
   api.delete_tensor(a->handle);
@@ -370,8 +371,8 @@ PyObject* size_tuple(Graph* g, Workspace* w) {
   return t;
 }
 
-/* own: what the inputs that are given for good are to the call, per input (see Workspace.owned); their places in
-   `args` are cleared. NULL: there are none. */
+/* own: what the inputs that are given for good are to the call, per input (see Workspace.owned); their
+   places in `args` are cleared. NULL: there are none. */
 static int start_call(Graph* g, Workspace* w, PyObject** args, const char* own) {
   if (take_sizes(g, w, args) < 0) return -1;
   if (w->numbers[0] && !(w->arena = take_arena(w->numbers[0]))) goto failed;
@@ -479,8 +480,8 @@ static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf
   return run_call((Graph*)self, (PyObject**)args, kwnames && PyTuple_GET_SIZE(kwnames) ? -1 : n, NULL);
 }
 
-/* consume(list of inputs, bytes): a call to which inputs are given for good: those that are 1 are let go of after
-   their last use, those that are 2 nobody else has, so the graph may write to them. The list loses them. */
+/* consume(list of inputs, bytes): a call to which inputs are given for good: those that are 1 are let go of
+   after their last use, those that are 2 nobody else has, so the graph may write to them. The list loses them. */
 static PyObject* Graph_consume(PyObject* self, PyObject* args) {
   PyObject* list;
   const char* own;
@@ -603,7 +604,8 @@ static PyObject* Graph_rest(PyObject* self, PyObject* none) {
 }
 
 static PyMethodDef graph_methods[] = {
-  {"consume", Graph_consume, METH_VARARGS, "consume(inputs, own): a call to which some inputs are given for good."},
+  {"consume", Graph_consume, METH_VARARGS, 
+   "consume(inputs, own): a call to which some inputs are given for good."},
   {"rest", Graph_rest, METH_NOARGS, "Gives back the memory kept between calls."},
   {"run", (PyCFunction)(void (*)(void))Graph_run, METH_FASTCALL, "The graph itself, whatever `instead` is."},
   {NULL, NULL, 0, NULL},

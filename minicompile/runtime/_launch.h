@@ -81,9 +81,10 @@ typedef struct { int kind; void* function; int *operands, n_operands, *makes, n_
 
 typedef struct { int threads; int error; int64_t found; const int64_t* sizes; } Env;     /* as in run.h */
 
-/* Memory for temporaries: any graph's, one call at a time. `id` is no other one's; `spare` counts the calls in
-   a row that needed far less. */
-typedef struct Arena { struct Arena* next; Handle handle; void* base; int64_t room; uint64_t id, spare; } Arena;
+/* Memory for temporaries: any graph's, one call at a time. `id` is no other one's; `spare` counts the calls
+   in a row that needed far less. */
+typedef struct Arena { struct Arena* next; Handle handle; void* base; int64_t room; uint64_t id, spare; }
+    Arena;
 
 /* Memory of one call in flight. */
 typedef struct Workspace {

@@ -23,7 +23,6 @@ from .liveness import ALIGN, Spans, lifetimes, may_replace, owned, peak_bytes, t
 from .nest import Kernel, Refused
 from .plan import Plan
 
-
 SMALL = 4096      # bytes of a block that is not worth looking for a lender
 MOST_LENDERS = 8  # that are tried for one block
 
