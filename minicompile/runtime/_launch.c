@@ -481,7 +481,8 @@ static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf
 }
 
 /* consume(list of inputs, bytes): a call to which inputs are given for good: those that are 1 are let go of
-   after their last use, those that are 2 nobody else has, so the graph may write to them. The list loses them. */
+   after their last use, those that are 2 nobody else has, so the graph may write to them. The list
+   loses them. */
 static PyObject* Graph_consume(PyObject* self, PyObject* args) {
   PyObject* list;
   const char* own;
