@@ -1,11 +1,12 @@
-"""Peak memory of a training step: minicompile beside eager mode, by counting what the allocator has given out.
+"""Peak memory of a step: minicompile beside eager mode, by counting what the allocator has given out.
 
     python benchmarks/peak_memory.py WORKLOADS.py [NAME …] [--compilers eager,minicompile,torch.compile]
 
 WORKLOADS.py has WORKLOADS: name → function giving (kind, make, parts), where make(compile_fn) gives a callable
 of no arguments that does one step. Each compiler runs in a process of its own under a shim that counts live
 blocks of 4 KB and more; the figure is the most that was live during steps 4 to 6, less what was live before the
-compiler saw the model: what compiled code keeps between calls counts.
+compiler saw the model (it has compiled another one, so that its modules are there): what compiled code keeps between
+calls counts.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -49,23 +51,31 @@ void shim_reset(void) { peak = live; }
 """
 
 
+def workloads(path: str) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("workloads", path)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found.WORKLOADS
+
+
 def child(path: str, name: str, compiler: str) -> None:
     """Prints the bytes of one workload."""
     import torch
 
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("workloads", path)
-    assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    _, make, _ = found.WORKLOADS[name]()
+    _, make, _ = workloads(path)[name]()
     shim = ctypes.CDLL(None)
     shim.shim_live.restype = shim.shim_peak.restype = ctypes.c_long
+    compile_fn = (lambda f: f) if compiler == "eager" else torch.compile
     if compiler == "minicompile":
         import minicompile
-        step = make(minicompile.compile)
-    else:
-        step = make(torch.compile if compiler == "torch.compile" else lambda f: f)
+        compile_fn = minicompile.compile
+    warm = torch.nn.Linear(4, 4)
+    compile_fn(warm)(torch.randn(2, 4)).sum().backward()
+    with torch.no_grad():
+        compile_fn(lambda x: warm(x).relu())(torch.randn(2, 4))
+    step = make(compile_fn)
     gc.collect()
     before = shim.shim_live()
     for _ in range(3):
@@ -92,7 +102,7 @@ def measure(shim: Path, workloads: str, name: str, compiler: str) -> tuple[int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads")
-    parser.add_argument("names", nargs="*", default=["gpt_train", "resnet_train", "mlp_train"])
+    parser.add_argument("names", nargs="*", help="all, if none is given")
     parser.add_argument("--compilers", default="eager,minicompile")
     parser.add_argument("--child")
     given = parser.parse_args()
@@ -103,12 +113,12 @@ def main() -> None:
         source.write_text(SHIM)
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(source), "-o", str(shim)], check=True)
         print(f"{'workload':20} {'compiler':14} {'peak MB':>9} {'kept MB':>9} {'of the first':>12}")
-        for name in given.names:
+        for name in given.names or workloads(given.workloads):
             first = 0
             for compiler in given.compilers.split(","):
                 peak, kept = measure(shim, given.workloads, name, compiler)
                 first = first or peak
-                print(f"{name:20} {compiler:14} {peak / 1e6:9.2f} {kept / 1e6:9.2f} {peak / first:12.3f}", flush=True)
+                print(f"{name:20} {compiler:14} {peak / 1e6:9.2f} {kept / 1e6:9.2f} {peak / max(first, 1):12.3f}", flush=True)
     return None
 
 

@@ -43,7 +43,8 @@ ELEMENTS: dict[torch.dtype, Any] = {torch.float64: ctypes.c_double, torch.int64:
 STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prims": ("aten", decompose),
     "loops": ("prims", build_loops),
-    "plan": ("loops", lambda loops: schedule(loops, cores=driver.kernel_library(detect_isa()) is not None)),
+    "plan": ("loops", lambda loops: schedule(
+        loops, driver.kernel_library(detect_isa()) is not None, lend=True)),
     "source": ("plan", cpp.emit),
     "executable": ("source", driver.load),
 }
@@ -210,8 +211,10 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
-    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint, done.capture.gm,
-                       joint.varies)
+    forward, backward, plan = _finish(done, target), _finish(done.backward, target), done.backward.plan
+    lenders = [plan.buffers[n] for n in plan.hosts.values()] if plan is not None else []
+    done.call = Halves(forward, backward, halves, joint, done.capture.gm, joint.varies,
+                       frozenset(b.index for b in lenders if b.kind == "input"))
 
 
 def taking_numbers(call: Call, examples: Sequence[Any], keeps: bool = False) -> Call:

@@ -81,8 +81,9 @@ def inside(given: argparse.Namespace) -> None:
     assert "sanitize" in str(Path(driver.__file__)), "the copy is not what runs"
     usual = driver._buffer
     if given.tool == "address":
-        driver._buffer = lambda b, plan: ((driver.OUTPUT, 0, driver._geometry(b.spec))
-                                          if b.kind == "temp" and b.name in plan.arena else usual(b, plan))
+        driver._buffer = lambda b, plan, *rest: ((driver.OUTPUT, 0, driver._geometry(b.spec))
+                                                 if b.kind == "temp" and b.name in plan.arena
+                                                 else usual(b, plan, *rest))
     print("programs:", fuzz.fuzz(range(4_000_000, 4_000_000 + 4 * given.seeds, 4)), flush=True)
     print("models:", models(), flush=True)
     for grad in ((False, True) if given.samples else ()):

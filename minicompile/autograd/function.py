@@ -5,6 +5,7 @@ through. The last stage of a training graph; `pipeline` builds it.
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Halves:
     joint      what these were cut from: how outputs and primals take part
     eager      the captured graph, for a backward that is itself differentiated
     varies     whether sizes do
+    lent       numbers of the saved tensors that the backward would write to, once it has read them
     """
 
     forward: Call
@@ -37,6 +39,7 @@ class Halves:
     joint: Joint
     eager: Call
     varies: bool = False
+    lent: frozenset[int] = frozenset()
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
@@ -52,6 +55,16 @@ class Halves:
             outputs[i] = view_of(outputs[j], at(described[i].spec, env))
         return viewed(outputs, described[:self.split.outputs], primals, self.joint.attached,
                       self.joint.spent, env)[:self.joint.returned]
+
+    def gradients(self, saved: list[Any], rest: Sequence[Any]) -> Sequence[torch.Tensor]:
+        """The gradients. `saved` loses its tensors: each is let go of once it has been read, where nobody
+        else needs it; its memory then serves what comes after."""
+        consume = getattr(self.backward, "consume", None)
+        if consume is None:
+            return self.backward(*saved, *rest)
+        own = bytes([1 + (i in self.lent and alone(saved, i)) for i in range(len(saved))])
+        saved += rest
+        return consume(saved, own + bytes(len(rest)))
 
     @property
     def repeatable(self) -> bool:
@@ -125,7 +138,7 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *incoming: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         halves: Halves = ctx.halves
         split = halves.split
-        saved = ctx.saved_tensors
+        saved = list(ctx.saved_tensors)
         specs = [at(n.spec, ctx.sizes) for n in split.backward.inputs[len(saved):]]
         tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
         if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
@@ -134,7 +147,8 @@ class _Function(torch.autograd.Function):
                                    "been modified in place since")
             gradients = differentiable_gradients(halves, ctx.primals, tangents)
         else:
-            gradients = halves.backward(*saved, *tangents, *specs[len(tangents):])
+            ctx.maybe_clear_saved_tensors()          # unless the graph is retained
+            gradients = halves.gradients(saved, [*tangents, *specs[len(tangents):]])
         # As in eager mode, a gradient that nothing flowed into is None, not zeros: optimizers tell the two
         # apart.
         arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
@@ -142,6 +156,15 @@ class _Function(torch.autograd.Function):
         given = {i: g for i, g, flow in zip(halves.joint.gradients, gradients, split.flows)
                  if whole or flow & arrived}
         return (None, *[given.get(i) for i in range(len(ctx.primals))])
+
+
+def alone(tensors: list[torch.Tensor], i: int) -> bool:
+    """Whether this list is all that holds a tensor and its memory, which is as large as the tensor."""
+    t = tensors[i]
+    storage = t.untyped_storage()
+    whole = not t.storage_offset() and storage.nbytes() >= t.nbytes
+    return (whole and sys.getrefcount(t) == 3 and t._use_count() == 1          # the list, here, the argument
+            and torch._C._storage_Use_Count(storage._cdata) == 2)              # the tensor, here
 
 
 def versions(tensors: Sequence[torch.Tensor]) -> list[int]:

@@ -301,7 +301,7 @@ def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list
 def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: list[Node],
               kept: list[Node]) -> Graph:
     """The nodes between (saved, tangents) and the gradients, on new input nodes; `kept` are copies made by
-    the forward. Gradients are fresh tensors."""
+    the forward, which are the backward's own. Gradients are fresh tensors."""
     new: dict[Node, Node] = {}
     for i, n in enumerate((*saved, *joint.inputs[primals:])):
         spec = n.tensor if n.op == "input" and n not in kept else dense(n.tensor)
@@ -321,4 +321,5 @@ def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: 
             new[n] = Node(n.name, n.op, args, kwargs, n.spec, n.where)
     nodes = tuple(new.values())[len(inputs):]
     outputs = tuple(Output(new[o.node], dense(o.spec)) for o in gradients)
-    return Graph(inputs, nodes, outputs, (), len(outputs))
+    consumed = tuple(i for i, n in enumerate(saved) if n in kept)
+    return Graph(inputs, nodes, outputs, (), len(outputs), consumed=consumed)

@@ -77,8 +77,10 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
             )
         calls.append(Launch(name, buffers))
     teams = [_team(f"team_{t.start}", [plan.steps[i] for i in t], [calls[i] for i in t]) for t in plan.teams]
-    sizes = tuple(syms_in((list(plan.buffers.values()), plan.arena, plan.arena_bytes, plan.loops.results,
-                           [s for s in plan.steps if isinstance(s, Extern)])) if plan.loops.sizes else ())
+    hosts = [plan.buffers[n].spec.flat for n in plan.hosts.values()]
+    known = (list(plan.buffers.values()), hosts, plan.arena, plan.arena_bytes, plan.loops.results,
+             [s for s in plan.steps if isinstance(s, Extern)])
+    sizes = tuple(syms_in(known) if plan.loops.sizes else ())
     shown += [_sizes(sizes, [size for size, _, _ in plan.loops.sizes])] if sizes else []
     text = HEADER + "\n" + "\n".join([*shown, *(body for _, body in teams)]) + "\n}  // namespace mc\n"
     return Source(text, "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan,

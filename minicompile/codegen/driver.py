@@ -29,6 +29,7 @@ from ..loops.ir import Buffer, Extern, View
 from ..loops.sizes import syms_in
 from ..runtime import cache, toolchain
 from ..runtime.library import GraphLibrary, Library, kernel_library
+from ..schedule.liveness import touched
 from ..schedule.plan import Plan
 from .externs import call_of
 from .source import Source
@@ -38,7 +39,7 @@ try:
 except ImportError:  # not built: `load` says so, and the caller runs the reference
     _launch = None
 
-INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL = range(6)
+INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL, LENT = range(7)
 KINDS = {"input": INPUT, "constant": CONSTANT, "temp": TEMP, "output": OUTPUT, "extern": EXTERN}
 Number = Callable[[Any], Any]    # how a size or number is given to the launcher
 RELEASE_NS = 5000.0  # a call estimated shorter than this keeps the interpreter lock
@@ -193,6 +194,8 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     plan = source.plan
     names = list(plan.buffers)
     number = {name: i for i, name in enumerate(names)}
+    lent = dict.fromkeys(n for n in plan.hosts.values() if plan.buffers[n].kind == "input")
+    home = {**number, **{name: len(names) + i for i, name in enumerate(lent)}}     # of who lends: its number
     views: list[tuple] = []
     known: dict[tuple, int] = {}
     sizes = [size for size, _, _ in plan.loops.sizes]
@@ -210,25 +213,31 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
 
     how: dict[str, str] = {}
     steps: list[tuple] = []
+    buffers = [_buffer(plan.buffers[name], plan, count, home) for name in names]
+    buffers += [(LENT, number[n], _geometry(plan.buffers[n].spec.flat, count)) for n in lent]
+    made: set[int] = set()
     instead = {i: (team, None) for team in plan.teams for i in team}
     instead.update((team[-1], (team, launch)) for team, launch in zip(plan.teams, source.teams))
     for i, (step, launch) in enumerate(zip(plan.steps, source.calls)):
         team, launch = instead.get(i, (range(i, i + 1), launch))
         if launch is None and i in instead:
             continue
-        frees = tuple(number[b] for j in team for b in plan.frees.get(j, ()))
+        frees = tuple(x for j in team for b in plan.frees.get(j, ())
+                      for x in dict.fromkeys((home[b], number[b])))
+        first = [n for n in _memory(plan, team, home, number) if n not in made]
+        made.update(first)
+        makes = tuple(n for n in first if launch is not None or buffers[n][0] != EXTERN)
         if launch is None:
             assert isinstance(step, Extern)
             call = call_of(step, view, dtype_code, count, sizes)
             how[step.name] = call.how
             address = _launch.symbol(call.function) if call.function else 0
-            steps.append((1, address, (), frees, call.template))
+            steps.append((1, address, (), makes, frees, call.template))
         else:
             function = library.address(launch.function)
             if isinstance(step, Extern):
                 how[step.name] = "kernel library"
-            steps.append((0, function, tuple(number[b] for b in launch.buffers), frees, None))
-    buffers = [_buffer(plan.buffers[name], plan, count) for name in names]
+            steps.append((0, function, tuple(number[b] for b in launch.buffers), makes, frees, None))
     results = [_result(r, number, count) for r in _returned(plan)]
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
@@ -268,12 +277,22 @@ def _returned(plan: Plan) -> Sequence[Any]:
     return plan.loops.results[:n] if n >= 0 else plan.loops.results
 
 
-def _buffer(b: Buffer, plan: Plan, count: Number) -> tuple[int, Any, Any]:
+def _memory(plan: Plan, team: range, home: dict[str, int], number: dict[str, int]) -> dict[int, None]:
+    """Numbers of the buffers that these steps need to have memory of its own, or to lend it."""
+    names = dict.fromkeys(n for i in team for part in touched(plan.steps[i]) for n in part)
+    found = (home[plan.hosts[n]] if n in plan.hosts else number[n] for n in names
+             if n in plan.hosts or plan.buffers[n].kind in ("output", "extern"))
+    return dict.fromkeys(found)
+
+
+def _buffer(b: Buffer, plan: Plan, count: Number, home: dict[str, int]) -> tuple[int, Any, Any]:
     """(kind, number, payload) as _launch.c reads it."""
     if b.kind == "constant":
         return CONSTANT, 0, plan.loops.constants[b.index]
     if b.kind == "temp":
-        return (TEMP, count(plan.arena[b.name]), None) if b.name in plan.arena else (LOCAL, 0, None)
+        if b.name not in plan.arena:
+            return LOCAL, 0, None
+        return TEMP, count(plan.arena[b.name]), home[plan.hosts[b.name]] if b.name in plan.hosts else None
     if b.kind == "output":
         return OUTPUT, 0, _geometry(b.spec, count)
     if b.kind == "extern":

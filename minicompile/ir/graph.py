@@ -157,7 +157,8 @@ class Graph:
     their order).
 
     `returned` counts the outputs the caller sees; later ones are hidden bases that output aliases refer to.
-    `restrides` are inputs that have another geometry in the end.
+    `restrides` are inputs that have another geometry in the end; those in `consumed` (numbers) are the
+    graph's own: nobody needs them after it.
     """
 
     inputs: tuple[Node, ...]
@@ -166,6 +167,7 @@ class Graph:
     writes: tuple[tuple[int, Node], ...] = ()
     returned: int = -1
     restrides: tuple[tuple[int, TensorSpec], ...] = ()
+    consumed: tuple[int, ...] = ()
 
     def users(self) -> dict[Node, list[Node]]:
         users: dict[Node, list[Node]] = {n: [] for n in (*self.inputs, *self.nodes)}
@@ -190,7 +192,8 @@ class Graph:
             new[n] = Node(n.name, n.op, put(n.args), put(n.kwargs), put(n.spec), n.where)
         outputs = [Output(new[o.node], put(o.spec), o.alias, put(o.views)) for o in self.outputs]
         return Graph(tuple(new[n] for n in self.inputs), tuple(new[n] for n in self.nodes), tuple(outputs),
-                     tuple((i, new[n]) for i, n in self.writes), self.returned, put(self.restrides))
+                     tuple((i, new[n]) for i, n in self.writes), self.returned, put(self.restrides),
+                     self.consumed)
 
     def __str__(self) -> str:
         lines = [f"def graph({', '.join(n.name for n in self.inputs)}):"]

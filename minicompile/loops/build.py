@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..ir.forms import alike, coefficient
-from ..ir.graph import Graph, Node, map_arg
+from ..ir.graph import Graph, Node, arg_nodes, map_arg
 from ..ir.spec import TensorSpec, contiguous_stride
 from ..ir.sym import Sym, Var, hint, same
 from .axes import share_scatter, split_axes, split_reduction
@@ -49,6 +49,7 @@ class _Builder:
         self.several: dict[Node, dict[int, Node]] = {}
         # what library kernels read: their layout is eager mode's
         self.shown = {base for pairs in self.decisions.windows.values() for _, base in pairs}
+        self.renewed = _renewed(graph)
 
     def build(self) -> Loops:
         g = self.graph
@@ -70,7 +71,8 @@ class _Builder:
                       tuple(f"in{i}" for i in range(len(g.inputs))), tuple(self.constants),
                       tuple(self.values.errors), self.notes, g.returned,
                       tuple(f"in{i}" for i, n in g.writes if n is not g.inputs[i]), g.restrides,
-                      tuple(i for i, n in g.writes if n is g.inputs[i]))
+                      tuple(i for i, n in g.writes if n is g.inputs[i]), g.consumed,
+                      renewed=tuple(dict.fromkeys(f"in{i}" for i in self.renewed.values())))
         shapes = (b.spec.shape for b in self.buffers.values())
         if any(isinstance(n, Sym) for shape in ([n.spec for n in g.inputs], *shapes) for n in shape):
             loops = replace(loops, sizes=sources([n.spec for n in g.inputs], sizes_in(loops)))
@@ -213,14 +215,17 @@ class _Builder:
     def _scatter(self, n: Node) -> None:
         base, indices, src = n.args[:3]
         mode = argument(n, 3, "mode", "set")
-        buffer = self._memory(n)
         idx: Indices
         shape = n.tensor.shape
-        axes = tuple(axis(f"i{k}", size) for k, size in enumerate(shape) if not same(size, 1))
-        by_name = {a.var.name: a.var for a in axes}
-        idx = tuple(by_name.get(f"i{k}", 0) for k in range(len(shape)))
-        self._loop(n, f"{n.name}_base", axes, (), None, self.values.of(base, idx),
-                   Store(buffer.name, offset_of(idx, buffer.spec.stride)))
+        if n in self.renewed:
+            buffer = self.values.buffers[n] = self.buffers[f"in{self.renewed[n]}"]
+        else:
+            buffer = self._memory(n)
+            axes = tuple(axis(f"i{k}", size) for k, size in enumerate(shape) if not same(size, 1))
+            by_name = {a.var.name: a.var for a in axes}
+            idx = tuple(by_name.get(f"i{k}", 0) for k in range(len(shape)))
+            self._loop(n, f"{n.name}_base", axes, (), None, self.values.of(base, idx),
+                       Store(buffer.name, offset_of(idx, buffer.spec.stride)))
         points = next((a.tensor.shape for a in (src, *indices) if isinstance(a, Node)), ())
         axes = tuple(axis(f"i{k}", size) for k, size in enumerate(points) if not same(size, 1))
         by_name = {a.var.name: a.var for a in axes}
@@ -321,6 +326,25 @@ class _Builder:
                 if x.buffer in written and (x.buffer != target or not same(x.index, here)):
                     return False
         return True
+
+
+def _renewed(graph: Graph) -> dict[Node, int]:
+    """Scatters into an input that nothing else reads, whose result it gets: they store to its memory, and
+    what comes after reads them there. With the number of the input."""
+    users, shown = graph.users(), {o.node for o in graph.outputs if o.alias is None}
+    found: dict[Node, int] = {}
+    for i, n in graph.writes:
+        layout, chain = graph.inputs[i].tensor, []
+        while name_of(n) == "scatter" and n.args[0] not in arg_nodes(n.args[1:3]):
+            chain.append(n)
+            n = n.args[0]
+            if users[n] != chain[-1:] or n in shown:
+                break
+        alone = users[n] == chain[-1:] and n not in shown and n is graph.inputs[i]
+        if alone and not layout.may_overlap and all(i != j for j, _ in graph.restrides) and all(
+                x.tensor.dtype == layout.dtype and alike(layout_of(x.tensor), layout.stride) for x in chain):
+            found.update((x, i) for x in chain)
+    return found
 
 
 def _parts(n: Node) -> Iterator[tuple[tuple[int, int], ...]]:

@@ -38,7 +38,10 @@ def check_loops(loops: Loops) -> None:
         for name in reads:
             if name not in stored:
                 raise CheckError(stage, step.name, f"reads {name} before anything is stored there")
-            if name in overwritten and not (name in writes and _reads_what_it_stores(step, name)):
+            if name in loops.renewed:
+                if name not in overwritten and name not in writes:
+                    raise CheckError(stage, step.name, f"reads {name} before its new value is there")
+            elif name in overwritten and not (name in writes and _reads_what_it_stores(step, name)):
                 raise CheckError(stage, step.name,
                                  f"reads {name} after {overwritten[name]} has overwritten it")
             read.setdefault(name, step.name)

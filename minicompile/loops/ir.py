@@ -48,6 +48,8 @@ class Loops:
     errors[i] = (exception type name, message) for Checked index number i; {index} in a message stands for
     the value found. written    the inputs that the graph writes back to
     kept       numbers of those it writes back unchanged: they only get a new version
+    renewed    those of them that are not written last: all that is read there is the new value
+    consumed   numbers of those it owns: each may be let go of, or written over, after its last use
     restrides  (i, spec): input i has that geometry in the end
     sizes      the sizes that vary, each with the input and dimension that say it (-1: the input is a number)
     notes      decisions for people: buffer name -> why it is realised
@@ -64,7 +66,9 @@ class Loops:
     written: tuple[str, ...] = ()
     restrides: tuple[tuple[int, TensorSpec], ...] = ()
     kept: tuple[int, ...] = ()
+    consumed: tuple[int, ...] = ()
     sizes: tuple[Source, ...] = ()
+    renewed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"loops({', '.join(self.inputs)}):"]

@@ -3,8 +3,9 @@
  * Takes a program from codegen.driver (buffers, views, steps, results: see Graph_new), gives
  * `minicompile._launch`. A call collects the inputs' addresses, allocates the outputs, walks the steps
  * (emitted kernels by function pointer, library kernels through the C interface that libtorch exports) and
- * wraps the results. Temporaries lie in an arena that belongs to a workspace; concurrent calls of one graph
- * get a workspace each.
+ * wraps the results. Temporaries lie in an arena, which a call takes from those that all graphs of the
+ * process share, and gives back; what else a call needs is a workspace of its graph. Concurrent calls get one
+ * each.
  *
  * No torch header is used. Tensors cross as AtenTensorHandle, which points to an at::Tensor; a torch.Tensor
  * object is { PyObject_HEAD; at::Tensor; ... }, so the address behind its head is such a handle (`probe` lets
@@ -55,14 +56,22 @@ static int read_buffers(Graph* g, PyObject* list) {
   g->n_buffers = PyList_GET_SIZE(list);
   g->buffers = PyMem_Calloc(g->n_buffers + 1, sizeof(Buffer));
   if (!g->buffers) { PyErr_NoMemory(); return -1; }
-  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {         /* (kind, number, payload) */
+  for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {   /* (kind, number, payload); TEMP: its host or None */
     Buffer* b = &g->buffers[i];
     PyObject *number, *payload;
     if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iOO", &b->kind, &number, &payload)) return -1;
     b->number = b->kind == TEMP ? add_number(g, number) : PyLong_AsLongLong(number);
+    b->host = b->kind == TEMP && payload != Py_None ? (int)PyLong_AsLong(payload) : -1;
     if (PyErr_Occurred()) return -1;
     if (b->kind == CONSTANT) b->constant = Py_NewRef(payload);
-    else if ((b->kind == OUTPUT || b->kind == EXTERN) && spec_of(g, payload, &b->geometry) < 0) return -1;
+    else if (b->kind >= OUTPUT && b->kind != LOCAL && spec_of(g, payload, &b->geometry) < 0) return -1;
+  }
+  for (int i = 0; i < (int)g->n_buffers; ++i) {
+    if (g->buffers[i].host < 0) continue;
+    Buffer* h = &g->buffers[g->buffers[i].host];
+    h->guests = PyMem_Realloc(h->guests, (h->n_guests + 1) * sizeof(int));
+    if (!h->guests) { PyErr_NoMemory(); return -1; }
+    h->guests[h->n_guests++] = i;
   }
   return 0;
 }
@@ -94,15 +103,15 @@ static int read_steps(Graph* g, PyObject* list) {
   if (!g->steps) { PyErr_NoMemory(); return -1; }
   for (Py_ssize_t i = 0; i < g->n_steps; ++i) {
     Step* s = &g->steps[i];
-    /* (kind, function address, operands, frees, extern or None) */
+    /* (kind, function address, operands, makes, frees, extern or None) */
     PyObject* t = PyList_GET_ITEM(list, i);
     unsigned long long address;
-    PyObject *operands, *frees, *ext;
-    if (!PyArg_ParseTuple(t, "iKO!O!O", &s->kind, &address, &PyTuple_Type, &operands, &PyTuple_Type, &frees,
-        &ext)) return -1;
+    PyObject *operands, *makes, *frees, *ext;
+    if (!PyArg_ParseTuple(t, "iKO!O!O!O", &s->kind, &address, &PyTuple_Type, &operands, &PyTuple_Type, &makes,
+        &PyTuple_Type, &frees, &ext)) return -1;
     s->function = (void*)(uintptr_t)address;
-    if (read_ints(operands, &s->operands, &s->n_operands) < 0 || read_ints(frees, &s->frees,
-        &s->n_frees) < 0) return -1;
+    if (read_ints(operands, &s->operands, &s->n_operands) < 0 || read_ints(makes, &s->makes, &s->n_makes) < 0
+        || read_ints(frees, &s->frees, &s->n_frees) < 0) return -1;
     if (s->n_operands > g->max_operands) g->max_operands = s->n_operands;
     if (ext != Py_None && read_extern(g, s, ext) < 0) return -1;
   }
@@ -125,13 +134,56 @@ static int read_results(Graph* g, PyObject* list) {
   return 0;
 }
 
+/* ---- arenas -------------------------------------------------------------------------------------------- */
+
+static Arena* arenas;                           /* those of no call; the GIL is the lock of the list */
+
+static void free_arena(Arena* a) {
+  api.delete_tensor(a->handle);
+  PyMem_Free(a);
+}
+
+static void free_arenas(void) {
+  while (arenas) { Arena* a = arenas; arenas = a->next; free_arena(a); }
+}
+
+/* The smallest that has room. Where none has, one of those that are too small goes; so does one that was much
+   too large many times in a row. NULL: there is no memory. */
+static Arena* take_arena(int64_t size) {
+  static uint64_t ids = 1;
+  Arena **best = NULL, *a;
+  for (Arena** p = &arenas; *p; p = &(*p)->next)
+    if ((*p)->room >= size && (!best || (*p)->room < (*best)->room)) best = p;
+  if (best) {
+    a = *best;
+    *best = a->next;
+    a->spare = a->room >> 24 && a->room / 4 > size ? a->spare + 1 : 0;
+    if (a->spare < 1000) return a;
+    free_arena(a);
+  } else if (arenas) {
+    a = arenas;
+    arenas = a->next;
+    free_arena(a);
+  }
+  const int64_t stride[1] = {1};
+  a = PyMem_Calloc(1, sizeof *a);
+  if (a && (api.empty_strided(1, &size, stride, api.dtype_uint8, 0, 0, &a->handle)
+      || api.data_ptr(a->handle, &a->base))) { PyMem_Free(a); return NULL; }
+  if (a) { a->room = size; a->id = ++ids; }
+  return a;
+}
+
+static void give_arena(Arena* a) {
+  a->next = arenas;
+  arenas = a;
+}
+
 /* ---- workspaces ---------------------------------------------------------------------------------------- */
 
 static void free_workspace(Graph* g, Workspace* w) {
   if (!w) return;
   for (Py_ssize_t i = 0; i < g->n_views; ++i)
     if (w->fixed && w->fixed[i]) api.delete_tensor(w->fixed[i]);
-  if (w->arena) api.delete_tensor(w->arena);
   PyMem_Free(w->fixed); PyMem_Free(w->views); PyMem_Free(w->handles); PyMem_Free(w->owned);
   PyMem_Free(w->pointers); PyMem_Free(w->operands); PyMem_Free(w->objects);
   PyMem_Free(w->sizes);
@@ -139,43 +191,33 @@ static void free_workspace(Graph* g, Workspace* w) {
   PyMem_Free(w);
 }
 
-/* What depends on sizes only. An arena that is large enough stays, unless it is much too large. */
+/* What depends on sizes and the arena only: views of it and of constants. */
 static int fill_workspace(Graph* g, Workspace* w) {
-  const int64_t size[1] = {w->numbers[0]}, stride[1] = {1};
-  void* base = NULL;
+  w->filled = 0;
   for (Py_ssize_t i = 0; i < g->n_views; ++i)
     if (w->fixed[i]) { api.delete_tensor(w->fixed[i]); w->fixed[i] = NULL; }
-  if (w->arena && (w->room < *size || (w->room >> 24 && w->room / 4 > *size))) {
-    api.delete_tensor(w->arena);
-    w->arena = NULL;
-  }
-  if (!w->arena && *size) {
-    if (api.empty_strided(1, size, stride, api.dtype_uint8, 0, 0, &w->arena)) { w->arena = NULL; return -1; }
-    w->room = *size;
-  }
-  if (w->arena && api.data_ptr(w->arena, &base)) return -1;
   for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {
     Buffer* b = &g->buffers[i];
-    if (b->kind == TEMP) w->pointers[i] = (char*)base + w->numbers[b->number];
+    if (b->kind == TEMP && b->host < 0) w->pointers[i] = (char*)w->arena->base + w->numbers[b->number];
     if (b->kind == CONSTANT) {
       w->handles[i] = HANDLE(b->constant);
       if (api.data_ptr(w->handles[i], &w->pointers[i])) return -1;
     }
   }
-  /* views of the arena and of constants never change */
   for (Py_ssize_t i = 0; i < g->n_views; ++i) {
     View* v = &g->views[i];
     Geometry* q = &v->geometry;
     Buffer* b = &g->buffers[v->buffer];
-    if (b->kind == TEMP) {
+    if (b->kind == TEMP && b->host < 0) {
       const int64_t item = (int64_t)api.element_size(q->dtype);
-      if (api.alloc_from_pool(w->arena, w->numbers[b->number] + OFFSET(w, q) * item, q->dtype, q->dim,
+      if (api.alloc_from_pool(w->arena->handle, w->numbers[b->number] + OFFSET(w, q) * item, q->dtype, q->dim,
           SIZES(w, q), STRIDES(w, q), &w->fixed[i])) return -1;
     } else if (b->kind == CONSTANT) {
       if (api.reinterpret(w->handles[v->buffer], q->dim, SIZES(w, q), STRIDES(w, q), OFFSET(w, q),
           &w->fixed[i])) return -1;
     }
   }
+  w->filled = w->arena ? w->arena->id : 1;
   return 0;
 }
 
@@ -198,11 +240,10 @@ static Workspace* take_workspace(Graph* g) {
   if (!w->fixed || !w->views || !w->handles || !w->owned || !w->pointers || !w->operands || !w->objects
       || !w->sizes || !w->numbers) {
     PyErr_NoMemory();
-  } else if (!g->n_sources && fill_workspace(g, w) < 0) {
-    PyErr_Format(PyExc_RuntimeError, "minicompile: cannot allocate the arena: %s", api.what());
-  } else return w;
-  free_workspace(g, w);
-  return NULL;
+    free_workspace(g, w);
+    return NULL;
+  }
+  return w;
 }
 
 static void give_workspace(Graph* g, Workspace* w) {      /* with the GIL held */
@@ -212,21 +253,30 @@ static void give_workspace(Graph* g, Workspace* w) {      /* with the GIL held *
     if (w->owned[i]) { api.delete_tensor(w->handles[i]); w->handles[i] = NULL; w->owned[i] = 0; }
     Py_CLEAR(w->objects[i]);
   }
+  if (w->arena) { give_arena(w->arena); w->arena = NULL; }
   w->next = g->free_list;
   g->free_list = w;
 }
 
 static void give_back(Graph* g) {                         /* the memory kept between calls */
   while (g->free_list) { Workspace* w = g->free_list; g->free_list = w->next; free_workspace(g, w); }
+  free_arenas();
 }
 
 /* The handle of a view during a call; made on first use where it is not fixed. NULL on failure. */
 Handle view_handle(Graph* g, Workspace* w, int i) {
   if (w->fixed[i]) return w->fixed[i];
   View* v = &g->views[i];
+  Buffer* b = &g->buffers[v->buffer];
+  Geometry* q = &v->geometry;
+  if (b->kind == TEMP) {
+    const int64_t item = (int64_t)api.element_size(q->dtype);
+    if (!w->views[i] && api.alloc_from_pool(w->handles[b->host], w->numbers[b->number] + OFFSET(w, q) * item,
+        q->dtype, q->dim, SIZES(w, q), STRIDES(w, q), &w->views[i])) return NULL;
+    return w->views[i];
+  }
   if (v->whole) return w->handles[v->buffer];
   if (!w->views[i]) {
-    Geometry* q = &v->geometry;
     Handle base = w->handles[v->buffer];     /* the offset given is added to the tensor's own */
     if (!base || api.reinterpret(base, q->dim, SIZES(w, q), STRIDES(w, q), OFFSET(w, q),
         &w->views[i])) return NULL;
@@ -236,36 +286,47 @@ Handle view_handle(Graph* g, Workspace* w, int i) {
 
 /* ---- the call ------------------------------------------------------------------------------------------ */
 
-/* Memory for a result that a kernel writes and that outlives the arena: not before it is needed. */
-static int allocate(Graph* g, Workspace* w, int b, int* released, PyThreadState** state) {
-  Geometry* q = &g->buffers[b].geometry;
-  if (!api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &w->handles[b])) {
-    w->owned[b] = 1;
-    if (!api.data_ptr(w->handles[b], &w->pointers[b])) return 0;
+/* Memory for a buffer that outlives the arena, or lends its memory: not before it is needed. */
+static int make(Graph* g, Workspace* w, int i) {
+  Buffer* b = &g->buffers[i];
+  Geometry* q = &b->geometry;
+  if (b->kind == LENT && w->owned[b->number] == 2) {
+    w->handles[i] = w->handles[b->number];
+    w->pointers[i] = w->pointers[b->number];
+  } else {
+    if (api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &w->handles[i])) return -1;
+    w->owned[i] = 1;
+    if (api.data_ptr(w->handles[i], &w->pointers[i])) return -1;
   }
-  if (*released) PyEval_RestoreThread(*state);
-  PyErr_Format(PyExc_RuntimeError, "%s", api.what());
-  if (*released) *state = PyEval_SaveThread();
-  return -1;
+  for (int k = 0; k < b->n_guests; ++k)
+    w->pointers[b->guests[k]] = (char*)w->pointers[i] + w->numbers[g->buffers[b->guests[k]].number];
+  return 0;
+}
+
+static void let_go(Graph* g, Workspace* w, int b) {
+  for (Py_ssize_t j = 0; j < g->n_views; ++j)
+    if (w->views[j] && (g->views[j].buffer == b || g->buffers[g->views[j].buffer].host == b)) {
+      api.delete_tensor(w->views[j]);
+      w->views[j] = NULL;
+    }
+  if (w->owned[b]) { api.delete_tensor(w->handles[b]); w->handles[b] = NULL; w->owned[b] = 0; }
 }
 
 static int run_steps(Graph* g, Workspace* w, Env* env, int* released, PyThreadState** state) {
   for (Py_ssize_t i = 0; i < g->n_steps; ++i) {
     Step* s = &g->steps[i];
-    if (s->kind == KERNEL) {
-      for (int k = 0; k < s->n_operands; ++k) {
-        const int b = s->operands[k];
-        if (g->buffers[b].kind == EXTERN && !w->owned[b] && allocate(g, w, b, released, state) < 0) return -1;
-        w->operands[k] = w->pointers[b];
+    for (int k = 0; k < s->n_makes; ++k)
+      if (make(g, w, s->makes[k]) < 0) {
+        if (*released) PyEval_RestoreThread(*state);
+        PyErr_Format(PyExc_RuntimeError, "%s", api.what());
+        if (*released) *state = PyEval_SaveThread();
+        return -1;
       }
+    if (s->kind == KERNEL) {
+      for (int k = 0; k < s->n_operands; ++k) w->operands[k] = w->pointers[s->operands[k]];
       ((void (*)(void* const*, Env*))s->function)(w->operands, env);
     } else if (run_extern(g, w, s, released, state) < 0) return -1;
-    for (int k = 0; k < s->n_frees; ++k) {
-      const int b = s->frees[k];
-      for (Py_ssize_t j = 0; j < g->n_views; ++j)
-        if (g->views[j].buffer == b && w->views[j]) { api.delete_tensor(w->views[j]); w->views[j] = NULL; }
-      if (w->owned[b]) { api.delete_tensor(w->handles[b]); w->handles[b] = NULL; w->owned[b] = 0; }
-    }
+    for (int k = 0; k < s->n_frees; ++k) let_go(g, w, s->frees[k]);
   }
   return 0;
 }
@@ -295,10 +356,11 @@ static int take_sizes(Graph* g, Workspace* w, PyObject* const* args) {
   memcpy(w->numbers, g->numbers, g->n_numbers * sizeof(int64_t));
   for (int i = 0; i < g->n_patches; ++i) w->numbers[g->patches[2 * i]] = computed[g->patches[2 * i + 1]];
   PyMem_Free(computed);
-  if (fill_workspace(g, w) == 0) return 0;
+  w->filled = 0;
+  return 0;
 failed:
   w->sizes[0] = -1;
-  PyErr_Format(PyExc_RuntimeError, "minicompile: cannot allocate the arena: %s", api.what());
+  PyErr_Format(PyExc_RuntimeError, "%s", api.what());
   return -1;
 }
 
@@ -309,21 +371,27 @@ PyObject* size_tuple(Graph* g, Workspace* w) {
   return t;
 }
 
-static int start_call(Graph* g, Workspace* w, PyObject* const* args) {
+/* own: what the inputs that are given for good are to the call, per input (see Workspace.owned); their
+   places in `args` are cleared. NULL: there are none. */
+static int start_call(Graph* g, Workspace* w, PyObject** args, const char* own) {
   if (take_sizes(g, w, args) < 0) return -1;
+  if (w->numbers[0] && !(w->arena = take_arena(w->numbers[0]))) goto failed;
+  if (w->filled != (w->arena ? w->arena->id : 1) && fill_workspace(g, w) < 0) goto failed;
   for (Py_ssize_t i = 0; i < g->n_buffers; ++i) {
     Buffer* b = &g->buffers[i];
-    if (b->kind == INPUT) w->handles[i] = HANDLE(args[b->number]);
-    else if (b->kind == OUTPUT) {
-      Geometry* q = &b->geometry;
-      if (api.empty_strided(q->dim, SIZES(w, q), STRIDES(w, q), q->dtype, 0, 0, &w->handles[i])) goto failed;
-      w->owned[i] = 1;
-    } else continue;
+    if (b->kind != INPUT) continue;
+    w->handles[i] = HANDLE(args[b->number]);
+    if (own && own[b->number]) {
+      Handle held = w->handles[i];
+      if (api.new_handle(held, &w->handles[i])) goto failed;
+      w->owned[i] = own[b->number];
+      Py_SETREF(args[b->number], Py_NewRef(Py_None));
+    }
     if (api.data_ptr(w->handles[i], &w->pointers[i])) goto failed;
   }
   return 0;
 failed:
-  PyErr_Format(PyExc_RuntimeError, "%s", api.what());
+  PyErr_Format(PyExc_RuntimeError, "minicompile: a call cannot start: %s", api.what());
   return -1;
 }
 
@@ -331,7 +399,7 @@ failed:
 static PyObject* buffer_object(Graph* g, Workspace* w, int b, PyObject* const* args) {
   if (g->buffers[b].kind == INPUT) return args[g->buffers[b].number];
   if (g->buffers[b].kind == CONSTANT) return g->buffers[b].constant;
-  if (!w->objects[b]) w->objects[b] = api.wrap(w->handles[b]);
+  if (!w->objects[b] && (w->handles[b] || make(g, w, b) == 0)) w->objects[b] = api.wrap(w->handles[b]);
   return w->objects[b];
 }
 
@@ -376,10 +444,8 @@ static int is_size(Graph* g, Py_ssize_t input) {
   return 0;
 }
 
-static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
-  Graph* g = (Graph*)self;
-  const Py_ssize_t n = PyVectorcall_NARGS(nargsf);
-  if (n != g->n_inputs || (kwnames && PyTuple_GET_SIZE(kwnames)))
+static PyObject* run_call(Graph* g, PyObject** args, Py_ssize_t n, const char* own) {
+  if (n != g->n_inputs)
     return PyErr_Format(PyExc_TypeError, "this graph takes %zd tensors, not %zd", g->n_inputs, n);
   for (Py_ssize_t i = 0; i < n; ++i)
     if (Py_TYPE(args[i]) != api.tensor_type && !PyObject_TypeCheck(args[i], api.tensor_base)
@@ -389,7 +455,7 @@ static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf
   Workspace* w = take_workspace(g);
   if (!w) return NULL;
   PyObject* out = NULL;
-  if (start_call(g, w, args) == 0) {
+  if (start_call(g, w, args, own) == 0) {
     Env env = {1, 0, 0, w->sizes};
     uint32_t threads = 1;
     if (api.num_threads(&threads) == 0) env.threads = (int)threads;
@@ -407,6 +473,23 @@ static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf
   }
   give_workspace(g, w);
   return out;
+}
+
+static PyObject* Graph_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  const Py_ssize_t n = PyVectorcall_NARGS(nargsf);
+  return run_call((Graph*)self, (PyObject**)args, kwnames && PyTuple_GET_SIZE(kwnames) ? -1 : n, NULL);
+}
+
+/* consume(list of inputs, bytes): a call to which inputs are given for good: those that are 1 are let go of
+   after their last use, those that are 2 nobody else has, so the graph may write to them. The list
+   loses them. */
+static PyObject* Graph_consume(PyObject* self, PyObject* args) {
+  PyObject* list;
+  const char* own;
+  Py_ssize_t n;
+  if (!PyArg_ParseTuple(args, "O!y#", &PyList_Type, &list, &own, &n)) return NULL;
+  if (n != PyList_GET_SIZE(list)) return PyErr_Format(PyExc_ValueError, "consume: one byte per input");
+  return run_call((Graph*)self, ((PyListObject*)list)->ob_item, n, own);
 }
 
 /* Calls `instead`: see runtime/contest.py. Where there is none, a call costs nothing more. */
@@ -429,9 +512,10 @@ static void Graph_dealloc(PyObject* self) {
   give_back(g);
   for (Py_ssize_t i = 0; i < g->n_buffers && g->buffers; ++i) {
     Py_XDECREF(g->buffers[i].constant);
+    PyMem_Free(g->buffers[i].guests);
   }
   for (Py_ssize_t i = 0; i < g->n_steps && g->steps; ++i) {
-    PyMem_Free(g->steps[i].operands); PyMem_Free(g->steps[i].frees);
+    PyMem_Free(g->steps[i].operands); PyMem_Free(g->steps[i].makes); PyMem_Free(g->steps[i].frees);
     free_extern(g->steps[i].ext);
   }
   for (Py_ssize_t i = 0; i < g->n_results && g->results; ++i) Py_XDECREF(g->results[i].alias);
@@ -521,6 +605,8 @@ static PyObject* Graph_rest(PyObject* self, PyObject* none) {
 }
 
 static PyMethodDef graph_methods[] = {
+  {"consume", Graph_consume, METH_VARARGS, 
+   "consume(inputs, own): a call to which some inputs are given for good."},
   {"rest", Graph_rest, METH_NOARGS, "Gives back the memory kept between calls."},
   {"run", (PyCFunction)(void (*)(void))Graph_run, METH_FASTCALL, "The graph itself, whatever `instead` is."},
   {NULL, NULL, 0, NULL},

@@ -49,9 +49,12 @@ typedef struct { int32_t dtype; int64_t dim, at; } Geometry;
 #define SIZES(w, q) ((w)->numbers + (q)->at + 1)
 #define STRIDES(w, q) (SIZES(w, q) + (q)->dim)
 
-/* Buffer.kind; number: input index, or where its arena offset is among the numbers */
-enum { INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL };
-typedef struct { int kind; long long number; PyObject* constant; Geometry geometry; } Buffer;
+/* Buffer.kind; number: input index, or where its offset is among the numbers. A TEMP lies in the arena, or in
+   another buffer, its host. A LENT buffer is the memory of the input `number`, which the graph owns, or where
+   others need that, too, memory of that size. */
+enum { INPUT, CONSTANT, TEMP, OUTPUT, EXTERN, LOCAL, LENT };
+typedef struct { int kind, host, *guests, n_guests; long long number; PyObject* constant; Geometry geometry; }
+    Buffer;
 typedef struct { int buffer, whole; Geometry geometry; } View;
 typedef struct { int buffer; PyObject* alias; Geometry geometry; } Result;   /* alias: views, or None */
 
@@ -72,21 +75,28 @@ typedef struct {
 } ExternCall;
 
 enum { KERNEL, LIBRARY };
-typedef struct { int kind; void* function; int *operands, n_operands, *frees, n_frees; ExternCall* ext;
-    } Step;
+/* makes: buffers that get their memory before the step; frees: those that lose it after */
+typedef struct { int kind; void* function; int *operands, n_operands, *makes, n_makes, *frees, n_frees;
+    ExternCall* ext; } Step;
 
 typedef struct { int threads; int error; int64_t found; const int64_t* sizes; } Env;     /* as in run.h */
+
+/* Memory for temporaries: any graph's, one call at a time. `id` is no other one's; `spare` counts the calls
+   in a row that needed far less. */
+typedef struct Arena { struct Arena* next; Handle handle; void* base; int64_t room; uint64_t id, spare; }
+    Arena;
 
 /* Memory of one call in flight. */
 typedef struct Workspace {
   struct Workspace* next;
+  Arena* arena;                                           /* during a call */
+  uint64_t filled;                                        /* id of the arena that `fixed` are views of */
   /* fixed: views of arena and constants; handles: per buffer */
-  Handle arena, *fixed, *views, *handles;
-  char* owned;                                            /* handles[i] is ours to delete */
+  Handle *fixed, *views, *handles;
+  char* owned;              /* handles[i] is ours to delete; 2: and nobody else has the memory */
   void **pointers, **operands;
   PyObject** objects;                                     /* wrapped results, per buffer */
   int64_t *sizes, *numbers;                               /* numbers: the graph's own where no size varies */
-  int64_t room;                                           /* bytes of the arena */
 } Workspace;
 
 typedef struct {

@@ -5,6 +5,7 @@ Takes a `Plan`, raises CheckError("plan", kernel or buffer, reason).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from ..errors import CheckError
@@ -15,7 +16,7 @@ from ..loops.val import Load
 from .cores import core_axes, why_not_core
 from .deps import is_random
 from .legal import Placing
-from .liveness import ALIGN, lifetimes, may_replace, touched
+from .liveness import ALIGN, lifetimes, may_replace, owned, touched
 from .space import Part
 from .teams import why_not_team
 from .tiling import may_collide, shares
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .nest import Kernel
     from .plan import Plan
 
+_Place = tuple[int, int, int, int, str]      # bytes from, to; steps from, to; whose
 STAGE = "plan"
 
 
@@ -133,6 +135,7 @@ def _check_locals(kernel: Kernel, loop: Loop, par: set) -> None:
 def _check_order(plan: Plan) -> None:
     stored = {b.name for b in plan.buffers.values() if b.kind in ("input", "constant")}
     overwritten: set[str] = set()
+    renewed = plan.loops.renewed          # read only once they have been overwritten
     read: dict[str, str] = {}
     local: dict[str, str] = {}
     for step in plan.steps:
@@ -141,7 +144,7 @@ def _check_order(plan: Plan) -> None:
         if not isinstance(step, Extern) and step.core is not None:
             stored |= {v.buffer for v in step.core.outs if v is not None}
             for v in step.core.views():
-                if v.buffer not in stored or v.buffer in overwritten:
+                if v.buffer not in stored or (v.buffer in overwritten) != (v.buffer in renewed):
                     raise CheckError(STAGE, step.name, f"reads {v.buffer}, which is not there (any more)")
                 read[v.buffer] = step.name
         inside = {n for s in loops for n in touched_by(s)[1]}
@@ -157,8 +160,9 @@ def _check_order(plan: Plan) -> None:
             for name in reads:
                 if name not in stored:
                     raise CheckError(STAGE, step.name, f"reads {name} before anything is stored there")
-                if name in overwritten and name not in inside:
-                    raise CheckError(STAGE, step.name, f"reads {name} after it was overwritten")
+                if (name in overwritten) != (name in renewed) and name not in inside:
+                    when = "before its new value is there" if name in renewed else "after it was overwritten"
+                    raise CheckError(STAGE, step.name, f"reads {name} {when}")
             for name in writes:
                 if plan.buffers[name].kind == "input":
                     overwritten.add(name)
@@ -198,27 +202,37 @@ def _check_teams(plan: Plan) -> None:
 
 
 def _check_memory(plan: Plan) -> None:
+    """Every temporary has a place, in which nothing else lives when it does: not the result or owned input
+    whose memory that is, either."""
     local = {n for s in plan.steps if not isinstance(s, Extern) for n in s.local}
-    spans = lifetimes(plan.steps, {r.buffer for r in plan.loops.results})
-    blocks: list[tuple[int, int, int, int, str]] = []
+    spans, own = lifetimes(plan.steps, {r.buffer for r in plan.loops.results}, plan.teams), owned(plan.loops)
+    spans.update((n, (-1, spans[n][1] if n in spans else -1)) for n in own)
+    there: dict[str, list[_Place]] = defaultdict(list)
     for name, (first, last) in spans.items():
-        b = plan.buffers[name]
+        b, host = plan.buffers[name], plan.hosts.get(name, "")
+        end = b.spec.storage_numel * b.spec.dtype.itemsize
+        if name in plan.hosts.values():
+            if b.kind != "output" and name not in own:
+                raise CheckError(STAGE, name, "lends its memory, but is not the plan's to lend")
+            there[name].append((0, end, first, last, name))
         if b.kind != "temp" or name in local:
             continue
         if name not in plan.arena:
             raise CheckError(STAGE, name, "has no memory")
         start = plan.arena[name]
-        end = start + b.spec.storage_numel * b.spec.dtype.itemsize
-        if start % ALIGN or start < 0 or end > plan.arena_bytes:
-            raise CheckError(STAGE, name, f"lies at bytes {start} to {end} of {plan.arena_bytes}")
-        blocks.append((start, end, first, last, name))
-    blocks.sort()
-    for i, (start, end, first, last, name) in enumerate(blocks):
-        for start2, end2, first2, last2, other in blocks[i + 1 :]:
-            if start2 >= end:
-                break
-            if first2 <= last and first <= last2 and end > start and end2 > start2:
-                _check_shared(plan, (name, first, last, start), (other, first2, last2, start2))
+        spec = plan.buffers[host].spec if host else None
+        top = spec.storage_numel * spec.dtype.itemsize if spec else plan.arena_bytes
+        if start % ALIGN or start < 0 or start + end > top:
+            raise CheckError(STAGE, name, f"lies at bytes {start} to {start + end} of {top}")
+        there[host].append((start, start + end, first, last, name))
+    for blocks in there.values():
+        blocks.sort()
+        for i, (start, end, first, last, name) in enumerate(blocks):
+            for start2, end2, first2, last2, other in blocks[i + 1 :]:
+                if start2 >= end:
+                    break
+                if first2 <= last and first <= last2 and end > start and end2 > start2:
+                    _check_shared(plan, (name, first, last, start), (other, first2, last2, start2))
 
 
 def _check_shared(plan: Plan, a: tuple[str, int, int, int], b: tuple[str, int, int, int]) -> None:
@@ -226,19 +240,21 @@ def _check_shared(plan: Plan, a: tuple[str, int, int, int], b: tuple[str, int, i
     old, new = (a, b) if a[2] <= b[1] else (b, a)
     step = plan.steps[new[1]]
     if (old[2] == new[1] and old[3] == new[3] and not isinstance(step, Extern) and old[1] < new[1]
-        and may_replace(step, old[0], new[0])
+        and may_replace(step, old[0], new[0]) and not any(new[1] in team for team in plan.teams)
         and plan.buffers[old[0]].spec.dtype.itemsize == plan.buffers[new[0]].spec.dtype.itemsize):
         return
     raise CheckError(STAGE, new[0], f"shares memory with {old[0]} while both are in use")
 
 
 def _check_frees(plan: Plan) -> None:
-    shown = {r.buffer for r in plan.loops.results}
-    spans = lifetimes(plan.steps, shown)
+    shown, own = {r.buffer for r in plan.loops.results}, owned(plan.loops)
+    spans = lifetimes(plan.steps, shown, plan.teams)
+    for guest, host in plan.hosts.items():
+        spans[host] = spans[host][0], max(spans[host][1], spans[guest][1])
     freed: dict[str, int] = {}
     for i, names in plan.frees.items():
         for name in names:
-            if name in freed or plan.buffers[name].kind != "extern" or name in shown:
+            if name in freed or plan.buffers[name].kind != "extern" and name not in own or name in shown:
                 raise CheckError(STAGE, name, "is freed, but is not the plan's to free (again)")
             if spans[name][1] > i:
                 raise CheckError(STAGE, name, f"is freed after step {i}, but read by step {spans[name][1]}")

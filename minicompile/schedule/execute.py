@@ -28,13 +28,16 @@ def run_plan(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Runs every step in order. Returns the results the caller sees; inputs with write-backs are changed in
     place."""
     memory = start(plan.buffers, plan.loops.inputs, inputs, plan.loops.constants)
+    for n in plan.hosts.values():
+        memory.flat[n] = memory.flat[n].clone() if n in memory.flat else allocate(plan.buffers[n].spec)
     arena = torch.full((plan.arena_bytes,), 255, dtype=torch.uint8)  # 255s are NaN in every float type
     for b in plan.buffers.values():
         if b.name in plan.arena:
-            at = plan.arena[b.name]
-            memory.flat[b.name] = arena[at : at
+            at, host = plan.arena[b.name], plan.hosts.get(b.name)
+            whole = memory.flat[host].view(torch.uint8) if host else arena
+            memory.flat[b.name] = whole[at : at
                                         + b.spec.storage_numel * b.spec.dtype.itemsize].view(b.spec.dtype)
-        elif b.kind == "output":
+        elif b.kind == "output" and b.name not in memory.flat:
             memory.flat[b.name] = allocate(b.spec)
     for i, step in enumerate(plan.steps):
         if isinstance(step, Extern):

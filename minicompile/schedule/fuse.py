@@ -31,16 +31,17 @@ BIG_ROW = 16 * 1024  # elements per row that are worth several cores
 MOST_PARTS = 48
 
 
-def schedule(loops: Loops, cores: bool = False) -> Plan:
+def schedule(loops: Loops, cores: bool = False, lend: bool = False) -> Plan:
     """Fuses, places memory, and orders the kernels of `loops`.
 
     cores    whether matrix products and convolutions become kernels with an epilogue (see
-             schedule.cores)"""
+             schedule.cores)
+    lend     see schedule.memory"""
     work = _Fusion(loops, dict(loops.buffers), cores)
     work.run()
     steps, buffers = work.finished()
     steps, together = teams(steps, buffers)
-    return plan_memory(loops, steps, buffers, tuple(work.refused.values()), together)
+    return plan_memory(loops, steps, buffers, tuple(work.refused.values()), together, lend)
 
 
 # ---- decisions ----
@@ -220,8 +221,10 @@ class _Fusion:
 
     def _overwrites(self, group: Group) -> bool:
         """Whether the kernel's stores cannot be put behind the loads of what they overwrite."""
-        reads, writes = group.reads(), group.writes()
-        if not any(self.buffers[n].kind == "input" for n in reads & writes):
+        both = group.reads() & group.writes()
+        if not both.isdisjoint(self.loops.renewed):
+            return True
+        if not any(self.buffers[n].kind == "input" for n in both):
             return False
         try:
             finish(group, place(group), self.buffers, self._private(group), "check")

@@ -6,11 +6,16 @@ Takes steps in order, serves `memory` (which places buffers) and `check` (which 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from ..ir.sym import same
-from ..loops.ir import Extern
+from ..ir.sym import hint, same
+from ..loops.ir import Extern, Loops
 from .deps import reads_of, writes_of
 from .nest import Kernel
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 ALIGN = 64
 
@@ -25,14 +30,41 @@ def touched(step: Kernel | Extern) -> tuple[list[str], list[str]]:
     return list(reads), list(writes)
 
 
-def lifetimes(steps: Sequence[Kernel | Extern], shown: set[str]) -> dict[str, tuple[int, int]]:
-    """Buffer -> (first step that touches it, last one); what the caller gets lives on."""
-    spans: dict[str, tuple[int, int]] = {}
+Spans = dict[str, tuple[int, int]]
+
+
+def lifetimes(steps: Sequence[Kernel | Extern], shown: set[str], teams: Sequence[range] = ()) -> Spans:
+    """Buffer -> (first step that touches it, last one); what the caller gets lives on. The steps of a team
+    run at the same time."""
+    when = {i: (t.start, t.stop - 1) for t in teams for i in t}
+    spans: Spans = {}
     for i, step in enumerate(steps):
+        start, end = when.get(i, (i, i))
         for names in touched(step):
             for n in names:
-                spans[n] = (spans.get(n, (i, i))[0], i)
+                spans[n] = (spans.get(n, (start, i))[0], end)
     return {n: (a, len(steps) if n in shown else b) for n, (a, b) in spans.items()}
+
+
+def owned(loops: Loops) -> frozenset[str]:
+    """The inputs that are the graph's to let go of, or to write to, after their last use."""
+    return frozenset(loops.inputs[i] for i in loops.consumed)
+
+
+def peak_bytes(plan: Plan) -> int:
+    """The most memory that a call of the plan needs at once, without inputs that are not its own: the arena,
+    results from their first use on, the rest until it is let go of."""
+    spans = lifetimes(plan.steps, {r.buffer for r in plan.loops.results}, plan.teams)
+    gone = {n: i for i, names in plan.frees.items() for n in names}
+    change = [0] * (len(plan.steps) + 2)
+    own = owned(plan.loops)
+    for n, (first, last) in spans.items():
+        b = plan.buffers[n]
+        if b.kind in ("output", "extern") or n in own:
+            first = min([first, *(spans[g][0] for g, host in plan.hosts.items() if host == n)])
+            change[0 if n in own else first] += hint(b.spec.nbytes)
+            change[gone.get(n, len(plan.steps)) + 1] -= hint(b.spec.nbytes)
+    return hint(plan.arena_bytes) + max(accumulate(change))
 
 
 def may_replace(kernel: Kernel, old: str, new: str) -> bool:

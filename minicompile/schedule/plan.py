@@ -6,7 +6,7 @@ this and argue about nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,7 +28,8 @@ class Plan:
     buffers   all buffers that still exist (inputs, constants, outputs, arena temps, locals, extern results)
     arena     byte offset of each "temp" buffer that is not local, 64-byte aligned; arena_bytes in all
     teams     steps that may run at the same time, as one parallel region (see schedule.teams)
-    frees     after step i, these "extern" buffers can be released
+    hosts     temp -> the result or owned input in whose memory it lies (its offset counts from there)
+    frees     after step i, these "extern" buffers and owned inputs can be released
     """
 
     loops: Loops
@@ -39,11 +40,13 @@ class Plan:
     frees: dict[int, tuple[str, ...]]
     refused: tuple[Refused, ...] = ()
     teams: tuple[range, ...] = ()
+    hosts: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"plan({', '.join(self.loops.inputs)}):  # arena of {self.arena_bytes} bytes"]
         for b in self.buffers.values():
             place = f" at {self.arena[b.name]}" if b.name in self.arena else ""
+            place += f" of {self.hosts[b.name]}" if b.name in self.hosts else ""
             lines.append(f"    {b.kind} {b.name}: {b.spec}{place}")
         for i, s in enumerate(self.steps):
             lines += [f"    team of {len(t)}:" for t in self.teams if t.start == i]

@@ -18,7 +18,7 @@ from minicompile.loops.build import build_loops
 from minicompile.loops.ir import Extern, Loop, Store
 from minicompile.schedule.fuse import schedule
 from minicompile.schedule.liveness import lifetimes, may_replace
-from minicompile.schedule.memory import _Arena
+from minicompile.schedule.memory import _Block, _Lender, _place
 from minicompile.schedule.plan import Kernel, Plan
 
 aten = torch.ops.aten
@@ -66,20 +66,28 @@ def test_pointwise_result_takes_its_operands_place() -> None:
     torch.testing.assert_close(plan.run(*x), run_graph(g, x))
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 20)), max_size=40))
-def test_blocks_never_overlap(steps: list[tuple[bool, int]]) -> None:
-    """Random takes and gives: what is out at the same time is disjoint, and everything comes back."""
-    arena, out = _Arena(), []
-    for take, n in steps:
-        if take or not out:
-            start = arena.take(64 * n)
-            assert all(start + 64 * n <= a or b <= start for a, b in out) and start + 64 * n <= arena.top
-            out.append((start, start + 64 * n))
-        else:
-            arena.give(*out.pop(n % len(out)))
-    for block in out:
-        arena.give(*block)
-    assert arena.free == ([(0, arena.top)] if arena.top else [])
+SPAN = st.tuples(st.integers(1, 9), st.integers(0, 12), st.integers(0, 5))
+
+
+@given(st.lists(SPAN, max_size=24), st.lists(st.tuples(SPAN, st.booleans()), max_size=5))
+def test_blocks_never_overlap(sizes: list[tuple[int, int, int]],
+                              lending: list[tuple[tuple[int, int, int], bool]]) -> None:
+    """What lives at once lies apart, and in nothing that is in use; more than the largest sum is never taken."""
+    end = 20
+    blocks = [_Block([f"b{i}"], 4096 * n - 8 * (n % 3), first, first + more) for i, (n, first, more) in enumerate(sizes)]
+    lenders = [_Lender(f"x{i}", 4096 * n, *((last + 1, end, 0, last) if own else (0, last - 1, last, end)))
+               for i, ((n, last, _), own) in enumerate(lending)]
+    idle, live = {x.name: (x.start, x.end, x.size) for x in lenders}, [0] * (end + 1)
+    for x in lenders:
+        live[x.first:x.last + 1] = [n + x.size for n in live[x.first:x.last + 1]]
+    top = _place(blocks, lenders, live, True)
+    for i, a in enumerate(blocks):
+        start, stop, room = idle[a.host] if a.host else (0, end, top)
+        assert start <= a.first and a.last <= stop and a.at % 64 == 0 and a.at + a.size <= room
+        for b in blocks[:i]:
+            apart = a.last < b.first or b.last < a.first or a.at + a.size <= b.at or b.at + b.size <= a.at
+            assert apart or a.host != b.host
+    assert top <= sum(-(-b.size // 64) * 64 for b in blocks)
 
 
 # ---- planted faults ----
