@@ -148,7 +148,7 @@ def _place(blocks: list[_Block], lenders: list[_Lender], live: list[int], share:
         fits = [at for at in _gaps(there[""], b) if less(top, at + size) is False
                 or less(at + size, top) is False and less(top, at) is False] if share else []
         b.at = fits[0] if fits else top
-        higher = b.at + size if less(b.at + size, top) is not True else top
+        higher = top if less(top, b.at + size) is False else b.at + size
         grown, best = hint(higher) + max(live), None
         if hint(higher) > hint(top) and hint(b.size) >= SMALL:
             for x in _lending(b, lenders)[:MOST_LENDERS]:
