@@ -181,7 +181,7 @@ class KernelText:
             return
         a = axes[0]
         if flat and len(axes) == 1:
-            with self.block(f"for (i64 block = 0; block < {self.block_count(a)}; ++block) {{"):
+            with self.block(f"for (i64 block = 0; block < {count_text(self.block_count(a))}; ++block) {{"):
                 self.lane_block(a)
             return
         with self.block(f"for (i64 {a.var} = 0; {a.var} < {count_text(a.size)}; ++{a.var}) {{",

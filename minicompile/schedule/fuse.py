@@ -94,6 +94,8 @@ def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
     placed = place(group)
     if isinstance(placed, str):
         return no(placed)
+    if group.core and max(placed, default=0) > 0:
+        return no("an epilogue is one stage")
     scratch = scratch_bytes(group, placed, buffers)
     if scratch > SCRATCH:
         return no(f"a row needs {scratch} bytes of scratch")

@@ -64,6 +64,16 @@ def test_rows_and_columns_of_every_length(isa):
         check(call, graph, {S0: n, S1: 6}, n)
 
 
+def test_a_last_axis_that_no_threads_share():
+    m = Sized()
+    x, w = m.input(128, 3, L0), m.input(3)
+    y = m.mul(x, m.expand(m.reshape(w, (1, 3, 1)), (128, 3, L0)))
+    graph = m.output(y).graph()
+    call, _ = compiled(graph)
+    for n in LENGTHS:
+        check(call, graph, {L0: n}, n)
+
+
 def test_long_rows_leave_the_stack():
     """Scratch for a row of a size: on the stack while it fits there."""
     m = Sized()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prim_graphs import Make, inputs_of, random_graph, run_graph
 
@@ -55,6 +55,7 @@ def layer_norm(m: Make, x: Node, w: Node) -> Node:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())
+@example(38291, False, True)            # a masked reader of a product: no second stage in its epilogue
 def test_random_graphs(seed: int, cheap: bool, cores: bool) -> None:
     few, realise.FEW = realise.FEW, 4096 if cheap else 0
     try:
