@@ -11,8 +11,9 @@ AOTAutograd's).
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ from ..ir.sym import Size, hint
 from .joint import dense
 
 INF = float("inf")
-SINK = "sink"
+SOURCE, SINK = "source", "sink"
 CHEAPER = "keeping it costs fewer bytes than keeping what it is computed from"
 
 # prim kind → how computing it again in the backward is judged
@@ -221,20 +222,63 @@ def _cut(joint: Graph, order: list[Node], after: set[Node], needed: set[Node], g
     computes least again."""
     readers, fixed = _candidates(joint, order, after, needed, gradients, free)
     saved = {n for n in fixed if readers.get(n) == {SINK}}          # no choice there
-    import networkx  # takes 0.15 s to import, which only training should pay
-
-    flow = networkx.DiGraph()
+    flow: dict[Any, dict[Any, float]] = {SOURCE: {}, SINK: {}}
     for n in order:
         if n in readers and n not in saved:
-            flow.add_edge("source" if n in fixed else (n, 0), (n, 1), capacity=saving_cost(n))
+            flow.setdefault(SOURCE if n in fixed else (n, 0), {})[n, 1] = saving_cost(n)
+            then = flow.setdefault((n, 1), {})
             for r in readers[n]:
                 if r is SINK or r not in fixed:
-                    flow.add_edge((n, 1), SINK if r is SINK else (r, 0), capacity=INF)
-    if "source" in flow and SINK in flow:
-        _, (left, _) = networkx.minimum_cut(flow, "source", SINK)
-        here = {n for n in readers if n in fixed or (n, 0) in left}
-        saved |= {n for n in here if (n, 1) in flow and (n, 1) not in left}
+                    then[SINK if r is SINK else (r, 0)] = INF
+    right = sink_side(flow) if flow[SOURCE] else set()
+    here = {n for n in readers if n in fixed or (n, 0) in flow and (n, 0) not in right}
+    saved |= {n for n in here if (n, 1) in flow and (n, 1) in right}
     return [n for n in order if n in saved]
+
+
+def sink_side(capacity: Mapping[Any, Mapping[Any, float]]) -> set:
+    """What is on SINK's side of a minimum cut between SOURCE and SINK: of several, the one nearest to SINK.
+
+    capacity    node → the nodes its edges lead to → their capacities, of which not all on a way are INF
+    Dinic's algorithm: "Algorithm for solution of a problem of maximum flow in networks", 1970.
+    """
+    left: dict[Any, dict[Any, float]] = {}                 # what each edge can still take, and give back
+    for a, edges in capacity.items():
+        for b, most in edges.items():
+            left.setdefault(a, {})[b] = most
+            left.setdefault(b, {}).setdefault(a, 0)
+    while SOURCE in (far := _distances(left)):
+        todo = {a: [b for b in left[a] if far.get(b, INF) == far[a] - 1] for a in far}
+        path = [SOURCE]
+        while path:
+            a = path[-1]
+            if a == SINK:
+                ways = list(zip(path, path[1:]))
+                most = min(left[a][b] for a, b in ways)
+                for a, b in ways:
+                    left[a][b] -= most
+                    left[b][a] += most
+                path = [SOURCE]
+            elif todo[a] and left[a][todo[a][-1]]:
+                path.append(todo[a][-1])
+            elif todo[a]:
+                todo[a].pop()
+            else:                                          # nothing more gets through here
+                path.pop()
+                if path:
+                    todo[path[-1]].pop()
+    return set(far)
+
+
+def _distances(left: dict[Any, dict[Any, float]]) -> dict[Any, int]:
+    """How many edges that can take more lie between each node and SINK."""
+    far = {SINK: 0}
+    for b in (queue := [SINK]):
+        for a in left.get(b, ()):
+            if a not in far and left[a][b]:
+                far[a] = far[b] + 1
+                queue.append(a)
+    return far
 
 
 def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[Node],

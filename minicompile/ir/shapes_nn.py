@@ -238,6 +238,18 @@ def _eye(n: int, m: int | None = None, *, dtype: Any = None, **_: Any) -> Tensor
     return fresh((n, n if m is None else m), dtype or torch.get_default_dtype())
 
 
+@rule(aten.tril_indices.default)
+def _lower(rows: int, columns: int, offset: int = 0, *, dtype: Any = torch.int64, **_: Any) -> Tensor | None:
+    n = sum(min(max(i + offset + 1, 0), columns) for i in range(rows))
+    return fresh((2, n), dtype or torch.int64) if min(rows, columns) >= 0 else None
+
+
+@rule(aten.triu_indices.default)
+def _upper(rows: int, columns: int, offset: int = 0, *, dtype: Any = torch.int64, **_: Any) -> Tensor | None:
+    n = sum(min(max(columns - i - offset, 0), columns) for i in range(rows))
+    return fresh((2, n), dtype or torch.int64) if min(rows, columns) >= 0 else None
+
+
 @rule(aten.flip.default)
 def _flip(x: Tensor, dims: Any) -> Tensor | None:
     wrapped = [d % x.dim() for d in dims] if x.dim() and all(-x.dim() <= d < x.dim() for d in dims) else []

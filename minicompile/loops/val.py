@@ -172,7 +172,7 @@ def walk(v: Val) -> list[Val]:
 def loads(v: Val) -> tuple[Load, ...]:
     """Every distinct Load inside v; remembered, as every stage asks (a Load would hold itself: not by it)."""
     if isinstance(v, Load):
-        return tuple(x for x in walk(v) if isinstance(x, Load))
+        return tuple(x for x in walk(v) if isinstance(x, Load)) if v.args else (v,)
     found: tuple[Load, ...] | None = getattr(v, "loaded", None)
     if found is None:
         found = v.loaded = tuple(x for x in walk(v) if isinstance(x, Load))

@@ -4,11 +4,24 @@ from __future__ import annotations
 import itertools
 import random
 
+import networkx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minicompile.autograd.joint import Joint, trace_joint
-from minicompile.autograd.partition import BANNED, Split, recompute_class, saving_cost, split
+from minicompile.autograd.partition import (
+    BANNED,
+    INF,
+    SINK,
+    SOURCE,
+    Split,
+    recompute_class,
+    saving_cost,
+    sink_side,
+    split,
+)
 from minicompile.ir.graph import Graph, Node, arg_nodes
 from minicompile.lower.decompose import decompose
 
@@ -84,3 +97,25 @@ def test_no_choice_is_cheaper(seed: int) -> None:
             if sum(map(saving_cost, kept)) < cost:
                 known: dict[Node, bool] = {}
                 assert not all(reachable(n, set(kept), known) for n in read), kept
+
+
+EDGES = st.dictionaries(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda e: e[0] != e[1]),
+                        st.sampled_from((0, 0.5, 1, 2, 3, 7, INF)), max_size=30)
+
+
+@given(EDGES)
+def test_a_minimum_cut_is_the_one_that_networkx_finds(edges: dict) -> None:
+    """Node 0 is the source, 7 the sink; on both sides of every cut there may be nodes that lead nowhere."""
+    names = {0: SOURCE, 7: SINK}
+    graph = networkx.DiGraph()
+    graph.add_nodes_from((SOURCE, SINK))
+    capacity: dict = {SOURCE: {}, SINK: {}}
+    for (a, b), most in edges.items():
+        a, b = names.get(a, a), names.get(b, b)
+        capacity.setdefault(a, {})[b] = most
+        graph.add_edge(a, b, capacity=most)
+    open_ways = graph.edge_subgraph(e for e in graph.edges if graph.edges[e]["capacity"] == INF)
+    if SINK in open_ways and SOURCE in open_ways and networkx.has_path(open_ways, SOURCE, SINK):
+        return                                  # there is no cut
+    _, (_, right) = networkx.minimum_cut(graph, SOURCE, SINK)
+    assert sink_side(capacity) & set(graph) == right

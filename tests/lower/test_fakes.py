@@ -128,7 +128,10 @@ OPERATORS = [
     torch.logical_and,
     torch.atan2,
     torch.pow,
+    lambda x, y: torch.pow(y, x),
     lambda x, y: torch.where(x == x, x, y),
+    lambda x, y: torch.ops.aten.add.Scalar(x, y, 1),
+    lambda x, y: torch.ops.aten.rsub.Scalar(x, y, 2),
 ]
 
 
@@ -160,6 +163,18 @@ def test_elementwise_dtype_shape_and_stride(x: Tensor, y: Tensor | float, which:
     with torch.no_grad(), FakeMode():
         fake = f(Fake.of(x), Fake.of(y) if isinstance(y, Tensor) else y)
     same_geometry(real, fake)
+
+
+@given(st.integers(-1, 4), st.integers(-1, 4), st.integers(-6, 6))
+def test_triangles(rows: int, columns: int, offset: int) -> None:
+    for f in (torch.tril_indices, torch.triu_indices):
+        if min(rows, columns) < 0:
+            with pytest.raises(RuntimeError), FakeMode():
+                f(rows, columns, offset)
+            continue
+        with FakeMode():
+            fake = f(rows, columns, offset)
+        same_geometry(f(rows, columns, offset), fake)
 
 
 @given(st.lists(st.one_of(operand(), st.sampled_from([2, 1.5, True])), min_size=1, max_size=3))
