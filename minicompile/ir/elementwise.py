@@ -143,7 +143,7 @@ KINDS = [
         True,
         """sub.Tensor rsub.Scalar rsub.Tensor neg abs sign sgn floor ceil trunc round relu clamp clamp_min
         clamp_max clamp.Tensor clamp_min.Tensor clamp_max.Tensor
-        remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar
+        remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar div.Tensor_mode div.Scalar_mode
         sub.Scalar mul.Scalar floor_divide square threshold fmax fmin heaviside frac""",
     ),
     (
@@ -198,6 +198,8 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     if row is None:
         return None
     kind, masks, ints = row
+    if kwargs.get("rounding_mode", "") is None:
+        kind = "float"
     if func in ALPHA and len(args) > 2:
         if type(args[2]) is not int or args[2] != 1:
             return None
