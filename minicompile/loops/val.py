@@ -157,15 +157,17 @@ def walk(v: Val) -> list[Val]:
     """Every distinct Val inside v, operands before users, v last."""
     order: list[Val] = []
     seen: set[Val] = set()
-    stack: list[tuple[Val, bool]] = [(v, False)]
+    stack: list[Val | None] = [v]
     while stack:
-        x, ready = stack.pop()
-        if ready:
-            order.append(x)
+        x = stack.pop()
+        if x is None:                       # behind it is one whose operands are all in `order`
+            order.append(stack.pop())       # type: ignore[arg-type]
         elif x not in seen:
             seen.add(x)
-            stack.append((x, True))
-            stack.extend((a, False) for a in reversed(x.args) if a not in seen)
+            if x.args:
+                stack += (x, None, *x.args[::-1])
+            else:
+                order.append(x)
     return order
 
 

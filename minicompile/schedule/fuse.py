@@ -17,7 +17,7 @@ from ..ir.sym import hint, same
 from ..loops.ir import Buffer, Extern, Loop, Loops
 from .cores import core_group, why_not_core
 from .deps import reads_of, step_dependencies, writes_of
-from .kernel import Cyclic, finish
+from .kernel import Cyclic, finish, stages_of
 from .legal import place
 from .memory import plan_memory
 from .nest import Kernel, Refused
@@ -224,7 +224,7 @@ class _Fusion:
         if not any(self.buffers[n].kind == "input" for n in reads & writes):
             return False
         try:
-            finish(group, place(group), self.buffers, self._private(group), "check")
+            stages_of(group, place(group), self.buffers, self._private(group))
         except Cyclic:
             return True
         return False
