@@ -1,9 +1,12 @@
 """Builds the C extensions; everything else about the package is in pyproject.toml."""
+import compileall
 import glob
 import os
 import platform
+from py_compile import PycInvalidationMode
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 CAPTURE = "minicompile/capture"
 FLAGS = ["-O2", "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
@@ -27,7 +30,18 @@ KERNELS = [
     for isa, march in MACHINES.get(platform.machine(), {"scalar": []}).items()
 ]
 
+class BuildInPlace(build_ext):
+    """Compiles the Python files of an installation that stays in the repository, too, as pip does with
+    others: at every start it would take 0.2 s, where Python may not keep what it compiled."""
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        for folder in ("minicompile", "kernels"):
+            compileall.compile_dir(folder, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+
+
 setup(
+    cmdclass={"build_ext": BuildInPlace},
     ext_modules=[
         *KERNELS,
         Extension(

@@ -1,6 +1,8 @@
 """What gets shipped: an sdist that builds, and a wheel with the kernels, headers, type marker and entry points."""
 from __future__ import annotations
 
+import importlib.util
+import runpy
 import shutil
 import subprocess
 import sys
@@ -71,6 +73,24 @@ def test_the_wheel_imports(shipped: tuple[Path, Path], tmp_path: Path) -> None:
             "print(minicompile.__file__, any(pathlib.Path(k.__file__).parent.rglob('*.h')))")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path / "minicompile" / "__init__.py"), "True"], done.stderr
+
+
+def test_an_installation_in_the_repository_has_its_python_files_compiled(tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    from setuptools.command.build_ext import build_ext
+    from setuptools.dist import Distribution
+
+    files = [tmp_path / folder / "a.py" for folder in ("minicompile", "kernels")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("1\n")
+    given: dict = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("setuptools.setup", lambda **settings: given.update(settings))
+    monkeypatch.setattr(build_ext, "copy_extensions_to_source", lambda self: None)
+    runpy.run_path(str(ROOT / "setup.py"))
+    given["cmdclass"]["build_ext"](Distribution()).copy_extensions_to_source()
+    assert all(Path(importlib.util.cache_from_source(str(file))).exists() for file in files)
 
 
 def test_it_is_a_backend_of_torch_compile() -> None:

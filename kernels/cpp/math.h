@@ -262,7 +262,8 @@ template <class V, class F, class S> MC_INLINE V call2(V x, V y, F native, S sca
   else MC_EACH(V, (scalar(x[l], y[l])))
 }
 
-#define MC_SLOT(NAME, T, N, SUFFIX) static void* NAME##_##T##N;
+// one slot for all units of a library
+#define MC_SLOT(NAME, T, N, SUFFIX) inline void* NAME##_##T##N;
 #define MC_VEC1(NAME, T, N, SUFFIX) MC_INLINE vec<T, N> NAME(vec<T, N> x) { typedef vec<T, N> Lanes_; \
   if (__builtin_expect(!NAME##_##T##N, 0)) MC_EACH(Lanes_, (mc::NAME(x[l]))) \
   return ((vec<T, N> (*)(vec<T, N>))NAME##_##T##N)(x); }

@@ -42,14 +42,16 @@ HEADER = """\
 #include "abi.h"
 
 #define MC_EXPORT extern "C" __attribute__((visibility("default")))
-static mc::Library library;
+inline mc::Library library;
+"""
+BIND = """\
 MC_EXPORT void mc_bind(mc::Lookup lookup, const mc::Library* kernels) {
   mc::bind_math(lookup);
   library = *kernels;
 }
-
-namespace mc {
 """
+SMALL = 5000      # characters of C++ that are compiled before a second compiler has read its headers
+UNITS = 2
 
 
 def emit(plan: Plan, isa: str | None = None) -> Source:
@@ -82,9 +84,25 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
              [s for s in plan.steps if isinstance(s, Extern)])
     sizes = tuple(syms_in(known) if plan.loops.sizes else ())
     shown += [_sizes(sizes, [size for size, _, _ in plan.loops.sizes])] if sizes else []
-    text = HEADER + "\n" + "\n".join([*shown, *(body for _, body in teams)]) + "\n}  // namespace mc\n"
-    return Source(text, "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan,
-                  tuple(launch for launch, _ in teams), sizes)
+    shown += [body for _, body in teams]
+    return Source(_unit(shown), "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan,
+                  tuple(launch for launch, _ in teams), sizes, _units(shown))
+
+
+def _unit(functions: Sequence[str], first: bool = True) -> str:
+    """A translation unit; the first of a library has what binds it."""
+    body = "\n".join(functions)
+    return f"{HEADER}{BIND if first else ''}\nnamespace mc {{\n\n{body}\n}}  // namespace mc\n"
+
+
+def _units(functions: Sequence[str]) -> tuple[str, ...]:
+    """Units of about equal length, where that is worth a compiler for each. Nothing but the text decides."""
+    if sum(map(len, functions)) < SMALL or len(functions) < UNITS:
+        return (_unit(functions),)
+    shares: list[list[str]] = [[] for _ in range(UNITS)]
+    for f in sorted(functions, key=len, reverse=True):
+        min(shares, key=lambda share: sum(map(len, share))).append(f)
+    return tuple(_unit(share, i == 0) for i, share in enumerate(shares))
 
 
 def _sizes(computed: Sequence[Sym], sizes: Sequence[Size]) -> str:
@@ -100,8 +118,11 @@ def _team(name: str, steps: Sequence[Any], calls: Sequence[Any]) -> tuple[Launch
     splits = ["true" if s.tiling.parallel else "false" for s in steps]
     members = ",\n    ".join(f"{{{c.function}, {len(c.buffers)}, {split}, {work}}}"
                             for c, split, work in zip(calls, splits, works))
-    text = (f"MC_EXPORT void {name}(char* const* b, Env* env) {{\n  static const Member members[] = {{\n"
-            f"    {members}}};\n  team(members, {sum(works)}, b, env);\n}}\n")
+    known = "".join(f"MC_EXPORT void {f}(char* const* b, Env* env);\n"
+                    for f in dict.fromkeys(c.function for c in calls))
+    text = (f"{known}MC_EXPORT void {name}(char* const* b, Env* env) {{\n"
+            f"  static const Member members[] = {{\n    {members}}};\n"
+            f"  team(members, {sum(works)}, b, env);\n}}\n")
     return Launch(name, tuple(b for c in calls for b in c.buffers)), text
 
 

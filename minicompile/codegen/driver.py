@@ -97,12 +97,13 @@ def _library(source: Source) -> tuple[GraphLibrary, bool]:
     def make(path: Path) -> None:
         if tool is None:
             raise missing
-        text = path.with_suffix(".cpp")
+        units = [path.with_suffix(f".{i}.cpp") for i in range(len(source.units))]
         try:
-            text.write_text(source.text)
+            for unit, text in zip(units, source.units):
+                unit.write_text(text)
         except OSError as e:
             raise ToolchainError(f"the C++ text cannot be written: {e}") from e
-        toolchain.build(tool, text, path, source.flags, headers_folder())
+        toolchain.build(tool, units, path, source.flags, headers_folder())
 
     with cache.get_or_make(cache_key(source, tool), make) as (path, cached):
         try:

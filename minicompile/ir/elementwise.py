@@ -135,7 +135,7 @@ KINDS = [
         True,
         """mul.Tensor add.Tensor maximum minimum bitwise_not bitwise_and.Tensor bitwise_or.Tensor
         bitwise_xor.Tensor bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Scalar where.self
-        where.ScalarOther where.ScalarSelf where.Scalar pow.Tensor_Scalar pow.Tensor_Tensor""",
+        where.ScalarOther where.ScalarSelf where.Scalar pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar""",
     ),
     (
         "same",
@@ -143,7 +143,7 @@ KINDS = [
         True,
         """sub.Tensor rsub.Scalar rsub.Tensor neg abs sign sgn floor ceil trunc round relu clamp clamp_min
         clamp_max clamp.Tensor clamp_min.Tensor clamp_max.Tensor
-        remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar
+        remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor add.Scalar div.Tensor_mode div.Scalar_mode
         sub.Scalar mul.Scalar floor_divide square threshold fmax fmin heaviside frac""",
     ),
     (
@@ -198,6 +198,12 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     if row is None:
         return None
     kind, masks, ints = row
+    if kwargs.get("rounding_mode", "") is None:
+        kind = "float"
+    if func in ALPHA and len(args) > 2:
+        if type(args[2]) is not int or args[2] != 1:
+            return None
+        args = args[:2]
     tensors = [a for a in args if isinstance(a, torch.Tensor)] + [a for a in kwargs.values()
                                                                   if isinstance(a, torch.Tensor)]
     numbers = [a for a in args if isinstance(a, (int, float, complex))]
@@ -212,7 +218,7 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
         shape: tuple[int, ...] | None = tuple(tensors[0].shape)
     else:
         shape = broadcast([tuple(t.shape) for t in tensors])
-    if shape is None or func in ALPHA and len(args) > 2:
+    if shape is None:
         return None
     return _result(func, kind, shape, tensors, numbers, args)
 
@@ -230,7 +236,7 @@ def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers
             return None
     else:
         dtype = promote(*tensors, *numbers)
-    if name.startswith("pow") and (dtype is torch.bool and not numbers
+    if name.startswith("pow") and (dtype is torch.bool and not isinstance(args[-1], bool)
                                    or not dtype.is_floating_point and any(n < 0 for n in numbers)):
         return None
     masked = dtype is torch.bool and bool(numbers) and kind == "same" and not name.startswith("pow")

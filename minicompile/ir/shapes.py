@@ -124,8 +124,12 @@ def _batch_norm(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, tr
 
 @rule(aten.cat.default)
 def _cat(xs: list[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
+    if any(x.dtype != xs[0].dtype for x in xs):
+        return None
+    some = [x for x in xs if x.shape != (0,)]         # the others may stand between tensors of any shape
+    plain, xs = len(some) < len(xs), some or xs
     n, first = xs[0].dim(), xs[0]
-    if not n or not -n <= dim < n or any(x.dim() != n or x.dtype != first.dtype for x in xs):
+    if not n or not -n <= dim < n or any(x.dim() != n for x in xs):
         return None
     dim %= n
     if any(x.shape[:dim] != first.shape[:dim] or x.shape[dim + 1:] != first.shape[dim + 1:] for x in xs):
@@ -133,7 +137,7 @@ def _cat(xs: list[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
     shape = list(first.shape)
     shape[dim] = sum(x.shape[dim] for x in xs)
     last = (all(not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last) for x in xs)
-            if n == 4 else False)
+            if n == 4 and not plain else False)
     return _new(shape, first.dtype, first if last else None)
 
 

@@ -86,7 +86,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any
 
 @rule(aten.convolution_backward.default)
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *rest: Any) -> Any:
-    if not (grad.is_contiguous() and x.is_contiguous() and weight.is_contiguous()) or rest[3]:
+    if not (x.is_contiguous() and weight.is_contiguous()) or rest[3]:
         return None
     mask = rest[-1]
     return (like(x) if mask[0] else None, like(weight) if mask[1] else None,
@@ -238,6 +238,40 @@ def _eye(n: int, m: int | None = None, *, dtype: Any = None, **_: Any) -> Tensor
     return fresh((n, n if m is None else m), dtype or torch.get_default_dtype())
 
 
+@rule(aten.tril_indices.default)
+def _lower(rows: int, columns: int, offset: int = 0, *, dtype: Any = torch.int64, **_: Any) -> Tensor | None:
+    n = sum(min(max(i + offset + 1, 0), columns) for i in range(rows))
+    return fresh((2, n), dtype or torch.int64) if min(rows, columns) >= 0 else None
+
+
+@rule(aten.triu_indices.default)
+def _upper(rows: int, columns: int, offset: int = 0, *, dtype: Any = torch.int64, **_: Any) -> Tensor | None:
+    n = sum(min(max(columns - i - offset, 0), columns) for i in range(rows))
+    return fresh((2, n), dtype or torch.int64) if min(rows, columns) >= 0 else None
+
+
+@rule(aten.topk.default)
+def _topk(x: Tensor, k: int, dim: int = -1, *_: Any) -> Any:
+    n = x.dim()
+    if not -n <= dim < n or not 0 <= k <= x.shape[dim] or not x.is_contiguous():
+        return None
+    shape = [k if i == dim % n else size for i, size in enumerate(x.shape)]
+    return fresh(shape, x.dtype), fresh(shape, torch.int64)
+
+
+@rule(aten.sort.default, aten.sort.stable)
+def _sort(x: Tensor, dim: int = -1, *_: Any, **named: Any) -> Any:
+    n, dim = max(x.dim(), 1), named.get("dim", dim)
+    ok = -n <= dim < n and x.is_contiguous()
+    return (fresh(x.shape, x.dtype), fresh(x.shape, torch.int64)) if ok else None
+
+
+@rule(aten.histc.default)
+def _histogram(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> Tensor | None:
+    ok = bins > 0 and x.dtype.is_floating_point and -math.inf < low <= high < math.inf
+    return fresh((bins,), x.dtype) if ok else None
+
+
 @rule(aten.flip.default)
 def _flip(x: Tensor, dims: Any) -> Tensor | None:
     wrapped = [d % x.dim() for d in dims] if x.dim() and all(-x.dim() <= d < x.dim() for d in dims) else []
@@ -264,6 +298,11 @@ def _masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor | None:
     ok = (same and mask.dtype == torch.bool
           and (number or isinstance(value, Tensor) and value.dtype == x.dtype))
     return fresh(x.shape, x.dtype) if ok else None          # a contiguous clone, filled
+
+
+@rule(aten.masked_fill_.Scalar, aten.masked_fill_.Tensor)
+def _masked_fill_in_place(x: Tensor, mask: Tensor, value: Any) -> Tensor | None:
+    return x if _masked_fill(x, mask, value) is not None else None
 
 
 @rule(aten.fill.Scalar)

@@ -157,22 +157,24 @@ def walk(v: Val) -> list[Val]:
     """Every distinct Val inside v, operands before users, v last."""
     order: list[Val] = []
     seen: set[Val] = set()
-    stack: list[tuple[Val, bool]] = [(v, False)]
+    stack: list[Val | None] = [v]
     while stack:
-        x, ready = stack.pop()
-        if ready:
-            order.append(x)
+        x = stack.pop()
+        if x is None:                       # behind it is one whose operands are all in `order`
+            order.append(stack.pop())       # type: ignore[arg-type]
         elif x not in seen:
             seen.add(x)
-            stack.append((x, True))
-            stack.extend((a, False) for a in reversed(x.args) if a not in seen)
+            if x.args:
+                stack += (x, None, *x.args[::-1])
+            else:
+                order.append(x)
     return order
 
 
 def loads(v: Val) -> tuple[Load, ...]:
     """Every distinct Load inside v; remembered, as every stage asks (a Load would hold itself: not by it)."""
     if isinstance(v, Load):
-        return tuple(x for x in walk(v) if isinstance(x, Load))
+        return tuple(x for x in walk(v) if isinstance(x, Load)) if v.args else (v,)
     found: tuple[Load, ...] | None = getattr(v, "loaded", None)
     if found is None:
         found = v.loaded = tuple(x for x in walk(v) if isinstance(x, Load))

@@ -13,8 +13,8 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,29 +109,43 @@ def _identity(command: Sequence[str]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _version(command: tuple[str, ...], identity: str) -> str:
-    code, out, err = _run((*command, "--version"), VERSION_SECONDS)
+    ((code, out, err),) = _run([(*command, "--version")], VERSION_SECONDS)
     if code != 0:
         raise ToolchainError(f"the C++ compiler {shlex.join(command)} {_ending(code)}: {err[:500]}; {HELP}")
     return out.splitlines()[0] if out else "unknown"
 
 
-def build(tool: Toolchain, source: Path, output: Path, flags: tuple[str, ...], include: Path) -> None:
-    """Compiles `source` into the shared library `output`.
+def build(tool: Toolchain, sources: Sequence[Path], output: Path, flags: tuple[str, ...],
+          include: Path) -> None:
+    """Compiles `sources`, all at the same time, into the shared library `output`.
 
     Raises ToolchainError with the compiler's own words, or after config.compile_timeout_s.
     """
-    command = (*tool.command, *flags, f"-I{include}", str(source), "-o", str(output))
-    # its own temporary files go with ours, also when it is killed
-    code, _, err = _run(command, config.compile_timeout_s, {**os.environ, "TMPDIR": str(output.parent)})
-    if code != 0:
-        raise ToolchainError(f"the C++ compiler {_ending(code)}; {HELP}\n{shlex.join(command)}\n{err[:4000]}")
+    def command(taken: Sequence[Path], made: Path, *more: str) -> tuple[str, ...]:
+        return (*tool.command, *flags, f"-I{include}", *more, *map(str, taken), "-o", str(made))
+
+    objects = [source.with_suffix(".o") for source in sources]
+    linked = command(sources if len(sources) == 1 else objects, output)
+    if len(sources) > 1:
+        _compile([command([source], made, "-c") for source, made in zip(sources, objects)], output.parent)
+    _compile([linked], output.parent)
     try:
         with output.open("rb") as file:
             is_library = file.read(4) == b"\x7fELF"
     except OSError:
         is_library = False
     if not is_library:
-        raise ToolchainError(f"the C++ compiler wrote no shared library; {HELP}\n{shlex.join(command)}")
+        raise ToolchainError(f"the C++ compiler wrote no shared library; {HELP}\n{shlex.join(linked)}")
+
+
+def _compile(commands: Sequence[Sequence[str]], temporary: Path) -> None:
+    """Runs commands of the compiler side by side; their own temporary files go into a folder of ours, which
+    goes also when they are killed."""
+    ended = _run(commands, config.compile_timeout_s, {**os.environ, "TMPDIR": str(temporary)})
+    for command, (code, _, err) in zip(commands, ended):
+        if code != 0:
+            raise ToolchainError(f"the C++ compiler {_ending(code)}; {HELP}\n{shlex.join(command)}\n"
+                                 f"{err[:4000]}")
 
 
 def _ending(code: int) -> str:
@@ -141,9 +155,23 @@ def _ending(code: int) -> str:
 _running: set[tuple[int, int]] = set()  # (our process, compiler's process group): see _stop_all
 
 
-def _run(command: Sequence[str], limit: float, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """(status, stdout, stderr) of a command in a process group of its own, none of which outlives the call:
-    a compiler has children, and Ctrl-C must raise one KeyboardInterrupt here, not end them one by one."""
+def _run(commands: Sequence[Sequence[str]], limit: float,
+         env: Mapping[str, str] | None = None) -> list[tuple[int, str, str]]:
+    """(status, stdout, stderr) of each of the commands, which run at the same time."""
+    with ExitStack() as stack:
+        children = [stack.enter_context(_started(command, env)) for command in commands]
+        try:
+            said = [child.communicate(timeout=limit) for child in children]
+        except subprocess.TimeoutExpired as e:
+            raise ToolchainError(f"the C++ compiler took more than {limit:g} s "
+                                 f"(MINICOMPILE_COMPILE_TIMEOUT_S); {HELP}") from e
+        return [(child.returncode, out.strip(), err.strip()) for child, (out, err) in zip(children, said)]
+
+
+@contextmanager
+def _started(command: Sequence[str], env: Mapping[str, str] | None) -> Iterator[subprocess.Popen]:
+    """A command in a process group of its own, none of which outlives the block: a compiler has children,
+    and Ctrl-C must raise one KeyboardInterrupt here, not end them one by one."""
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True, errors="replace",
@@ -153,11 +181,7 @@ def _run(command: Sequence[str], limit: float, env: Mapping[str, str] | None = N
     entry = (os.getpid(), child.pid)
     _running.add(entry)
     try:
-        out, err = child.communicate(timeout=limit)
-        return child.returncode, out.strip(), err.strip()
-    except subprocess.TimeoutExpired as e:
-        raise ToolchainError(f"the C++ compiler took more than {limit:g} s "
-                             f"(MINICOMPILE_COMPILE_TIMEOUT_S); {HELP}") from e
+        yield child
     finally:
         if child.returncode != 0:
             _stop(child.pid)

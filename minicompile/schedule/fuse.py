@@ -17,7 +17,7 @@ from ..ir.sym import hint, same
 from ..loops.ir import Buffer, Extern, Loop, Loops
 from .cores import core_group, why_not_core
 from .deps import reads_of, step_dependencies, writes_of
-from .kernel import Cyclic, finish
+from .kernel import Cyclic, finish, stages_of
 from .legal import place
 from .memory import plan_memory
 from .nest import Kernel, Refused
@@ -51,9 +51,9 @@ def gain(a: Group, b: Group, buffers: dict[str, Buffer], kept: frozenset[str] = 
     """Bytes of memory traffic that one kernel saves over two: a value passed on is neither stored (unless
     it is among `kept`, which others need) nor loaded, and inputs are read once instead of twice."""
     saved = 0
-    for name in a.reads() & b.reads():
+    for name in a.reads & b.reads:
         saved += hint(buffers[name].spec.nbytes)
-    for name in (a.writes() & b.reads()) | (b.writes() & a.reads()):
+    for name in (a.writes & b.reads) | (b.writes & a.reads):
         stays = name in kept or buffers[name].kind != "temp"
         saved += hint(buffers[name].spec.nbytes) * (1 if stays else 2)
     return saved
@@ -77,7 +77,7 @@ def fuse(a: Group, b: Group, buffers: dict[str, Buffer]) -> Group | Refused:
         return no(f"more than {MOST_PARTS} loops in one kernel")
     if any(same(n, 0) for n in (a.rows, b.rows, *(total(p.inner) for p in (*a.parts, *b.parts)))):
         return no("one of them has nothing to do")
-    if not same(a.rows, b.rows) and a.flat and b.flat and not a.writes() & b.reads():
+    if not same(a.rows, b.rows) and a.flat and b.flat and not a.writes & b.reads:
         return no("iteration spaces differ, and neither reads the other's result")
     reason = _unprofitable(a, b)
     if reason:
@@ -106,10 +106,10 @@ def _no_epilogue(core: Group, b: Group) -> str | None:
     """Why b is not computed on a core's finished tiles."""
     if not core.core or b.core:
         return "a core's tiles serve only what comes after it"
-    if not b.flat or not core.writes() & b.reads():
+    if not b.flat or not core.writes & b.reads:
         return "not an elementwise use of the core's result"
     inputs = {v.buffer for v in core.core.views()}
-    if inputs & b.writes():
+    if inputs & b.writes:
         return "would overwrite the core's operands"
     return None
 
@@ -179,14 +179,14 @@ class _Fusion:
         """What groups other than these two need of what they store."""
         a, b = self.groups[i], self.groups[j]
         assert isinstance(a, Group) and isinstance(b, Group)
-        return frozenset(n for n in a.writes() | b.writes() if self.touching[n] - {i, j})
+        return frozenset(n for n in a.writes | b.writes if self.touching[n] - {i, j})
 
     def _candidates(self, i: int, heap: list[tuple[int, int, int]], later_only: bool = False) -> None:
         g = self.groups[i]
         if isinstance(g, Extern):
             return
         near: set[int] = set()
-        reads, writes = g.reads(), g.writes()
+        reads, writes = g.reads, g.writes
         for name in sorted(reads | writes):
             others = sorted(self.touching[name])
             if (
@@ -223,13 +223,13 @@ class _Fusion:
 
     def _overwrites(self, group: Group) -> bool:
         """Whether the kernel's stores cannot be put behind the loads of what they overwrite."""
-        both = group.reads() & group.writes()
+        both = group.reads & group.writes
         if not both.isdisjoint(self.loops.renewed):
             return True
         if not any(self.buffers[n].kind == "input" for n in both):
             return False
         try:
-            finish(group, place(group), self.buffers, self._private(group), "check")
+            stages_of(group, place(group), self.buffers, self._private(group))
         except Cyclic:
             return True
         return False
@@ -254,7 +254,7 @@ class _Fusion:
             links[k] = (links.pop(i) | links.pop(j)) - {i, j}
             for n in links[k]:
                 back[n] = (back[n] - {i, j}) | {k}
-        for name in group.reads() | group.writes():
+        for name in group.reads | group.writes:
             self.touching[name] = (self.touching[name] - {i, j}) | {k}
         del self.groups[i], self.groups[j]
         self.groups[k] = group
@@ -270,7 +270,7 @@ class _Fusion:
         def outside(u: int) -> bool:
             g = self.groups[u]
             return isinstance(g, Extern) or g.parts[0].order not in orders
-        return {name for name in group.writes() if self.buffers[name].kind == "temp" and name not in shown
+        return {name for name in group.writes if self.buffers[name].kind == "temp" and name not in shown
                 and not any(map(outside, self.touching[name]))}
 
     def finished(self) -> tuple[list[Kernel | Extern], dict[str, Buffer]]:

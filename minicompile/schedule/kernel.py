@@ -45,6 +45,21 @@ LIGHT = frozenset("add sub mul neg abs maximum minimum where and or xor not eq n
 def finish(group: Group, placed: Sequence[int], buffers: dict[str, Buffer], private: set[str],
            name: str) -> tuple[Kernel, dict[str, Buffer], list[str]]:
     """(kernel, buffers whose spec changed because they are local now, buffers that need no memory at all).
+    Raises as `stages_of`."""
+    stages, local, gone = stages_of(group, placed, buffers, private)
+    par = group.par
+    if group.core is None:
+        par, stages = lanes_last(*merge_axes(group.par, stages))
+    words = list(dict.fromkeys(loop.name.rsplit("_", 1)[0] for stage in stages for loop in stage.loops))
+    kernel = Kernel(name, par, tuple(stages), tuple(local),
+                    tile(par, stages, {**buffers, **local}, local, group.core), ", ".join(words[:6]),
+                    group.core)
+    return kernel, local, gone
+
+
+def stages_of(group: Group, placed: Sequence[int], buffers: dict[str, Buffer],
+              private: set[str]) -> tuple[list[Stage], dict[str, Buffer], list[str]]:
+    """(the kernel's stages over the group's axes, and the rest that `finish` gives).
 
     Raises Cyclic where the stores of a stage cannot be put behind the loads of what they overwrite."""
     parts, local = _pass_on(group, placed, buffers, private)
@@ -59,14 +74,7 @@ def finish(group: Group, placed: Sequence[int], buffers: dict[str, Buffer], priv
     for number in sorted({s for s, _ in parts}):
         mine = [p for s, p in parts if s == number]
         stages.append(Stage(mine[0].inner, tuple(p.loop for p in _readers_first(mine))))
-    par = group.par
-    if group.core is None:
-        par, stages = lanes_last(*merge_axes(group.par, stages))
-    words = list(dict.fromkeys(loop.name.rsplit("_", 1)[0] for stage in stages for loop in stage.loops))
-    kernel = Kernel(name, par, tuple(stages), tuple(local),
-                    tile(par, stages, {**buffers, **local}, local, group.core), ", ".join(words[:6]),
-                    group.core)
-    return kernel, local, gone
+    return stages, local, gone
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..ir.forms import alike, coefficient, divides, less
 from ..ir.sym import Size, Sym, Var, bounds, free_vars, hint, same, substitute
@@ -25,7 +26,7 @@ class Part:
     order: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
     """Loops that will be one kernel. Parts are in program order; with a `core` they are its epilogue (see
     cores)."""
@@ -47,14 +48,16 @@ class Group:
     def name(self) -> str:
         return self.parts[-1].loop.name
 
-    def reads(self) -> set[str]:
-        """Buffers the loops and the core load from."""
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """Buffers the loops and the core load from; remembered, as every pair of groups asks."""
         core = {v.buffer for v in self.core.views()} if self.core else set()
-        return core | {x.buffer for p in self.parts for x in p.loop.loads()}
+        return frozenset(core | {x.buffer for p in self.parts for x in p.loop.loads()})
 
-    def writes(self) -> set[str]:
+    @cached_property
+    def writes(self) -> frozenset[str]:
         """Buffers the loops store to."""
-        return {p.loop.out.buffer for p in self.parts}
+        return frozenset(p.loop.out.buffer for p in self.parts)
 
 
 def total(axes: Sequence[Axis]) -> Sym | int:

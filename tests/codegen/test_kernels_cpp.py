@@ -3,6 +3,8 @@ strides, gathers, scans, errors."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plans import (
@@ -27,6 +29,7 @@ from plans import (
     temp,
 )
 
+from minicompile.codegen import cpp
 from minicompile.ir.spec import TensorSpec
 from minicompile.ir.sym import Var
 from minicompile.loops.ir import checked, index
@@ -410,10 +413,25 @@ def test_scatter_in_order(isa, mode):
 
 def test_equal_kernels_become_one_function():
     plan = flat_kernels([64, 64, 64], lambda x: ap("tanh", x))
-    from minicompile.codegen import cpp
-
     source = cpp.emit(plan)
     assert len(source.kernels) == 1 and len({c.buffers for c in source.calls}) == 3
+
+
+def test_units_of_a_library_share_what_is_bound(monkeypatch):
+    """Kernels in two units that call math functions of another library, and a team of all of them."""
+    monkeypatch.setattr(cpp, "SMALL", 0)
+    makers = iter([lambda x: ap("tanh", x), lambda x: ap("exp", ap("exp", x)), lambda x: ap("sin", ap("exp", x))])
+    sizes = [5000, 5001, 5002]
+    plan = replace(flat_kernels(sizes, lambda x: next(makers)(x)), teams=(range(3),))
+    source = cpp.emit(plan)
+    assert len(source.units) == 2
+    for name in (*source.kernels, "team_0"):
+        assert sum(f" {name}(char* const* b, Env* env) {{" in unit for unit in source.units) == 1
+    assert ["mc_bind(" in unit for unit in source.units] == [True, False]
+    inputs = [torch.randn(n) for n in sizes]
+    wants = [torch.tanh(inputs[0]), torch.exp(torch.exp(inputs[1])), torch.sin(torch.exp(inputs[2]))]
+    for got, want in zip(build(plan)(*inputs), wants, strict=True):
+        assert torch.allclose(got, want, 1e-5, 1e-6)
 
 
 def test_bfloat16_goes_through_float32():

@@ -209,4 +209,4 @@ def test_avx512_compiles_where_it_cannot_run(dtype, tmp_path):
     source = cpp.emit(many(dtype, 203, True)[0], "avx512")
     text = tmp_path / "k.cpp"
     text.write_text(source.text)
-    toolchain.build(toolchain.find(), text, tmp_path / "k.so", source.flags, headers_folder())
+    toolchain.build(toolchain.find(), [text], tmp_path / "k.so", source.flags, headers_folder())

@@ -47,7 +47,7 @@ def library_file(isa: str) -> Path:
 @pytest.fixture(scope="module", params=toolchain.machine_isas())
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     out = tmp_path_factory.mktemp("matrix") / "calls.so"
-    toolchain.build(toolchain.find(), HERE / "matrix_calls.cpp", out, toolchain.flags_for(request.param), KERNELS)
+    toolchain.build(toolchain.find(), [HERE / "matrix_calls.cpp"], out, toolchain.flags_for(request.param), KERNELS)
     return ctypes.CDLL(str(out)), ctypes.CDLL(str(library_file(request.param)))
 
 

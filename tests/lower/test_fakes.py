@@ -67,6 +67,8 @@ LAYOUTS: dict[str, Callable[[Tensor], object]] = {
     "any": lambda x: (x > 0).any(1),
     "logsumexp": lambda x: x.logsumexp(1),
     "cat": lambda x: torch.cat([x, x], 1),
+    "cat with nothing": lambda x: (torch.cat([torch.zeros(0), x, x], 1), torch.cat([x, torch.zeros(0)], 2),
+                                   torch.cat([torch.zeros(0, dtype=torch.float64), x]), torch.cat([torch.zeros(0)])),
     "stack": lambda x: torch.stack([x, x], 1),
     "index": lambda x: (
         x[:, torch.tensor([0, 1])],
@@ -76,7 +78,13 @@ LAYOUTS: dict[str, Callable[[Tensor], object]] = {
     "index_select": lambda x: x.index_select(1, torch.tensor([0, 1])),
     "gather": lambda x: x.gather(1, torch.zeros(2, 2, 4, 8, dtype=I64)),
     "pad": lambda x: (F.pad(x, (1, 1, 1, 1)), F.pad(x, (1, 1, 1, 1), mode="reflect")),
-    "sort": lambda x: (x.sort(1), x.topk(2, 1)),
+    "sort": lambda x: (x.sort(1), x.topk(2, 1), x.sort(-1, True), x.sort(stable=True, dim=0), x.sum().sort()),
+    "histogram": lambda x: (x.histc(7), x.histc(3, -1, 1)),
+    "fill in place": lambda x: x.clone().masked_fill_(x[:, :1] > 0, 2),
+    "convolution's gradients": lambda x: torch.ops.aten.convolution_backward(
+        x, torch.randn(2, 5, 6, 10), torch.randn(3, 5, 3, 3), [3], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3),
+    "divided and rounded": lambda x: (x.div(x[:1], rounding_mode="floor"), x.long().div(2, rounding_mode="trunc"),
+                                      x.div(x, rounding_mode=None), x.long().div_(2, rounding_mode="floor")),
     "flip": lambda x: (x.flip(1), x.roll(1, 1), x.repeat(1, 2, 1, 1), x.tril()),
     "clone": lambda x: (x.clone(), x.double(), x.contiguous()),
     "like": lambda x: (
@@ -128,7 +136,10 @@ OPERATORS = [
     torch.logical_and,
     torch.atan2,
     torch.pow,
+    lambda x, y: torch.pow(y, x),
     lambda x, y: torch.where(x == x, x, y),
+    lambda x, y: torch.ops.aten.add.Scalar(x, y, 1),
+    lambda x, y: torch.ops.aten.rsub.Scalar(x, y, 2),
 ]
 
 
@@ -160,6 +171,18 @@ def test_elementwise_dtype_shape_and_stride(x: Tensor, y: Tensor | float, which:
     with torch.no_grad(), FakeMode():
         fake = f(Fake.of(x), Fake.of(y) if isinstance(y, Tensor) else y)
     same_geometry(real, fake)
+
+
+@given(st.integers(-1, 4), st.integers(-1, 4), st.integers(-6, 6))
+def test_triangles(rows: int, columns: int, offset: int) -> None:
+    for f in (torch.tril_indices, torch.triu_indices):
+        if min(rows, columns) < 0:
+            with pytest.raises(RuntimeError), FakeMode():
+                f(rows, columns, offset)
+            continue
+        with FakeMode():
+            fake = f(rows, columns, offset)
+        same_geometry(f(rows, columns, offset), fake)
 
 
 @given(st.lists(st.one_of(operand(), st.sampled_from([2, 1.5, True])), min_size=1, max_size=3))

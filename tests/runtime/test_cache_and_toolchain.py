@@ -219,7 +219,7 @@ def test_a_killed_compiler_leaves_no_files_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("CXX", str(fake))
     with pytest.raises(ToolchainError, match="signal 9"):
-        toolchain.build(toolchain.find(), tmp_path / "a.cpp", tmp_path / "work" / "a.so", (), tmp_path)
+        toolchain.build(toolchain.find(), [tmp_path / "a.cpp"], tmp_path / "work" / "a.so", (), tmp_path)
     assert (tmp_path / "work" / "left").exists()
 
 
@@ -242,7 +242,7 @@ def test_a_failing_compile_says_why(tmp_path):
     source = tmp_path / "a.cpp"
     source.write_text("int main( {")
     with pytest.raises(ToolchainError, match="error"):
-        toolchain.build(toolchain.find(), source, tmp_path / "a.so", ("-shared",), tmp_path)
+        toolchain.build(toolchain.find(), [source], tmp_path / "a.so", ("-shared",), tmp_path)
 
 
 def test_a_slow_compiler_is_stopped(tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_a_slow_compiler_is_stopped(tmp_path, monkeypatch):
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     with config.patch(compile_timeout_s=0.3), pytest.raises(ToolchainError, match=r"more than 0\.3 s"):
-        toolchain.build(toolchain.find(), tmp_path / "a.cpp", tmp_path / "a.so", (), tmp_path)
+        toolchain.build(toolchain.find(), [tmp_path / "a.cpp"], tmp_path / "a.so", (), tmp_path)
 
 
 def alive(group: int) -> bool:
@@ -272,7 +272,7 @@ def test_a_stopped_compiler_takes_its_children_along(tmp_path, monkeypatch):
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     with config.patch(compile_timeout_s=0.5), pytest.raises(ToolchainError):
-        toolchain.build(toolchain.find(), tmp_path / "a.cpp", tmp_path / "a.so", (), tmp_path)
+        toolchain.build(toolchain.find(), [tmp_path / "a.cpp"], tmp_path / "a.so", (), tmp_path)
     deadline = time.monotonic() + 5
     while alive(int(group.read_text())) and time.monotonic() < deadline:
         time.sleep(0.05)

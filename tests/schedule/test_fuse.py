@@ -237,7 +237,7 @@ def test_gain_counts_what_stays() -> None:
     x = m.input(10_000)
     m.output(m.sum(y := m.exp(x), (0,)), m.neg(m.flip(y, (0,))))
     (a, b, *_), buffers = groups(m)
-    name = next(iter(a.writes()))
+    name = next(iter(a.writes))
     assert gain(a, b, buffers) == 2 * 40_000 and gain(a, b, buffers, frozenset((name,))) == 40_000
     assert isinstance(fuse(a, b, buffers), Group) or why_not_fuse(a, b, buffers)
 
