@@ -287,6 +287,36 @@ template <int N, class T, class C, class M> MC_INLINE auto load_if(C c, const T*
   if (M::full && !any(~c)) return load<N>(p, m);                            // most often: away from the edges
   return gather_if<N, T>(c, [&](int l) { return p + l; }, m);
 }
+// Every other element from p on, where c holds: two vectors, the second ending at the last element, shuffled.
+struct Each {};
+template <int N, class C, class T, class M> MC_INLINE auto load_even(C c, const T* p, M m) {
+  if constexpr (masked_loads<T, N>) {
+    typedef vec<int_of<raw<T>>, N> I;
+    I even, low, high;  // where lane l is in both; the lanes that the elements of each vector belong to
+#pragma GCC unroll 64
+    for (int l = 0; l < N; ++l) {
+      even[l] = 2 * l < N ? 2 * l : 2 * l + 1;
+      low[l] = l / 2;
+      high[l] = (N - 1 + l) / 2;
+    }
+    vec<raw<T>, N> a, b;
+    if constexpr (M::full && same<C, Each>) {
+      __builtin_memcpy(&a, p, sizeof a);
+      __builtin_memcpy(&b, p + (N - 1), sizeof b);
+    } else {
+      I mask = ramp<int_of<raw<T>>, N>(0) < int_of<raw<T>>(m.n);
+      if constexpr (!same<C, Each>) mask &= mask_as<I>(c);
+      const I odd = -(ramp<int_of<raw<T>>, N>(0) & 1);
+      a = bits_as<vec<raw<T>, N>>(masked_load(I(__builtin_shuffle(mask, low) & ~odd), p));
+      b = bits_as<vec<raw<T>, N>>(masked_load(I(__builtin_shuffle(mask, high) & odd), p + (N - 1)));
+    }
+    return from_raw<T>(__builtin_shuffle(a, b, even));
+  } else {
+    const auto at = [&](int l) { return p + 2 * l; };
+    if constexpr (same<C, Each>) return gather<N, T>(at, m);
+    else return gather_if<N, T>(c, at, m);
+  }
+}
 template <int N, class T, class F, class V, class M> MC_INLINE void scatter(F at, V v, M m) {
   vec<raw<T>, N> r = to_raw<T>(v);
   const int n = m.n < N ? m.n : N;
