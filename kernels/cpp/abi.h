@@ -21,12 +21,14 @@ struct Gemm {
 };
 
 struct Conv2d {
-  i64 batch, channels, height, width, out_channels, out_height, out_width, kh, kw;
+  i64 batch, channels, height, width, out_channels, out_height, out_width, kh, kw;  // channels: of a group
+  i64 groups;
   i64 stride[2], pad[2], dilation[2];
   const float *x, *w;
   i64 xs[4];  // strides of x over (image, channel, row, column)
   Epilogue epilogue;
   void* context;
+  i64 row = 0;  // the epilogue's row of the first output channel
 };
 
 struct Attention {

@@ -132,7 +132,8 @@ def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Se
     stride, padding, dilation = args[3], args[4], args[5]
     oh, ow = size(0, stride, padding, dilation), size(1, stride, padding, dilation)
     assert oh * ow == par[2], (oh, ow, par)
-    sizes = (*xs.shape, ws.shape[0], oh, ow, *ws.shape[2:])
+    groups = args[8]
+    sizes = (xs.shape[0], ws.shape[1], *xs.shape[2:], ws.shape[0] // groups, oh, ow, *ws.shape[2:], groups)
     return (
         f"Conv2d task{{{', '.join(map(count_text, sizes))}, "
         f"{pair(stride)}, {pair(padding)}, {pair(dilation)}, {x}, {w}, "

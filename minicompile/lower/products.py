@@ -73,8 +73,8 @@ BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
 
 @rule(aten.convolution.default)
 def _convolution(b: Builder, x: Node, weight: Node, bias: Node | None, *rest: Any) -> Any:
-    transposed, groups = rest[3], rest[5]
-    fused = x.tensor.ndim == 4 and b.out.is_contiguous and not transposed and groups == 1
+    transposed = rest[3]
+    fused = x.tensor.ndim == 4 and b.out.is_contiguous and not transposed
     if bias is None or x.tensor.dtype is not torch.float32 or not fused:
         return NotImplemented                              # the library adds it in passing
     args = (x, weight, None, *rest)

@@ -32,12 +32,12 @@ def _product(step: Extern) -> str | None:
 
 
 def _convolution(step: Extern) -> str | None:
-    """Two-dimensional, one group, no bias, dense NCHW result and weight."""
+    """Two-dimensional, no bias, dense NCHW result and weight."""
     if len(step.args) != 9 or step.kwargs:
         return "arguments not understood"
-    x, w, bias, _, padding, _, transposed, _, groups = step.args
-    if bias is not None or transposed or groups != 1:
-        return "bias, transposed or grouped"
+    x, w, bias, _, padding, _, transposed, _, _ = step.args
+    if bias is not None or transposed:
+        return "bias or transposed"
     if x.spec.ndim != 4 or isinstance(padding, str) or not w.spec.is_contiguous:
         return "not two-dimensional, or weight not dense"
     out = step.outs[0]

@@ -1,0 +1,102 @@
+// Depthwise 2-d convolution, float32: each output channel is made of one input channel.
+//
+// Takes a Conv2d whose groups are its channels, gives finished pixels to its epilogue, one channel at a time.
+// A channel's rows are copied with their padding as conv.h does, columns split by phase, so every window
+// element of neighbouring pixels is a run. Accumulators lie `apart` floats from each other in that copy: one
+// below the other, a row of the result each; or, where rows are shorter than vectors, side by side, over the
+// rows as they follow each other in the copy (a convolution is a sum of shifts of the padded image).
+#pragma once
+#include "conv_rows.h"
+
+namespace mc {
+
+constexpr int DEPTH_ACC = GEMM_LANES > 4 ? 8 : 4;
+constexpr i64 DEPTH_TILE = 2048;  // pixels at a time: they stay in L1 with the rows they come from
+
+// out[i * pitch + lane] = sum over taps of w[t] * x[places[t] + i * apart + lane]
+template <int R>
+static __attribute__((noinline)) void depth_sums(const float* x, const float* w, const i64* places, i64 taps,
+                                                 i64 apart, float* out, i64 pitch) {
+  gemm_vec acc[R];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) acc[i] = gemm_vec{};
+  for (i64 t = 0; t < taps; t++) {
+    const gemm_vec a = splat<float, GEMM_LANES>(w[t]);
+    const float* from = x + places[t];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) acc[i] = fma(a, gemm_vec(*(const gemm_uvec*)(from + i * apart)), acc[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) *(gemm_uvec*)(out + i * pitch) = acc[i];  // in order: see depth_rows
+}
+
+template <int R = DEPTH_ACC>
+static inline void depth_block(i64 n, const float* x, const float* w, const i64* places, i64 taps, i64 apart,
+                               float* out, i64 pitch) {
+  if (n == R) return depth_sums<R>(x, w, places, taps, apart, out, pitch);
+  if constexpr (R > 1) depth_block<R - 1>(n, x, w, places, taps, apart, out, pitch);
+}
+
+static inline i64 depth_next(i64 n) {  // as gemm_next
+  const i64 blocks = (n + DEPTH_ACC - 1) / DEPTH_ACC;
+  return (n + blocks - 1) / blocks;
+}
+
+// `n` rows of the result from the copied rows x, `apart` floats from one to the next, into a dense tile.
+// What a vector writes past its row is the beginning of the next one, which is written later: columns go
+// backwards, rows forwards.
+static void depth_rows(const Conv2d& a, const float* x, const float* w, const i64* places, i64 apart, i64 n,
+                       float* tile, float* flat) {
+  const i64 taps = a.kh * a.kw, vectors = (a.out_width + GEMM_LANES - 1) / GEMM_LANES;
+  const i64 side = (n * apart + GEMM_LANES - 1) / GEMM_LANES;
+  if (side < n * vectors) {
+    for (i64 v = 0, m; v < side; v += m) {
+      m = depth_next(side - v);
+      depth_block(m, x + v * GEMM_LANES, w, places, taps, GEMM_LANES, flat + v * GEMM_LANES, GEMM_LANES);
+    }
+    for (i64 i = 0; i < n; i++)
+      for (i64 c = 0; c < a.out_width; c++) tile[i * a.out_width + c] = flat[i * apart + c];
+    return;
+  }
+  for (i64 i = 0, m; i < n; i += m) {
+    m = depth_next(n - i);
+    for (i64 v = vectors - 1; v >= 0; v--)
+      depth_block(m, x + i * apart + v * GEMM_LANES, w, places, taps, apart,
+                  tile + i * a.out_width + v * GEMM_LANES, a.out_width);
+  }
+}
+
+// Output channels [p0, p1) of all images, counted through.
+static void depth_planes(const Conv2d& a, i64 p0, i64 p1) {
+  static thread_local GemmScratch scratch;
+  const i64 most = DEPTH_TILE / a.out_width < 1 ? 1 : DEPTH_TILE / a.out_width;
+  const i64 step = most < a.out_height ? most : a.out_height, taps = a.kh * a.kw;
+  const ConvRows full = conv_rows(a, 0, step * a.out_width);
+  const i64 apart = full.row * a.stride[0], tile = step * a.out_width + GEMM_LANES;
+  const i64 slack = 2 * GEMM_LANES + apart;  // read past the copied rows, and dropped
+  float* out = scratch.get(tile + step * apart + GEMM_LANES + full.plane + slack);
+  float *flat = out + tile, *x = flat + step * apart + GEMM_LANES;
+  i64* places = (i64*)__builtin_alloca(taps * sizeof(i64));
+  conv_places(a, full, 1, places);
+  const i64 channels = a.groups * a.out_channels;
+  for (i64 p = p0; p < p1; p++) {
+    const i64 image = p / channels, channel = p % channels;
+    for (i64 h = 0; h < a.out_height; h += step) {
+      const i64 n = a.out_height - h < step ? a.out_height - h : step;
+      ConvRows rows = conv_rows(a, h * a.out_width, (h + n) * a.out_width);
+      rows.data = x;
+      conv_copy_rows(a, a.x + image * a.xs[0] + channel / a.out_channels * a.xs[1], rows);
+      depth_rows(a, x, a.w + channel * taps, places, apart, n, out, flat);
+      a.epilogue(a.context, image, channel, h * a.out_width, 1, n * a.out_width, out, a.out_width);
+    }
+  }
+}
+
+static inline void depthwise(const Conv2d& a, int threads) {
+  const i64 planes = a.batch * a.groups * a.out_channels;
+  if (planes * a.out_height * a.out_width * a.kh * a.kw < 32768) threads = 1;
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+  for (i64 t = 0; t < threads; t++) depth_planes(a, planes * t / threads, planes * (t + 1) / threads);
+}
+
+}  // namespace mc
