@@ -31,49 +31,60 @@ static inline bool conv_reads(i64 at, i64 taps, i64 dilation, i64 stride) {
   return false;
 }
 
-// One phase of a row: to[q] = from[q * step] where lo <= q < hi, else 0, for q < n. Whole vectors: what they
-// write past n is the beginning of what is copied next.
-static inline void conv_copy_run(const float* from, i64 step, i64 lo, i64 hi, i64 n, float* to) {
-  typedef vec<i32, GEMM_LANES> lanes;
-  for (i64 q = 0; q < n; q += GEMM_LANES) {
-    const float* p = from + q * step;
-    gemm_vec v;
-    if (q >= lo && q + GEMM_LANES <= hi && step == 1) v = *(const gemm_uvec*)p;
-    else if (q >= lo && q + GEMM_LANES <= hi && step == 2) v = load_even<GEMM_LANES>(Each{}, p, Full{});
-    else {
-      const lanes at = ramp<i32, GEMM_LANES>(i32(q));
-      const lanes in = (at >= i32(lo)) & (at < i32(hi));
-      if (step == 1) v = load_if<GEMM_LANES>(in, p, Full{});
-      else if (step == 2) v = load_even<GEMM_LANES>(in, p, Full{});
-      else v = gather_if<GEMM_LANES, float>(in, [&](int l) { return p + l * step; }, Full{});
+// One phase of a row, in vectors: what of each exists.
+struct ConvPhase {
+  bool read;
+  i64 first, lo, hi;  // its place q holds the row's element q * stride + first, if lo <= q < hi
+};
+typedef vec<i32, GEMM_LANES> conv_lanes;
+typedef Evens<conv_lanes> ConvMask;
+
+static inline ConvMask conv_mask(const ConvPhase& f, i64 q, i64 step) {
+  const conv_lanes at = ramp<i32, GEMM_LANES>(i32(q)), in = (at >= i32(f.lo)) & (at < i32(f.hi));
+  return step == 2 ? evens_where(in) : ConvMask{in, in};
+}
+
+// A phase of a row to `to`, n places. Whole vectors: what they write past the end is the beginning of what
+// is copied next.
+static inline void conv_copy_phase(const ConvPhase& f, const ConvMask* masks, const float* row, i64 step, i64 n,
+                                   float* to) {
+  const float* from = row + f.first;
+  if constexpr (masked_loads<float, GEMM_LANES>) {
+    if (step <= 2) {
+      for (i64 q = 0; q < n; q += GEMM_LANES, masks++)
+        *(gemm_uvec*)(to + q) = step == 2 ? load_evens<GEMM_LANES>(*masks, from + q * 2)
+                                          : gemm_vec(load_if<GEMM_LANES>(masks->low, from + q, Full{}));
+      return;
     }
-    *(gemm_uvec*)(to + q) = v;
   }
+  for (i64 q = 0; q < n; q++) to[q] = q >= f.lo && q < f.hi ? from[q * step] : 0;
 }
 
 // The rows of all channels at x, in ascending places: up to a vector behind the last one is written.
 static __attribute__((noinline)) void conv_copy_rows(const Conv2d& a, const float* x, const ConvRows& r) {
-  const i64 s = a.stride[1], step = s * a.xs[3];
-  struct Phase {
-    bool read;
-    i64 first, lo, hi;
-  }* phases = (Phase*)__builtin_alloca(s * sizeof(Phase));
-  for (i64 f = 0; f < s; f++) {  // its place q holds the padded column q * s + f
-    const i64 first = f - a.pad[1];
-    const i64 lo = first < 0 ? (-first + s - 1) / s : 0, hi = first >= a.width ? 0 : (a.width - 1 - first) / s + 1;
-    phases[f] = {conv_reads(f, a.kw, a.dilation[1], s), first * a.xs[3], lo < r.phase ? lo : r.phase,
-                 hi < r.phase ? hi : r.phase};
+  const i64 s = a.stride[1], step = s * a.xs[3], vectors = (r.phase + GEMM_LANES - 1) / GEMM_LANES;
+  ConvPhase* phases = (ConvPhase*)__builtin_alloca(s * sizeof(ConvPhase));
+  ConvMask* masks = (ConvMask*)__builtin_alloca_with_align(s * vectors * sizeof(ConvMask), 512);
+  for (i64 f = 0; f < s; f++) {
+    const i64 first = f - a.pad[1], lo = first < 0 ? (-first + s - 1) / s : 0;
+    const i64 hi = first >= a.width ? 0 : (a.width - 1 - first) / s + 1;
+    phases[f] = {conv_reads(f, a.kw, a.dilation[1], s), first * a.xs[3], lo, hi};
+    for (i64 v = 0; v < vectors; v++) masks[f * vectors + v] = conv_mask(phases[f], v * GEMM_LANES, step);
   }
+  bool* reads = (bool*)__builtin_alloca(a.stride[0]);
+  for (i64 i = 0; i < a.stride[0]; i++) reads[i] = conv_reads(i, a.kh, a.dilation[0], a.stride[0]);
   for (i64 c = 0; c < a.channels; c++)
-    for (i64 i = 0; i < r.rows; i++) {
-      if (a.stride[0] > 1 && !conv_reads(i, a.kh, a.dilation[0], a.stride[0])) continue;
+    for (i64 i = 0, at = 0; i < r.rows; i++, at = at + 1 < a.stride[0] ? at + 1 : 0) {
+      if (!reads[at]) continue;
       float* to = r.data + c * r.plane + i * r.row;
       const i64 row = r.row0 + i - a.pad[0];
-      const bool outside = row < 0 || row >= a.height;
-      const float* from = x + c * a.xs[1] + (outside ? 0 : row) * a.xs[2];
+      if (row < 0 || row >= a.height) {
+        for (i64 q = 0; q < r.row; q += GEMM_LANES) *(gemm_uvec*)(to + q) = gemm_vec{};
+        continue;
+      }
+      const float* from = x + c * a.xs[1] + row * a.xs[2];
       for (i64 f = 0; f < s; f++, to += r.phase)
-        if (phases[f].read)
-          conv_copy_run(from + phases[f].first, step, phases[f].lo, outside ? 0 : phases[f].hi, r.phase, to);
+        if (phases[f].read) conv_copy_phase(phases[f], masks + f * vectors, from, step, r.phase, to);
     }
 }
 

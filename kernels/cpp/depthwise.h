@@ -10,7 +10,7 @@
 
 namespace mc {
 
-constexpr int DEPTH_ACC = GEMM_LANES > 4 ? 8 : 4;
+constexpr int DEPTH_MANY = GEMM_LANES > 8 ? 8 : 4, DEPTH_SOME = 4, DEPTH_ACC = GEMM_LANES > 4 ? 8 : 4;
 constexpr i64 DEPTH_TILE = 2048;  // pixels at a time: they stay in L1 with the rows they come from
 
 // out[i * pitch + lane] = sum over taps of w[t] * x[places[t] + i * apart + lane]
@@ -37,6 +37,40 @@ static inline void depth_block(i64 n, const float* x, const float* w, const i64*
   if constexpr (R > 1) depth_block<R - 1>(n, x, w, places, taps, apart, out, pitch);
 }
 
+// The same for windows of KH neighbouring rows: a row of x serves all results that read it.
+template <int KH, int R>
+static __attribute__((noinline)) void depth_reuse(const float* x, const float* w, const i64* places, i64 kw,
+                                                  i64 apart, float* out, i64 pitch) {
+  gemm_vec acc[R];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) acc[i] = gemm_vec{};
+  for (i64 l = 0; l < kw; l++) {
+    gemm_vec a[KH];
+#pragma GCC unroll 8
+    for (int k = 0; k < KH; k++) a[k] = splat<float, GEMM_LANES>(w[k * kw + l]);
+    const float* from = x + places[l];
+#pragma GCC unroll 16
+    for (int r = 0; r < R + KH - 1; r++) {
+      const gemm_vec v = *(const gemm_uvec*)(from + r * apart);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++)
+        if (r - i >= 0 && r - i < KH) acc[i] = fma(a[r - i], v, acc[i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) *(gemm_uvec*)(out + i * pitch) = acc[i];
+}
+
+typedef void (*DepthReuse)(const float*, const float*, const i64*, i64, i64, float*, i64);
+template <int R>
+static inline DepthReuse depth_reuse_of(const Conv2d& a) {
+  if (a.stride[0] != 1 || a.dilation[0] != 1) return nullptr;
+  return a.kh == 3   ? depth_reuse<3, R>
+         : a.kh == 5 ? depth_reuse<5, R>
+         : a.kh == 7 ? depth_reuse<7, R>
+                     : nullptr;
+}
+
 static inline i64 depth_next(i64 n) {  // as gemm_next
   const i64 blocks = (n + DEPTH_ACC - 1) / DEPTH_ACC;
   return (n + blocks - 1) / blocks;
@@ -49,7 +83,8 @@ static void depth_rows(const Conv2d& a, const float* x, const float* w, const i6
                        float* tile, float* flat) {
   const i64 taps = a.kh * a.kw, vectors = (a.out_width + GEMM_LANES - 1) / GEMM_LANES;
   const i64 side = (n * apart + GEMM_LANES - 1) / GEMM_LANES;
-  if (side < n * vectors) {
+  const DepthReuse many = depth_reuse_of<DEPTH_MANY>(a), some = depth_reuse_of<DEPTH_SOME>(a);
+  if (side * (many && n >= DEPTH_SOME ? 2 : 1) < n * vectors) {
     for (i64 v = 0, m; v < side; v += m) {
       m = depth_next(side - v);
       depth_block(m, x + v * GEMM_LANES, w, places, taps, GEMM_LANES, flat + v * GEMM_LANES, GEMM_LANES);
@@ -59,10 +94,14 @@ static void depth_rows(const Conv2d& a, const float* x, const float* w, const i6
     return;
   }
   for (i64 i = 0, m; i < n; i += m) {
-    m = depth_next(n - i);
-    for (i64 v = vectors - 1; v >= 0; v--)
-      depth_block(m, x + i * apart + v * GEMM_LANES, w, places, taps, apart,
-                  tile + i * a.out_width + v * GEMM_LANES, a.out_width);
+    const DepthReuse reuse = n - i >= DEPTH_MANY ? many : n - i >= DEPTH_SOME ? some : nullptr;
+    m = !reuse ? depth_next(n - i) : n - i >= DEPTH_MANY ? DEPTH_MANY : DEPTH_SOME;
+    for (i64 v = vectors - 1; v >= 0; v--) {
+      const float* from = x + i * apart + v * GEMM_LANES;
+      float* to = tile + i * a.out_width + v * GEMM_LANES;
+      if (reuse) reuse(from, w, places, a.kw, apart, to, a.out_width);
+      else depth_block(m, from, w, places, taps, apart, to, a.out_width);
+    }
   }
 }
 

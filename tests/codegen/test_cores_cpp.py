@@ -33,6 +33,11 @@ CASES = {
         lambda x, w, r: F.conv2d(x, w, stride=2, padding=1) + r,
         (R(2, 4, 16, 16), R(6, 4, 3, 3), R(2, 6, 8, 8)),
     ),
+    "conv depthwise": (
+        lambda x, w, b: F.hardswish(F.conv2d(x, w, b, padding=3, groups=6)) + x,
+        (R(2, 6, 20, 35), R(6, 1, 7, 7), R(6)),
+    ),
+    "conv grouped": (lambda x, w: F.conv2d(x, w, stride=2, groups=3) * 2, (R(2, 6, 16, 16), R(12, 2, 3, 3))),
     "conv dilated": (lambda x, w: F.conv2d(x, w, dilation=2).sigmoid(), (R(1, 4, 20, 20), R(5, 4, 3, 3))),
 }
 
