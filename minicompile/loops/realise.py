@@ -188,7 +188,8 @@ def _costs(graph: Graph, leaves: dict[Node, str]) -> dict[Node, Cost]:
         else:
             own = Cost(1 if kind != "view" else 0, 0.0, name in HEAVY or (name in MODEST and _big(n)))
             for a in arg_nodes(n.args):
-                own = own + _share(costs[a], points(a), points(n))
+                if costs[a].bytes or costs[a].heavy:        # functions of the index mostly fold away
+                    own = own + _share(costs[a], points(a), points(n))
         costs[n] = own
     return costs
 
