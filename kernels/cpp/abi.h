@@ -28,7 +28,9 @@ struct Conv2d {
   i64 xs[4];  // strides of x over (image, channel, row, column)
   Epilogue epilogue;
   void* context;
-  i64 row = 0;  // the epilogue's row of the first output channel
+  bool last;    // the result's channels lie side by side: the epilogue gets them as columns, pixels as rows
+  bool w_last;  // so do the weight's: it lies as [OC, KH, KW, C]
+  i64 first = 0;  // the epilogue's number of the first output channel
 };
 
 struct Attention {

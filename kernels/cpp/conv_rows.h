@@ -20,7 +20,7 @@ static inline ConvRows conv_rows(const Conv2d& a, i64 pixel0, i64 pixel1) {
   r.rows = (oh1 - oh0) * a.stride[0] + (a.kh - 1) * a.dilation[0] + 1;
   r.phase = a.out_width + ((a.kw - 1) * a.dilation[1]) / a.stride[1];
   r.row = r.phase * a.stride[1];
-  r.plane = r.row * r.rows;
+  r.plane = r.row * r.rows + GEMM_LANES;
   return r;
 }
 
@@ -46,8 +46,8 @@ static inline ConvMask conv_mask(const ConvPhase& f, i64 q, i64 step) {
 
 // A phase of a row to `to`, n places. Whole vectors: what they write past the end is the beginning of what
 // is copied next.
-static inline void conv_copy_phase(const ConvPhase& f, const ConvMask* masks, const float* row, i64 step, i64 n,
-                                   float* to) {
+static inline void conv_copy_phase(const ConvPhase& f, const ConvMask* masks, const float* row, i64 step,
+                                   i64 n, float* to) {
   const float* from = row + f.first;
   if constexpr (masked_loads<float, GEMM_LANES>) {
     if (step <= 2) {
@@ -60,7 +60,27 @@ static inline void conv_copy_phase(const ConvPhase& f, const ConvMask* masks, co
   for (i64 q = 0; q < n; q++) to[q] = q >= f.lo && q < f.hi ? from[q * step] : 0;
 }
 
-// The rows of all channels at x, in ascending places: up to a vector behind the last one is written.
+// The same where channels lie side by side: for a vector of pixels and channels each, turned in registers.
+static inline void conv_copy_turned(const ConvPhase& f, const float* row, i64 step, i64 n, i64 channels,
+                                    float* to, i64 plane) {
+  const conv_lanes there = ramp<i32, GEMM_LANES>(0) < i32(channels);
+  for (i64 q = 0; q < n; q += GEMM_LANES) {
+    gemm_vec v[GEMM_LANES];
+#pragma GCC unroll 16
+    for (int l = 0; l < GEMM_LANES; l++) {
+      const float* from = row + f.first + (q + l) * step;
+      if (q + l < f.lo || q + l >= f.hi) v[l] = gemm_vec{};
+      else if (channels >= GEMM_LANES) v[l] = *(const gemm_uvec*)from;
+      else v[l] = load_if<GEMM_LANES>(there, from, Full{});
+    }
+    transpose(v);
+#pragma GCC unroll 16
+    for (int l = 0; l < GEMM_LANES; l++)
+      if (l < channels) *(gemm_uvec*)(to + l * plane + q) = v[l];
+  }
+}
+
+// The rows of all channels at x, in ascending places: up to a vector behind each channel is written.
 static __attribute__((noinline)) void conv_copy_rows(const Conv2d& a, const float* x, const ConvRows& r) {
   const i64 s = a.stride[1], step = s * a.xs[3], vectors = (r.phase + GEMM_LANES - 1) / GEMM_LANES;
   ConvPhase* phases = (ConvPhase*)__builtin_alloca(s * sizeof(ConvPhase));
@@ -73,28 +93,51 @@ static __attribute__((noinline)) void conv_copy_rows(const Conv2d& a, const floa
   }
   bool* reads = (bool*)__builtin_alloca(a.stride[0]);
   for (i64 i = 0; i < a.stride[0]; i++) reads[i] = conv_reads(i, a.kh, a.dilation[0], a.stride[0]);
-  for (i64 c = 0; c < a.channels; c++)
+  const i64 side = a.xs[1] == 1 && a.xs[3] != 1 ? GEMM_LANES : 1;  // channels at a time
+  for (i64 c = 0; c < a.channels; c += side)
     for (i64 i = 0, at = 0; i < r.rows; i++, at = at + 1 < a.stride[0] ? at + 1 : 0) {
       if (!reads[at]) continue;
       float* to = r.data + c * r.plane + i * r.row;
-      const i64 row = r.row0 + i - a.pad[0];
+      const i64 row = r.row0 + i - a.pad[0], many = a.channels - c < side ? a.channels - c : side;
       if (row < 0 || row >= a.height) {
-        for (i64 q = 0; q < r.row; q += GEMM_LANES) *(gemm_uvec*)(to + q) = gemm_vec{};
+        for (i64 k = 0; k < many; k++)
+          for (i64 q = 0; q < r.row; q += GEMM_LANES) *(gemm_uvec*)(to + k * r.plane + q) = gemm_vec{};
         continue;
       }
       const float* from = x + c * a.xs[1] + row * a.xs[2];
-      for (i64 f = 0; f < s; f++, to += r.phase)
-        if (phases[f].read) conv_copy_phase(phases[f], masks + f * vectors, from, step, r.phase, to);
+      for (i64 f = 0; f < s; f++, to += r.phase) {
+        if (!phases[f].read) continue;
+        if (side > 1) conv_copy_turned(phases[f], from, step, r.phase, many, to, r.plane);
+        else conv_copy_phase(phases[f], masks + f * vectors, from, step, r.phase, to);
+      }
     }
 }
 
-// Where the elements of a window over some channels lie in the copied rows.
-static inline void conv_places(const Conv2d& a, const ConvRows& r, i64 channels, i64* places) {
-  for (i64 c = 0; c < channels; c++)
-    for (i64 i = 0; i < a.kh; i++)
-      for (i64 l = 0; l < a.kw; l++)
-        *places++ = c * r.plane + i * a.dilation[0] * r.row + (l * a.dilation[1]) % a.stride[1] * r.phase +
-                    (l * a.dilation[1]) / a.stride[1];
+// Where the elements of a window lie in the copied rows, in the weight's order.
+static inline void conv_places(const Conv2d& a, const ConvRows& r, i64* places) {
+  const i64 taps = a.kh * a.kw, each = a.w_last ? a.channels : 1, apart = a.w_last ? 1 : taps;
+  for (i64 i = 0; i < a.kh; i++)
+    for (i64 l = 0; l < a.kw; l++) {
+      const i64 at = i * a.dilation[0] * r.row + (l * a.dilation[1]) % a.stride[1] * r.phase +
+                     (l * a.dilation[1]) / a.stride[1];
+      for (i64 c = 0; c < a.channels; c++) places[(i * a.kw + l) * each + c * apart] = c * r.plane + at;
+    }
+}
+
+constexpr i64 CONV_TURN = 16;  // channels that are turned together into rows of the result
+
+// rows [CONV_TURN, n], ld floats apart, to turned [n, CONV_TURN]; those that are not there become zeros.
+static __attribute__((noinline)) void conv_turn(const float* rows, i64 many, i64 n, i64 ld, float* turned) {
+  for (i64 r = 0; r < CONV_TURN; r += GEMM_LANES)
+    for (i64 q = 0; q < n; q += GEMM_LANES) {
+      gemm_vec v[GEMM_LANES];
+#pragma GCC unroll 16
+      for (int l = 0; l < GEMM_LANES; l++)
+        v[l] = r + l < many ? gemm_vec(*(const gemm_uvec*)(rows + (r + l) * ld + q)) : gemm_vec{};
+      transpose(v);
+#pragma GCC unroll 16
+      for (int l = 0; l < GEMM_LANES; l++) *(gemm_uvec*)(turned + (q + l) * CONV_TURN + r) = v[l];
+    }
 }
 
 }  // namespace mc

@@ -105,37 +105,50 @@ static void depth_rows(const Conv2d& a, const float* x, const float* w, const i6
   }
 }
 
-// Output channels [p0, p1) of all images, counted through.
-static void depth_planes(const Conv2d& a, i64 p0, i64 p1) {
+static inline i64 depth_block_size(const Conv2d& a) { return a.last ? CONV_TURN : 1; }
+
+// Blocks [p0, p1) of output channels of all images, counted through: one channel each, or as many as are
+// turned together.
+static void depth_blocks(const Conv2d& a, i64 p0, i64 p1) {
   static thread_local GemmScratch scratch;
-  const i64 most = DEPTH_TILE / a.out_width < 1 ? 1 : DEPTH_TILE / a.out_width;
+  const i64 channels = a.groups * a.out_channels, block = depth_block_size(a);
+  const i64 least = DEPTH_TILE / (a.last ? 4 : 1) / a.out_width, most = least < 1 ? 1 : least;
   const i64 step = most < a.out_height ? most : a.out_height, taps = a.kh * a.kw;
   const ConvRows full = conv_rows(a, 0, step * a.out_width);
   const i64 apart = full.row * a.stride[0], tile = step * a.out_width + GEMM_LANES;
   const i64 slack = 2 * GEMM_LANES + apart;  // read past the copied rows, and dropped
-  float* out = scratch.get(tile + step * apart + GEMM_LANES + full.plane + slack);
-  float *flat = out + tile, *x = flat + step * apart + GEMM_LANES;
+  const i64 turn = a.last ? tile * CONV_TURN : 0;
+  float* out = scratch.get(block * tile + turn + step * apart + GEMM_LANES + block * full.plane + slack);
+  float *turned = out + block * tile, *flat = turned + turn, *x = flat + step * apart + GEMM_LANES;
   i64* places = (i64*)__builtin_alloca(taps * sizeof(i64));
-  conv_places(a, full, 1, places);
-  const i64 channels = a.groups * a.out_channels;
+  conv_places(a, full, places);
+  const i64 blocks = (channels + block - 1) / block;
+  Conv2d part = a;
   for (i64 p = p0; p < p1; p++) {
-    const i64 image = p / channels, channel = p % channels;
+    const i64 image = p / blocks, channel = p % blocks * block;
+    part.channels = channels - channel < block ? channels - channel : block;
     for (i64 h = 0; h < a.out_height; h += step) {
-      const i64 n = a.out_height - h < step ? a.out_height - h : step;
-      ConvRows rows = conv_rows(a, h * a.out_width, (h + n) * a.out_width);
+      const i64 n = a.out_height - h < step ? a.out_height - h : step, pixels = n * a.out_width;
+      ConvRows rows = conv_rows(a, h * a.out_width, h * a.out_width + pixels);
       rows.data = x;
-      conv_copy_rows(a, a.x + image * a.xs[0] + channel / a.out_channels * a.xs[1], rows);
-      depth_rows(a, x, a.w + channel * taps, places, apart, n, out, flat);
-      a.epilogue(a.context, image, channel, h * a.out_width, 1, n * a.out_width, out, a.out_width);
+      conv_copy_rows(part, a.x + image * a.xs[0] + channel / a.out_channels * a.xs[1], rows);
+      for (i64 c = 0; c < part.channels; c++)
+        depth_rows(a, x + c * rows.plane, a.w + (channel + c) * taps, places, apart, n, out + c * tile, flat);
+      if (a.last) {
+        conv_turn(out, part.channels, pixels, tile, turned);
+        a.epilogue(a.context, image, h * a.out_width, channel, pixels, part.channels, turned, CONV_TURN);
+      } else {
+        a.epilogue(a.context, image, channel, h * a.out_width, 1, pixels, out, tile);
+      }
     }
   }
 }
 
 static inline void depthwise(const Conv2d& a, int threads) {
-  const i64 planes = a.batch * a.groups * a.out_channels;
-  if (planes * a.out_height * a.out_width * a.kh * a.kw < 32768) threads = 1;
+  const i64 block = depth_block_size(a), all = a.batch * ((a.groups * a.out_channels + block - 1) / block);
+  if (all * block * a.out_height * a.out_width * a.kh * a.kw < 32768) threads = 1;
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (i64 t = 0; t < threads; t++) depth_planes(a, planes * t / threads, planes * (t + 1) / threads);
+  for (i64 t = 0; t < threads; t++) depth_blocks(a, all * t / threads, all * (t + 1) / threads);
 }
 
 }  // namespace mc

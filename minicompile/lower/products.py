@@ -77,7 +77,7 @@ BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
 @rule(aten.convolution.default)
 def _convolution(b: Builder, x: Node, weight: Node, bias: Node | None, *rest: Any) -> Any:
     transposed = rest[3]
-    fused = x.tensor.ndim == 4 and b.out.is_contiguous and not transposed
+    fused = x.tensor.ndim == 4 and (b.out.is_contiguous or b.out.is_channels_last) and not transposed
     if bias is None or x.tensor.dtype is not torch.float32 or not fused:
         return NotImplemented                              # the library adds it in passing
     args = (x, weight, None, *rest)
@@ -125,5 +125,6 @@ def _turned(b: Builder, g: Node, weight: Node, stride: Any, padding: Any, dilati
         return None
     turned = b.permute(b.reshape(b.flip(weight, (2, 3)), (groups, o // groups, c, *kernel)), (0, 2, 1, 3, 4))
     shape = (groups * c, o // groups, *kernel)
-    turned = b.laid_out(b.reshape(turned, shape), TensorSpec.contiguous(torch.float32, shape, weight.tensor.device))
+    spec = TensorSpec.contiguous(torch.float32, shape, weight.tensor.device)
+    turned = b.laid_out(b.reshape(turned, shape), spec)
     return turned, None, [1, 1], around, steps, False, [0, 0], groups
