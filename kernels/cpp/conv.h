@@ -191,12 +191,11 @@ static i64 conv_step(const Conv2d& a) {
   return step < least ? least : step;
 }
 
-// The part of a convolution that gives output channels [from, to) of group g.
-static inline Conv2d conv_part(Conv2d a, i64 g, i64 from, i64 to) {
+// The part of a convolution that is group number g.
+static inline Conv2d conv_group(Conv2d a, i64 g) {
   a.x += g * a.channels * a.xs[1];
-  a.first = g * a.out_channels + from;
+  a.first = g * a.out_channels;
   a.w += a.first * a.channels * a.kh * a.kw;
-  a.out_channels = to - from;
   return a;
 }
 
@@ -215,19 +214,12 @@ static inline void conv2d(const Conv2d& a, int threads) {
   const i64 all = a.batch * units.per_image;
   if (all * a.out_channels == 0) return;
   if (a.batch * pixels * a.groups * a.out_channels * a.channels * a.kh * a.kw < 32768) threads = 1;
-  const i64 step = conv_step(a), channels = a.out_channels;
-  // each thread reads either all of the weight or all of the image: the smaller of them
-  const i64 weight = channels * a.channels * a.kh * a.kw, image = a.batch * a.channels * a.height * a.width;
-  const i64 share = channels / threads / CONV_TURN * CONV_TURN;
-  const bool across = weight > 2 * image && share >= 2 * CONV_TURN;
+  const i64 step = conv_step(a);
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (i64 t = 0; t < threads; t++) {
-    const i64 from = across ? share * t : 0, to = across && t + 1 < threads ? from + share : channels;
-    const i64 begin = across ? 0 : all * t / threads, end = across ? all : all * (t + 1) / threads;
+  for (i64 t = 0; t < threads; t++)
     for (i64 g = 0; g < a.groups; g++)
-      for (i64 u = begin; u < end; u += step)
-        conv_chunk(conv_part(a, g, from, to), units, u, u + step < end ? u + step : end);
-  }
+      for (i64 u = all * t / threads, end = all * (t + 1) / threads; u < end; u += step)
+        conv_chunk(conv_group(a, g), units, u, u + step < end ? u + step : end);
 }
 
 }  // namespace mc

@@ -104,7 +104,7 @@ def test_products(library: tuple, batch: int, m: int, n: int, k: int, la: int, l
 @example(1, 1, 50, 80, 1, 3, 3, 1, 1, 1, 3, 0, 2).via("depthwise, several runs of rows")
 @example(2, 1, 4, 4, 1, 7, 7, 1, 3, 1, 16, 0, 2).via("depthwise, rows shorter than vectors")
 @example(2, 1, 37, 70, 2, 5, 5, 2, 2, 1, 3, 1, 1).via("depthwise, strided, two for each")
-@example(1, 130, 4, 5, 100, 3, 3, 1, 1, 1, 1, 0, 3).via("threads share the weight")
+@example(1, 130, 4, 5, 100, 3, 3, 1, 1, 1, 1, 0, 3).via("more weight than image")
 @example(2, 100, 13, 21, 37, 3, 3, 1, 1, 1, 1, 7, 1).via("channels last, several parts")
 @example(2, 1, 20, 30, 1, 7, 7, 1, 3, 1, 37, 7, 2).via("channels last, depthwise")
 @example(1, 40, 9, 9, 24, 1, 1, 1, 0, 1, 1, 7, 2).via("channels last, a product")
