@@ -21,12 +21,16 @@ struct Gemm {
 };
 
 struct Conv2d {
-  i64 batch, channels, height, width, out_channels, out_height, out_width, kh, kw;
+  i64 batch, channels, height, width, out_channels, out_height, out_width, kh, kw;  // channels: of a group
+  i64 groups;
   i64 stride[2], pad[2], dilation[2];
   const float *x, *w;
   i64 xs[4];  // strides of x over (image, channel, row, column)
   Epilogue epilogue;
   void* context;
+  bool last;    // the result's channels lie side by side: the epilogue gets them as columns, pixels as rows
+  bool w_last;  // so do the weight's: it lies as [OC, KH, KW, C]
+  i64 first = 0;  // the epilogue's number of the first output channel
 };
 
 struct Attention {

@@ -1,4 +1,4 @@
-// 2-d convolution, float32, NCHW in and out, as a matrix product: weights [OC, C*KH*KW] times the input's
+// 2-d convolution, float32, as a matrix product: weights [OC, C*KH*KW] times the input's
 // windows [C*KH*KW, pixels].
 //
 // Takes the input by strides and a dense weight, in the caller's own memory. The right operand never exists
@@ -7,73 +7,15 @@
 // Pixels go in vectors that never span two images, and two vectors of any images make a panel, so tiny
 // images waste no lanes. A panel whose two vectors each lie in one row is read in place, by one table of
 // offsets for all panels; others are packed for gemm.h's micro-kernel. Gives finished pixels to a gemm.h
-// epilogue: batch = image, rows = output channels, columns = pixels oh * OW + ow.
+// epilogue: batch = image, rows = output channels, columns = pixels oh * OW + ow. Where channels come last,
+// they are turned while in cache: rows of the input as they are copied, tiles of the result as they are done.
 #pragma once
-#include "gemm.h"
+#include "depthwise.h"
 
 namespace mc {
 
 constexpr i64 CONV_DEPTH = 512;   // of the sum at a time: see GEMM_DEPTH
 constexpr i64 CONV_COPY = 65536;  // floats of the input that are copied at a time
-
-// The padded copy of the rows of one image that some of its pixels need.
-struct ConvRows {
-  float* data;
-  i64 row0, rows;          // first row (of the padded image) and how many
-  i64 phase, row, plane;   // strides of phase, row and channel
-};
-
-static inline ConvRows conv_rows(const Conv2d& a, i64 pixel0, i64 pixel1) {
-  const i64 oh0 = pixel0 / a.out_width, oh1 = (pixel1 - 1) / a.out_width;
-  ConvRows r;
-  r.data = nullptr;
-  r.row0 = oh0 * a.stride[0];
-  r.rows = (oh1 - oh0) * a.stride[0] + (a.kh - 1) * a.dilation[0] + 1;
-  r.phase = a.out_width + ((a.kw - 1) * a.dilation[1]) / a.stride[1];
-  r.row = r.phase * a.stride[1];
-  r.plane = r.row * r.rows;
-  return r;
-}
-
-// Whether any of `taps` windows elements lies at place `at`, which is counted modulo the stride.
-static inline bool conv_reads(i64 at, i64 taps, i64 dilation, i64 stride) {
-  for (i64 t = 0; t < taps && t < stride; t++)
-    if ((at - t * dilation) % stride == 0) return true;
-  return false;
-}
-
-static __attribute__((noinline)) void conv_copy_rows(const Conv2d& a, const float* x, const ConvRows& r) {
-  const i64 s = a.stride[1];
-  bool* read = (bool*)__builtin_alloca(s);
-  for (i64 f = 0; f < s; f++) read[f] = conv_reads(f, a.kw, a.dilation[1], s);
-  for (i64 i = 0; i < r.rows; i++) {
-    if (!conv_reads(i, a.kh, a.dilation[0], a.stride[0])) continue;
-    for (i64 c = 0; c < a.channels; c++) {
-      float* to = r.data + c * r.plane + i * r.row;
-      const i64 row = r.row0 + i - a.pad[0];
-      if (row < 0 || row >= a.height) {
-        __builtin_memset(to, 0, r.row * sizeof(float));
-        continue;
-      }
-      const float* from = x + c * a.xs[1] + row * a.xs[2];
-      for (i64 f = 0; f < s; f++, to += r.phase) {  // to[q] = padded column q * s + f
-        if (!read[f]) continue;
-        const i64 first = f - a.pad[1];
-        i64 lo = first < 0 ? (-first + s - 1) / s : 0;
-        i64 hi = first >= a.width ? 0 : (a.width - 1 - first) / s + 1;
-        if (hi > r.phase) hi = r.phase;
-        if (lo > hi) lo = hi;
-        for (i64 q = 0; q < lo; q++) to[q] = 0;
-        if (s * a.xs[3] == 1) {
-          __builtin_memcpy(to + lo, from + lo + first, (hi - lo) * sizeof(float));
-        } else {
-          for (i64 q = lo; q < hi; q++) to[q] = from[(q * s + first) * a.xs[3]];
-        }
-        for (i64 q = hi; q < r.phase; q++) to[q] = 0;
-      }
-    }
-  }
-}
 
 // Vectors of pixels [u0, u1): which image and pixels unit u is.
 struct ConvUnits {
@@ -149,11 +91,16 @@ static inline void conv_block(int m, const float* A, i64 ra, const ConvRun* two,
 
 // Units [u, u1) of a finished tile to the epilogue, one call per image.
 static void conv_finish(const Conv2d& a, const ConvUnits& units, i64 u, i64 u1, i64 row, i64 rows, float* C,
-                        i64 ldc) {
+                        i64 ldc, float* turned) {
   while (u < u1) {
     const i64 image = units.image(u), next = (image + 1) * units.per_image, last = next < u1 ? next : u1;
     const i64 cols = units.pixel(last - 1) + units.lanes(last - 1) - units.pixel(u);
-    a.epilogue(a.context, image, row, units.pixel(u), rows, cols, C, ldc);
+    if (a.last) {
+      conv_turn(C, rows, cols, ldc, turned);
+      a.epilogue(a.context, image, units.pixel(u), a.first + row, cols, rows, turned, CONV_TURN);
+    } else {
+      a.epilogue(a.context, image, a.first + row, units.pixel(u), rows, cols, C, ldc);
+    }
     C += (last - u) * GEMM_LANES;
     u = last;
   }
@@ -186,55 +133,53 @@ static void conv_chunk(const Conv2d& a, const ConvUnits& units, i64 u0, i64 u1) 
   const i64 images = units.image(u1 - 1) - image0 + 1;
   const ConvRows* rows =
       conv_copy(a, units, u0, u1, (ConvRows*)__builtin_alloca(images * sizeof(ConvRows)));
-  // as in gemm_part: some channels at a time, sums of the others kept
-  const i64 parts = (K + CONV_DEPTH - 1) / CONV_DEPTH, some = (a.channels + parts - 1) / parts;
-  const i64 depth = some * taps, panels = (u1 - u0 + GEMM_NV - 1) / GEMM_NV;
+  // as in gemm_part: some of the window at a time, sums of the rest kept
+  const i64 parts = (K + CONV_DEPTH - 1) / CONV_DEPTH, depth = (K + parts - 1) / parts;
+  const i64 panels = (u1 - u0 + GEMM_NV - 1) / GEMM_NV;
   i64 group = GEMM_PANELS / (depth * GEMM_NR + 1);
   group = group < 1 ? 1 : group > panels ? panels : group;
-  const bool split = some < a.channels;
-  const i64 ldc = (split ? group : GEMM_TILE) * GEMM_NR, sums = (split ? M : GEMM_MR) * ldc;
-  float* C = scratch.get(sums + group * depth * GEMM_NR + GEMM_NR + 2 * depth);
-  float* Bp = C + sums;
+  const bool split = parts > 1;
+  const i64 ldc = (split ? group : GEMM_TILE) * GEMM_NR, sums = (split ? M : CONV_TURN) * ldc;
+  const i64 tile = a.last ? GEMM_TILE * GEMM_NR * CONV_TURN + GEMM_LANES : 0;
+  float* C = scratch.get(sums + tile + group * depth * GEMM_NR + GEMM_NR + 2 * K);
+  float *turned = C + sums, *Bp = turned + tile;
   i64* places = (i64*)(Bp + (group * depth + 1) * GEMM_NR);
-  for (i64 c = 0, k = 0; c < some; c++)
-    for (i64 i = 0; i < a.kh; i++)
-      for (i64 l = 0; l < a.kw; l++, k++)
-        places[k] = c * rows[0].plane + i * a.dilation[0] * rows[0].row +
-                    (l * a.dilation[1]) % a.stride[1] * rows[0].phase + (l * a.dilation[1]) / a.stride[1];
+  conv_places(a, rows[0], places);
   ConvRun* two = (ConvRun*)__builtin_alloca(group * 2 * sizeof(ConvRun));  // of panels read in place
   for (i64 g = 0; g < panels; g += group) {
     const i64 ge = g + group < panels ? g + group : panels;
-    for (i64 c0 = 0; c0 < a.channels; c0 += some) {
-      const i64 c1 = c0 + some < a.channels ? c0 + some : a.channels, k = (c1 - c0) * taps;
+    for (i64 k0 = 0; k0 < K; k0 += depth) {
+      const i64 k = K - k0 < depth ? K - k0 : depth;
       for (i64 p = g; p < ge; p++) {
         ConvRun runs[GEMM_NR];
         const int count = conv_runs(a, units, u0 + p * GEMM_NV, u1, rows, image0, runs);
-        for (int r = 0; r < count; r++) runs[r].from += c0 * rows[0].plane;
         const bool whole = count == 2 && runs[1].at == GEMM_LANES;
         two[2 * (p - g)] = whole ? runs[0] : ConvRun{nullptr, 0};
         two[2 * (p - g) + 1] = runs[1];
-        if (!whole) conv_pack_panel(runs, count, places, k, Bp + (p - g) * k * GEMM_NR);
+        if (!whole) conv_pack_panel(runs, count, places + k0, k, Bp + (p - g) * k * GEMM_NR);
       }
-      for (i64 row = 0, m; row < M; row += m) {
-        m = gemm_next(M - row);
-        const float* w = a.w + row * K + c0 * taps;
+      for (i64 row = 0, many; row < M; row += many) {
+        many = !a.last ? gemm_next(M - row) : M - row < CONV_TURN ? M - row : CONV_TURN;
         for (i64 p = g; p < ge; p += GEMM_TILE) {
           const i64 n = ge - p < GEMM_TILE ? ge - p : GEMM_TILE;
           const i64 v0 = u0 + p * GEMM_NV, v1 = v0 + n * GEMM_NV;
           float* to = split ? C + row * ldc + (p - g) * GEMM_NR : C;
-          for (i64 q = p; q < p + n; q++) {
-            float* tile = to + (q - p) * GEMM_NR;
-            const ConvRun* both = two + 2 * (q - g);
-            if (both->from) conv_block((int)m, w, K, both, places, k, tile, ldc, c0 > 0);
-            else gemm_block((int)m, w, K, 1, Bp + (q - g) * k * GEMM_NR, k, 1, tile, ldc, c0 > 0);
+          for (i64 r = 0, m; r < many; r += m) {
+            m = gemm_next(many - r);
+            const float* w = a.w + (row + r) * K + k0;
+            for (i64 q = p; q < p + n; q++) {
+              float* sum = to + r * ldc + (q - p) * GEMM_NR;
+              const ConvRun* both = two + 2 * (q - g);
+              if (both->from) conv_block((int)m, w, K, both, places + k0, k, sum, ldc, k0 > 0);
+              else gemm_block((int)m, w, K, 1, Bp + (q - g) * k * GEMM_NR, k, 1, sum, ldc, k0 > 0);
+            }
           }
-          if (c1 == a.channels) conv_finish(a, units, v0, v1 < u1 ? v1 : u1, row, m, to, ldc);
+          if (k0 + k == K) conv_finish(a, units, v0, v1 < u1 ? v1 : u1, row, many, to, ldc, turned);
         }
       }
     }
   }
 }
-
 
 // How many units at a time: their rows are copied together, those at the edge twice.
 static i64 conv_step(const Conv2d& a) {
@@ -246,23 +191,35 @@ static i64 conv_step(const Conv2d& a) {
   return step < least ? least : step;
 }
 
+// The part of a convolution that is group number g.
+static inline Conv2d conv_group(Conv2d a, i64 g) {
+  a.x += g * a.channels * a.xs[1];
+  a.first = g * a.out_channels;
+  a.w += a.first * a.channels * a.kh * a.kw;
+  return a;
+}
+
 static inline void conv2d(const Conv2d& a, int threads) {
   const i64 pixels = a.out_height * a.out_width;
-  if (a.kh * a.kw == 1 && a.stride[0] * a.stride[1] == 1 && a.pad[0] + a.pad[1] == 0 &&
+  if (a.channels == 1 && a.groups > 1) return depthwise(a, threads);
+  if (a.groups == 1 && a.kh * a.kw == 1 && a.stride[0] * a.stride[1] == 1 && a.pad[0] + a.pad[1] == 0 &&
       (a.xs[2] == a.width * a.xs[3] || a.height == 1)) {  // a product, just as it lies there
-    const Gemm g{a.batch, a.out_channels, pixels, a.channels, a.w, a.x, 0, a.channels, 1,
-                 a.xs[0], a.xs[1], a.xs[3], a.epilogue, a.context};
-    return gemm(g, threads);
+    if (a.last)
+      return gemm({a.batch, pixels, a.out_channels, a.channels, a.x, a.w, a.xs[0], a.xs[3], a.xs[1], 0, 1,
+                   a.channels, a.epilogue, a.context}, threads);
+    return gemm({a.batch, a.out_channels, pixels, a.channels, a.w, a.x, 0, a.channels, 1, a.xs[0], a.xs[1],
+                 a.xs[3], a.epilogue, a.context}, threads);
   }
   const ConvUnits units{(pixels + GEMM_LANES - 1) / GEMM_LANES, pixels};
   const i64 all = a.batch * units.per_image;
   if (all * a.out_channels == 0) return;
-  if (a.batch * pixels * a.out_channels * a.channels * a.kh * a.kw < 32768) threads = 1;
+  if (a.batch * pixels * a.groups * a.out_channels * a.channels * a.kh * a.kw < 32768) threads = 1;
   const i64 step = conv_step(a);
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
   for (i64 t = 0; t < threads; t++)
-    for (i64 u = all * t / threads, end = all * (t + 1) / threads; u < end; u += step)
-      conv_chunk(a, units, u, u + step < end ? u + step : end);
+    for (i64 g = 0; g < a.groups; g++)
+      for (i64 u = all * t / threads, end = all * (t + 1) / threads; u < end; u += step)
+        conv_chunk(conv_group(a, g), units, u, u + step < end ? u + step : end);
 }
 
 }  // namespace mc

@@ -276,6 +276,7 @@ template <class T, int N> constexpr bool masked_loads =
     (sizeof(T) == 4 || sizeof(T) == 8) && sizeof(T) * N >= 16 && sizeof(T) * N <= MASKED_BYTES;
 #else
 template <class T, int N> constexpr bool masked_loads = false;
+template <class I> I masked_load(I c, const void* p);  // not there
 #endif
 template <int N, class T, class C, class M> MC_INLINE auto load_if(C c, const T* p, M m) {
   if constexpr (masked_loads<T, N>) {
@@ -286,6 +287,47 @@ template <int N, class T, class C, class M> MC_INLINE auto load_if(C c, const T*
   }
   if (M::full && !any(~c)) return load<N>(p, m);                            // most often: away from the edges
   return gather_if<N, T>(c, [&](int l) { return p + l; }, m);
+}
+// Every other element from p on, where c holds: two vectors, the second ending at the last element, shuffled.
+// What is read of the two:
+template <class I> struct Evens { I low, high; };
+template <class I> MC_INLINE Evens<I> evens_where(I mask) {
+  constexpr int N = lanes_of<I>;
+  I low, high, odd;  // the lanes that their elements belong to
+#pragma GCC unroll 64
+  for (int l = 0; l < N; ++l) low[l] = l / 2, high[l] = (N - 1 + l) / 2, odd[l] = -(l & 1);
+  return {__builtin_shuffle(mask, low) & ~odd, __builtin_shuffle(mask, high) & odd};
+}
+template <class V> MC_INLINE V evens_of(V a, V b) {
+  constexpr int N = lanes_of<V>;
+  vec<int_of<lane<V>>, N> even;
+#pragma GCC unroll 64
+  for (int l = 0; l < N; ++l) even[l] = 2 * l < N ? 2 * l : 2 * l + 1;
+  return __builtin_shuffle(a, b, even);
+}
+template <int N, class T> MC_INLINE vec<T, N> load_evens(const Evens<vec<int_of<T>, N>>& where, const T* p) {
+  typedef vec<T, N> V;
+  return evens_of(bits_as<V>(masked_load(where.low, p)), bits_as<V>(masked_load(where.high, p + (N - 1))));
+}
+struct Each {};
+template <int N, class C, class T, class M> MC_INLINE auto load_even(C c, const T* p, M m) {
+  if constexpr (masked_loads<T, N>) {
+    typedef vec<int_of<raw<T>>, N> I;
+    if constexpr (M::full && same<C, Each>) {
+      vec<raw<T>, N> a, b;
+      __builtin_memcpy(&a, p, sizeof a);
+      __builtin_memcpy(&b, p + (N - 1), sizeof b);
+      return from_raw<T>(evens_of(a, b));
+    } else {
+      I mask = ramp<int_of<raw<T>>, N>(0) < int_of<raw<T>>(m.n);
+      if constexpr (!same<C, Each>) mask &= mask_as<I>(c);
+      return from_raw<T>(load_evens<N>(evens_where(mask), (const raw<T>*)p));
+    }
+  } else {
+    const auto at = [&](int l) { return p + 2 * l; };
+    if constexpr (same<C, Each>) return gather<N, T>(at, m);
+    else return gather_if<N, T>(c, at, m);
+  }
 }
 template <int N, class T, class F, class V, class M> MC_INLINE void scatter(F at, V v, M m) {
   vec<raw<T>, N> r = to_raw<T>(v);

@@ -105,7 +105,8 @@ class CoreText(KernelText):
         assert core is not None
         (x, xs), (w, ws) = operands
         if core.op is torch.ops.aten.convolution.default:
-            return _conv2d(core.args, x, xs, w, ws, [a.size for a in self.kernel.par]), "conv2d"
+            assert core.outs[0] is not None
+            return _conv2d(core.args, x, xs, w, ws, core.outs[0].spec), "conv2d"
         if core.op not in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
             raise Refusal("core", f"no kernel for {core.op}")
         batch, (m, kk), n = xs.shape[0] if xs.ndim == 3 else 1, xs.shape[-2:], ws.shape[-1]
@@ -116,7 +117,7 @@ class CoreText(KernelText):
         return f"Gemm task{{{numbers}, {x}, {w}, {strides}, epilogue, &context}}", "gemm"
 
 
-def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Sequence[Sym | int]) -> str:
+def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, out: TensorSpec) -> str:
     """The Conv2d struct of a convolution's arguments (schedule.cores says which come here)."""
 
     def pair(value: int | Sequence[int]) -> str:
@@ -131,10 +132,12 @@ def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, par: Se
 
     stride, padding, dilation = args[3], args[4], args[5]
     oh, ow = size(0, stride, padding, dilation), size(1, stride, padding, dilation)
-    assert oh * ow == par[2], (oh, ow, par)
-    sizes = (*xs.shape, ws.shape[0], oh, ow, *ws.shape[2:])
+    assert oh * ow == out.shape[2] * out.shape[3], (oh, ow, out)
+    last = ["false" if spec.is_contiguous else "true" for spec in (out, ws)]
+    groups = args[8]
+    sizes = (xs.shape[0], ws.shape[1], *xs.shape[2:], ws.shape[0] // groups, oh, ow, *ws.shape[2:], groups)
     return (
         f"Conv2d task{{{', '.join(map(count_text, sizes))}, "
         f"{pair(stride)}, {pair(padding)}, {pair(dilation)}, {x}, {w}, "
-        f"{{{', '.join(map(count_text, xs.stride))}}}, epilogue, &context}}"
+        f"{{{', '.join(map(count_text, xs.stride))}}}, epilogue, &context, {', '.join(last)}}}"
     )

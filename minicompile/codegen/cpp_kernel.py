@@ -574,6 +574,11 @@ class KernelText:
             return f"load_back<{self.lanes}>({at}, m)"
         function = self.lane_address(at, bound)
         ctype = element(v.dtype)
+        if same(step, 2):
+            lanes = mask if v.mask is not None and self.varies(v.mask) else "Each{}"
+            text = f"load_even<{self.lanes}>({lanes}, {at}, m)"
+            return text if mask is None or lanes == mask else (
+                f"({mask} ? {text} : {raw_vector(v.dtype, self.lanes)}{{}})")
         if mask is None:
             return f"gather<{self.lanes}, {ctype}>({function}, m)"
         if v.mask is not None and not self.varies(v.mask):

@@ -79,6 +79,13 @@ class TensorSpec:
             n == 1 or s == c for n, s, c in row_major)
 
     @property
+    def is_channels_last(self) -> bool:
+        """An image's channels lie side by side, its pixels in rows after each other."""
+        order = (0, *range(2, self.ndim), 1)
+        return self.ndim > 2 and self.with_(shape=tuple(self.shape[d] for d in order),
+                                            stride=tuple(self.stride[d] for d in order)).is_contiguous
+
+    @property
     def may_overlap(self) -> bool:
         """False if each dimension's stride is beyond what the faster ones reach."""
         if self._dense_by_form:

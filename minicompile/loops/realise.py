@@ -188,7 +188,8 @@ def _costs(graph: Graph, leaves: dict[Node, str]) -> dict[Node, Cost]:
         else:
             own = Cost(1 if kind != "view" else 0, 0.0, name in HEAVY or (name in MODEST and _big(n)))
             for a in arg_nodes(n.args):
-                own = own + _share(costs[a], points(a), points(n))
+                if costs[a].bytes or costs[a].heavy:        # functions of the index mostly fold away
+                    own = own + _share(costs[a], points(a), points(n))
         costs[n] = own
     return costs
 
@@ -215,10 +216,19 @@ def _uses(graph: Graph, d: Decisions, costs: dict[Node, Cost]) -> None:
                 reason = why_realise(name_of(n), costs[n], n.spec.dtype.itemsize, len(keys[n]),
                                      sum(keys[n].values()), points(n))
                 if reason:
-                    d.reasons[n] = reason
+                    d.reasons[_unpadded(n, d.reasons)] = reason
         for a, key, evaluations in _reads(n, d.reasons, keys[n]):
             if isinstance(a.spec, TensorSpec):
                 keys[a][key] = max(keys[a].get(key, 0), evaluations)
+
+
+def _unpadded(n: Node, realised: Mapping[Node, str]) -> Node:
+    """What is padded to make n, or n: an edge costs its readers a mask, which is less than a copy, and a loop
+    without edges may fuse with what makes its values."""
+    inner: Node = n
+    while name_of(inner) == "pad":
+        inner = inner.args[0]
+    return inner if inner not in realised and kind_of(inner) in ("elementwise", "gather") else n
 
 
 def _reads(n: Node, realised: dict[Node, str], mine: dict[Any, int]) -> Iterator[tuple[Node, Any, int]]:

@@ -399,7 +399,7 @@ def _nll_loss_backward(b: Builder, g: Node, x: Node, target: Node, weight: Node 
     return b.cast(b.where(here, b.broadcast_like(step, (dim,), shape), 0.0), b.out.dtype)
 
 
-# ---- views, dropout, convolution -----------------------------------------------------------
+# ---- views, dropout -----------------------------------------------------------
 
 @rule(aten.slice_backward.default)
 def _slice(b: Builder, g: Node, sizes: Any, dim: int, start: int, end: int, step: int) -> Node:
@@ -448,18 +448,3 @@ def _bernoulli(b: Builder, x: Node, p: float = 0.5, *, generator: Any = None) ->
 def _dropout(b: Builder, g: Node, mask: Node, scale: float) -> Node:
     y = b.widen(g)
     return b.cast(b.mul(b.mul(y, b.cast(mask, dtype_of(y))), scale), b.out.dtype)
-
-
-@rule(aten.convolution_backward.default)
-def _convolution(b: Builder, g: Node, x: Node, weight: Node, bias_sizes: Any, *rest: Any) -> Any:
-    """The library's kernel but for the bias, whose gradient is a sum."""
-    mask = rest[-1]
-    if not mask[2] or not g.tensor.numel:
-        return NotImplemented
-    dims = tuple(d for d in range(g.tensor.ndim) if d != 1)
-    bias = b.cast(reduce(b, "sum", b.widen(g), dims), b.out[2].dtype)
-    if not any(mask[:2]):
-        return None, None, bias
-    args = (g, x, weight, None, *rest[:-1], (*mask[:2], False))
-    pair = b.extern(aten.convolution_backward.default, args, {}, (*b.out[:2], None))
-    return (*(b.item(pair, i) if mask[i] else None for i in range(2)), bias)

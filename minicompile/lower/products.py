@@ -1,7 +1,8 @@
 """Decompositions around matrix products and convolutions: the product stays a library kernel, the bias
 becomes a prim.
 
-Takes a builder and operands, gives an extern and an `add` that can fuse with what follows.
+Takes a builder and operands, gives an extern and an `add` that can fuse with what follows. A convolution's
+derivative by its image is a convolution, of the gradient with the weight turned over.
 """
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from ..ir.graph import Node
+from ..ir.spec import TensorSpec
+from ..ir.sym import Sym
 from .builder import Builder, rule, wide
 from .reduction import reduce
 
@@ -73,11 +76,55 @@ BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
 
 @rule(aten.convolution.default)
 def _convolution(b: Builder, x: Node, weight: Node, bias: Node | None, *rest: Any) -> Any:
-    transposed, groups = rest[3], rest[5]
-    fused = x.tensor.ndim == 4 and b.out.is_contiguous and not transposed and groups == 1
+    transposed = rest[3]
+    fused = x.tensor.ndim == 4 and (b.out.is_contiguous or b.out.is_channels_last) and not transposed
     if bias is None or x.tensor.dtype is not torch.float32 or not fused:
         return NotImplemented                              # the library adds it in passing
     args = (x, weight, None, *rest)
     product = b.extern(aten.convolution.default, args, {}, b.out)
     channels = b.reshape(bias, (bias.tensor.shape[0],) + (1,) * (len(b.out.shape) - 2))
     return b.add(product, b.expand(channels, b.out.shape))
+
+
+@rule(aten.convolution_backward.default)
+def _convolution_backward(b: Builder, g: Node, x: Node, weight: Node, bias_sizes: Any, *rest: Any) -> Any:
+    """(gradient of x, of the weight, of the bias), each None if rest[-1] doesn't ask for it: a convolution of
+    our own where there is one, the library's, and a sum."""
+    *geometry, mask = rest
+    if not g.tensor.numel:
+        return NotImplemented
+    dims, device = tuple(d for d in range(g.tensor.ndim) if d != 1), g.tensor.device
+    own = [None, None, b.cast(reduce(b, "sum", b.widen(g), dims), b.out[2].dtype) if mask[2] else None]
+    turned = _turned(b, g, weight, *geometry) if mask[0] else None
+    if turned is not None:
+        spec = TensorSpec.contiguous(torch.float32, x.tensor.shape, device)
+        own[0] = b.extern(aten.convolution.default, (g, *turned), {}, spec)
+    left = tuple(wanted and one is None for wanted, one in zip(mask, own))
+    if left == tuple(mask):
+        return NotImplemented
+    if any(left):
+        specs = tuple(s if wanted else None for s, wanted in zip(b.out, left))
+        args = (g, x, weight, None, *geometry, left)
+        several = b.extern(aten.convolution_backward.default, args, {}, specs)
+        own = [b.item(several, i) if wanted else one for i, (one, wanted) in enumerate(zip(own, left))]
+    return tuple(own)
+
+
+def _turned(b: Builder, g: Node, weight: Node, stride: Any, padding: Any, dilation: Any, transposed: bool,
+            _: Any, groups: int) -> tuple | None:
+    """What g is convolved with to give the gradient of the image: the arguments after it, for kernels of our
+    own. None where it is no convolution, or not one of those."""
+    plain = all(n.tensor.ndim == 4 and n.tensor.dtype is torch.float32 and n.tensor.is_contiguous
+                for n in (g, weight))
+    if transposed or not plain or aten.convolution.default in b.whole or any(n != 1 for n in stride):
+        return None
+    o, c, *kernel = weight.tensor.shape
+    steps = [dilation[0], dilation[-1]]
+    around = [d * (k - 1) - p for d, k, p in zip(steps, kernel, (padding[0], padding[-1]))]
+    if any(isinstance(n, Sym) or n < 0 for n in around):
+        return None
+    turned = b.permute(b.reshape(b.flip(weight, (2, 3)), (groups, o // groups, c, *kernel)), (0, 2, 1, 3, 4))
+    shape = (groups * c, o // groups, *kernel)
+    spec = TensorSpec.contiguous(torch.float32, shape, weight.tensor.device)
+    turned = b.laid_out(b.reshape(turned, shape), spec)
+    return turned, None, [1, 1], around, steps, False, [0, 0], groups

@@ -32,16 +32,23 @@ def _product(step: Extern) -> str | None:
 
 
 def _convolution(step: Extern) -> str | None:
-    """Two-dimensional, one group, no bias, dense NCHW result and weight."""
+    """Two-dimensional, no bias, result and weight dense with their channels first or last."""
     if len(step.args) != 9 or step.kwargs:
         return "arguments not understood"
-    x, w, bias, _, padding, _, transposed, _, groups = step.args
-    if bias is not None or transposed or groups != 1:
-        return "bias, transposed or grouped"
-    if x.spec.ndim != 4 or isinstance(padding, str) or not w.spec.is_contiguous:
+    x, w, bias, _, padding, _, transposed, _, _ = step.args
+    if bias is not None or transposed:
+        return "bias or transposed"
+    if x.spec.ndim != 4 or isinstance(padding, str) or not _plain(w.spec):
         return "not two-dimensional, or weight not dense"
     out = step.outs[0]
-    return None if out is not None and out.spec.is_contiguous else "result not laid out as NCHW"
+    if out is None or not _plain(out.spec):
+        return "result not laid out as NCHW or NHWC"
+    several = w.spec.shape[1] == 1 and out.spec.shape[1] != x.spec.shape[1] and not out.spec.is_contiguous
+    return "several channels of each, the channels last" if several else None
+
+
+def _plain(spec: TensorSpec) -> bool:
+    return spec.is_contiguous or spec.is_channels_last
 
 
 CORES: dict[Any, Callable[[Extern], str | None]] = {torch.ops.aten.mm.default: _product,
@@ -61,11 +68,13 @@ def why_not_core(step: Extern) -> str | None:
 
 
 def core_axes(out: TensorSpec) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
-    """(axes, strides) of a core's result: (batch,) row, column; a convolution's are image, channel,
-    pixel."""
+    """(axes, strides) of a core's result: (batch,) row, column; a convolution's are image, channel, pixel,
+    or image, pixel, channel."""
     shape, stride = list(out.shape), list(out.stride)
     if len(shape) == 4:
         shape, stride = [*shape[:2], shape[2] * shape[3]], [*stride[:2], stride[3]]
+        if not out.is_contiguous:
+            shape, stride = [shape[k] for k in (0, 2, 1)], [stride[k] for k in (0, 2, 1)]
     return tuple(axis(f"i{k}", n) for k, n in enumerate(shape)), tuple(stride)
 
 

@@ -33,6 +33,24 @@ CASES = {
         lambda x, w, r: F.conv2d(x, w, stride=2, padding=1) + r,
         (R(2, 4, 16, 16), R(6, 4, 3, 3), R(2, 6, 8, 8)),
     ),
+    "conv depthwise": (
+        lambda x, w, b: F.hardswish(F.conv2d(x, w, b, padding=3, groups=6)) + x,
+        (R(2, 6, 20, 35), R(6, 1, 7, 7), R(6)),
+    ),
+    "conv grouped": (lambda x, w: F.conv2d(x, w, stride=2, groups=3) * 2, (R(2, 6, 16, 16), R(12, 2, 3, 3))),
+    "conv channels last": (
+        lambda x, w, b, r: F.relu(F.conv2d(x, w, b, padding=1) + r),
+        tuple(t.contiguous(memory_format=torch.channels_last) for t in (R(2, 9, 11, 13), R(20, 9, 3, 3)))
+        + (R(20), R(2, 20, 11, 13).contiguous(memory_format=torch.channels_last)),
+    ),
+    "conv channels last 1x1": (
+        lambda x, w: F.conv2d(x, w) * 2,
+        (R(2, 20, 7, 5).contiguous(memory_format=torch.channels_last), R(33, 20, 1, 1)),
+    ),
+    "conv channels last depthwise": (
+        lambda x, w, b: F.silu(F.conv2d(x, w, b, padding=2, groups=21)),
+        (R(2, 21, 9, 10).contiguous(memory_format=torch.channels_last), R(21, 1, 5, 5), R(21)),
+    ),
     "conv dilated": (lambda x, w: F.conv2d(x, w, dilation=2).sigmoid(), (R(1, 4, 20, 20), R(5, 4, 3, 3))),
 }
 

@@ -30,7 +30,8 @@ __attribute__((visibility("default"))) void gemm_call(GemmCall call, Gemm* g, fl
 }
 __attribute__((visibility("default"))) void conv_call(ConvCall call, Conv2d* a, float* out, const float* bias, int threads) {
   const i64 pixels = a->out_height * a->out_width;
-  Sink s{out, bias, pixels, a->out_channels * pixels, true};
+  const i64 channels = a->groups * a->out_channels;
+  Sink s{out, bias, a->last ? channels : pixels, channels * pixels, !a->last};
   a->epilogue = store, a->context = &s;
   call(a, threads);
 }

@@ -27,8 +27,9 @@ class Gemm(ctypes.Structure):
 
 class Conv2d(ctypes.Structure):
     _fields_ = [(n, I) for n in ("batch", "channels", "height", "width", "out_channels", "out_height", "out_width", "kh",
-                                 "kw")] + [("stride", I * 2), ("pad", I * 2), ("dilation", I * 2), ("x", P), ("w", P),
-                                           ("xs", I * 4), ("epilogue", P), ("context", P)]
+                                 "kw", "groups")] + [("stride", I * 2), ("pad", I * 2), ("dilation", I * 2), ("x", P), ("w", P),
+                                           ("xs", I * 4), ("epilogue", P), ("context", P), ("last", ctypes.c_bool),
+                                           ("w_last", ctypes.c_bool), ("first", I)]
 
 
 class Attention(ctypes.Structure):
@@ -95,24 +96,38 @@ def test_products(library: tuple, batch: int, m: int, n: int, k: int, la: int, l
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 20), st.integers(1, 40), st.sampled_from([1, 3, 8, 17, 33]),
-       st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3), st.booleans(),
-       st.integers(1, 2))
-@example(2, 100, 13, 21, 17, 3, 3, 1, 1, 1, False, 1).via("several parts of the channels")
-@example(1, 64, 40, 40, 9, 3, 3, 1, 2, 2, False, 2).via("several runs of rows")
-@example(2, 5, 9, 8, 8, 1, 1, 1, 0, 1, True, 2).via("a product")
+       st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3),
+       st.sampled_from([1, 1, 2, 5]), st.integers(0, 7), st.integers(1, 3))
+@example(2, 100, 13, 21, 17, 3, 3, 1, 1, 1, 1, 0, 1).via("several parts of the channels")
+@example(1, 64, 40, 40, 9, 3, 3, 1, 2, 2, 1, 0, 2).via("several runs of rows")
+@example(2, 5, 9, 8, 8, 1, 1, 1, 0, 1, 1, 1, 2).via("a product")
+@example(1, 1, 50, 80, 1, 3, 3, 1, 1, 1, 3, 0, 2).via("depthwise, several runs of rows")
+@example(2, 1, 4, 4, 1, 7, 7, 1, 3, 1, 16, 0, 2).via("depthwise, rows shorter than vectors")
+@example(2, 1, 37, 70, 2, 5, 5, 2, 2, 1, 3, 1, 1).via("depthwise, strided, two for each")
+@example(1, 130, 4, 5, 100, 3, 3, 1, 1, 1, 1, 0, 3).via("more weight than image")
+@example(2, 100, 13, 21, 37, 3, 3, 1, 1, 1, 1, 7, 1).via("channels last, several parts")
+@example(2, 1, 20, 30, 1, 7, 7, 1, 3, 1, 37, 7, 2).via("channels last, depthwise")
+@example(1, 40, 9, 9, 24, 1, 1, 1, 0, 1, 1, 7, 2).via("channels last, a product")
 def test_convolutions(library: tuple, batch: int, channels: int, height: int, width: int, out_channels: int, kh: int,
-                      kw: int, stride: int, pad: int, dilation: int, channels_last: bool, threads: int) -> None:
+                      kw: int, stride: int, pad: int, dilation: int, groups: int, last: int,
+                      threads: int) -> None:
     if height + 2 * pad < (kh - 1) * dilation + 1 or width + 2 * pad < (kw - 1) * dilation + 1:
         return
+    if channels == 1 and out_channels > 1 and groups > 1:
+        last &= 5                                            # left to the library
     calls, lib = library
     g = torch.Generator().manual_seed(height * width + channels)
-    x = torch.randn(batch, channels, height, width, generator=g)
-    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    w, bias = torch.randn(out_channels, channels, kh, kw, generator=g), torch.randn(out_channels, generator=g)
-    exact = F.conv2d(x.double(), w.double(), bias.double(), (stride, 1), pad, dilation)
+    x = torch.randn(batch, channels * groups, height, width, generator=g)
+    x = x.contiguous(memory_format=torch.channels_last) if last & 1 else x
+    w, bias = (torch.randn(out_channels * groups, *s, generator=g) for s in ((channels, kh, kw), ()))
+    strides = (stride, 1 + width % 2)
+    exact = F.conv2d(x.double(), w.double(), bias.double(), strides, pad, dilation, groups)
     out = torch.full(exact.shape, math.nan)
-    args = Conv2d(batch, channels, height, width, out_channels, *exact.shape[2:], kh, kw, (I * 2)(stride, 1),
-                  (I * 2)(pad, pad), (I * 2)(dilation, dilation), x.data_ptr(), w.data_ptr(), (I * 4)(*x.stride()))
+    out = out.contiguous(memory_format=torch.channels_last) if last & 2 else out
+    w = w.contiguous(memory_format=torch.channels_last) if last & 4 else w
+    args = Conv2d(batch, channels, height, width, out_channels, *exact.shape[2:], kh, kw, groups,
+                  (I * 2)(*strides), (I * 2)(pad, pad), (I * 2)(dilation, dilation), x.data_ptr(), w.data_ptr(), (I * 4)(*x.stride()),
+                  None, None, bool(last & 2), bool(last & 4))
     calls.conv_call(lib.mc_conv2d, ctypes.byref(args), P(out.data_ptr()), P(bias.data_ptr()), threads)
     close(out, exact, channels * kh * kw)
 

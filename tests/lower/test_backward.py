@@ -270,6 +270,32 @@ def test_the_bias_of_a_convolution_is_a_sum(mask: list[bool], transposed: bool) 
     assert not mask[2] or any(getattr(n.op, "name", "") == "sum" for n in nodes)
 
 
+@pytest.mark.parametrize("channels, out, kernel, padding, dilation, groups", [
+    (4, 6, (3, 3), (1, 1), (1, 1), 1), (4, 6, (3, 2), (0, 1), (1, 2), 1), (6, 6, (5, 5), (2, 2), (1, 1), 6),
+    (6, 12, (3, 3), (2, 2), (2, 2), 3), (4, 4, (1, 1), (0, 0), (1, 1), 1)])
+def test_the_image_of_a_convolution_is_a_convolution(channels: int, out: int, kernel: tuple, padding: tuple,
+                                                     dilation: tuple, groups: int) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(2, channels, 9, 8), torch.randn(out, channels // groups, *kernel)
+    y = torch.convolution(x, w, None, (1, 1), padding, dilation, False, (0, 0), groups)
+    how = ((1, 1), padding, dilation, False, (0, 0), groups)
+    nodes = agree(lambda g, x, w: aten.convolution_backward(g, x, w, None, *how, (True, True, False))[:2],
+                  torch.randn_like(y), x, w, whole=False, rtol=1e-4)
+    assert [n.args[-1] for n in nodes if n.op is aten.convolution_backward.default] == [(False, True, False)]
+    assert sum(n.op is aten.convolution.default for n in nodes) == 1
+
+
+@pytest.mark.parametrize("how", [((1, 1), (3, 3), (1, 1), False, (0, 0), 1), ((2, 1), (1, 1), (1, 1), False, (0, 0), 1),
+                                 ((1, 1), (1, 1), (1, 1), True, (0, 0), 1)])
+def test_what_is_no_convolution_stays_a_call(how: tuple) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 4, 9, 8), torch.randn(4, 4, 3, 3)
+    y = torch.convolution(x, w, None, *how)
+    nodes = agree(lambda g, x, w: aten.convolution_backward(g, x, w, None, *how, (True, False, False))[0],
+                  torch.randn_like(y), x, w, whole=False, rtol=1e-4)
+    assert not any(n.op is aten.convolution.default for n in nodes)
+
+
 def test_a_dropout_mask_is_eagers_and_may_be_kept_as_bytes() -> None:
     x = torch.randn(64, 64)
     prims = decompose(trace_callable(lambda x: torch.nn.functional.dropout(x, 0.3), x))

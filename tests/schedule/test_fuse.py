@@ -162,10 +162,10 @@ def test_convolution_with_folded_pixels() -> None:
     assert not p.frees and p.buffers[y.name].kind == "output"
 
 
-def test_grouped_convolution_stays_a_library_call() -> None:
+def test_transposed_convolution_stays_a_library_call() -> None:
     m = Make()
-    x, w = m.input(2, 4, 9, 9), m.input(4, 1, 3, 3)
-    y = m.call(aten.convolution.default, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 4)
+    x, w = m.input(2, 4, 9, 9), m.input(4, 4, 3, 3)
+    y = m.call(aten.convolution.default, x, w, None, [1, 1], [1, 1], [1, 1], True, [0, 0], 1)
     p = both(m.output(m.neg(y)), cores=True)
     assert len(p.steps) == 2 and list(p.frees.values()) == [(y.name,)]
 
