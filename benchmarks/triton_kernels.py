@@ -5,10 +5,13 @@
     python benchmarks/triton_kernels.py --zoo FOLDER --models 'vision' --inductor --out compared.jsonl
     python benchmarks/triton_kernels.py --out kernels.jsonl                 the summary of what is there
 
+The texts of all kernels come first, then each is compiled; what is in the file already is not done again, so a run that
+was stopped goes on where it was.
+
 FOLDER has a `zoo.py` with `models(pattern, split)`, whose entries have `name` and `make() -> (module, args,
 kwargs)`; FILE.py has `WORKLOADS`, name -> function giving (kind, make, parts), where `make(compile)()` does one
-step (forward, and where it trains, backward or the optimizer's step). Every one runs in a forked child; a
-kernel that another had is not compiled again, whatever its name.
+step (forward, and where it trains, backward or the optimizer's step). Every model, and every compilation, runs in a
+forked child; a kernel that another had is not compiled again, whatever its name.
 
 --inductor counts kernels and bytes of the same under torch.compile, by `torch._inductor.metrics` on its CPU backend:
 `generated_kernel_count`, and the bytes that its scheduler says each of its own nodes moves
@@ -32,13 +35,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minicompile.api import compile_anew
-from minicompile.codegen.triton import TritonLaunch
+from minicompile.codegen.triton import HEADER, TritonLaunch
 from minicompile.codegen.triton_driver import functions
 from minicompile.loops.ir import Extern
 from minicompile.viz import cross, vectors
@@ -88,14 +92,14 @@ def ours(once: Once) -> list[Any]:
     return cross.sources_of(parts)
 
 
-def measure(name: str, make: Callable[[], Once], given: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "train": given.train, "kernels": {}, "failed": {}, "uses": []}
+def measure(make: Callable[[], Once], given: argparse.Namespace) -> dict[str, Any]:
+    """What one model's graphs launch and move, and the text of its kernels."""
+    row: dict[str, Any] = {"train": given.train, "kernels": {}, "uses": []}
     start = time.perf_counter()
     sources = ours(make())
     row.update(graphs=len(sources), launches=0, bytes=0, library_bytes=0, seconds=round(time.perf_counter() - start, 1))
     row["libraries"] = sum(isinstance(s, Extern) for source in sources for s in source.plan.steps)
     for source in sources:
-        kernels = functions(source)
         for step, call in zip(source.plan.steps, source.calls):
             if isinstance(step, Extern):
                 views = [*step.views(), *(v for v in step.outs if v is not None)]
@@ -104,24 +108,42 @@ def measure(name: str, make: Callable[[], Once], given: argparse.Namespace, know
                 continue
             row["launches"] += 1
             row["bytes"] += cross.traffic(step, source.plan.buffers)
-            text = repr((cross._text(source.text, call.function), call.constants, call.warps, call.dtypes))
-            for target in given.target:
-                said = re.sub(r"\b\d+\b", "N", text) if given.alike else text
-                key = hashlib.sha256((target + said).encode()).hexdigest()[:24]
-                row["uses"].append(key)
-                if key not in known and key not in row["kernels"] and key not in row["failed"]:
-                    try:
-                        binary = cross.compile_kernel(kernels[call.function], call, target, False)
-                    except Exception as e:             # counted and shown: a kernel that does not compile
-                        row["failed"][key] = f"{target} {call.function}: {type(e).__name__}: {e}"[:600]
-                        continue
-                    row["kernels"][key] = {
-                        "target": target, "kind": kind(step), "registers": binary.registers, "shared": binary.shared,
-                        "spills": binary.spills, "instructions": binary.instructions, "text": text[:4000],
-                        "wide": [vectors.allowed(step, source.plan.buffers, call), vectors.given(binary.ptx)]}
+            text = cross._text(source.text, call.function)
+            dtypes = [str(d).removeprefix("torch.") for d in call.dtypes]
+            key = key_of(text, call.constants, call.warps, dtypes)
+            row["uses"].append(key)
+            row["kernels"][key] = {
+                "kind": kind(step), "text": f"def k{text}", "constants": call.constants, "warps": call.warps,
+                "dtypes": dtypes, "wide": vectors.allowed(step, source.plan.buffers, call)}
     if given.inductor:
         row["inductor"] = inductor(make())
     return row
+
+
+def key_of(*what: Any) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
+
+
+def family(kernel: dict[str, Any]) -> str:
+    """What kernels share that differ only in integers of a kind: those that the same powers of two up to 16
+    divide, as on that depend the shape of accesses and of index arithmetic, and which floats they are."""
+    def class_of(found: re.Match[str]) -> str:
+        if "." in found[0] or "e" in found[0]:
+            return "F"
+        n = int(found[0])
+        return found[0] if n < 2 else f"N{min(n & -n, 16)}" + "p" * (n & (n - 1) == 0)
+    text = re.sub(r"\b\d+(\.\d+)?(e[+-]?\d+)?\b", class_of, kernel["text"])
+    return key_of(text, kernel["constants"], kernel["warps"], kernel["dtypes"])
+
+
+def compiled(kernel: dict[str, Any], target: str) -> dict[str, Any]:
+    """What Triton makes of one kernel's text for a target."""
+    source: Any = SimpleNamespace(text=f"{HEADER}\n\n@triton.jit\n{kernel['text']}", kernels=("k",))
+    dtypes = tuple(getattr(torch, d) for d in kernel["dtypes"])
+    call = TritonLaunch("k", (), constants=tuple(map(tuple, kernel["constants"])), warps=kernel["warps"], dtypes=dtypes)
+    binary = cross.compile_kernel(functions(source)["k"], call, target, False)
+    return {"registers": binary.registers, "shared": binary.shared, "spills": binary.spills,
+            "instructions": binary.instructions, "wide": vectors.given(binary.ptx)}
 
 
 def kind(kernel: Any) -> str:
@@ -155,18 +177,18 @@ def inductor(once: Once) -> dict[str, int]:
     return {"kernels": metrics.generated_kernel_count, "bytes": metrics.num_bytes_accessed}
 
 
-def child(name: str, make: Any, given: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
-    """One model in a process of its own."""
+def child(timeout: int, what: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a function gives in a process of its own."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(read)
-        signal.alarm(given.timeout)
+        signal.alarm(timeout)
         torch.set_num_threads(1)
         try:
-            row = measure(name, make, given, known)
+            row = what()
         except BaseException:                          # the child's last word goes to its parent
-            row = {"name": name, "error": traceback.format_exc()[-1500:]}
+            row = {"error": traceback.format_exc()[-1500:]}
         with os.fdopen(write, "w") as out:
             json.dump(row, out)
         os._exit(0)
@@ -174,7 +196,7 @@ def child(name: str, make: Any, given: argparse.Namespace, known: dict[str, Any]
     with os.fdopen(read) as lines:
         text = lines.read()
     os.waitpid(pid, 0)
-    return json.loads(text) if text else {"name": name, "error": "died or timed out"}
+    return json.loads(text) if text else {"error": "died or timed out"}
 
 
 def warm(given: argparse.Namespace) -> None:
@@ -189,16 +211,19 @@ def warm(given: argparse.Namespace) -> None:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """What holds of all rows; of each name the last one."""
-    rows = list({r["name"]: r for r in rows}.values())
-    known = {k: v for r in rows for k, v in r.get("kernels", {}).items()}
-    lines = [f"{len(rows)} models, {sum(r.get('launches', 0) for r in rows)} launches, "
-             f"{sum('error' in r for r in rows)} models failed, "
-             f"{sum(len(r.get('failed', ())) for r in rows)} kernels failed to compile"]
-    for target, kinds in sorted({(v["target"], v["kind"]) for v in known.values()}):
-        mine = [v for v in known.values() if (v["target"], v["kind"]) == (target, kinds)]
-        can, missed = sum(v["wide"][0] for v in mine), sum(max(v["wide"][0] - v["wide"][1], 0) for v in mine)
-        lines.append(f"{target} {kinds}: {len(mine)} kernels, {sum(v['spills'] > 0 for v in mine)} spill, at most "
-                     f"{max(v['registers'] for v in mine)} registers; 128-bit accesses {can - missed} of {can}")
+    made = {(r["key"], r["target"]): r for r in rows if "key" in r}
+    rows = list({r["name"]: r for r in rows if "name" in r}.values())
+    kernels = {k: v for r in rows for k, v in r.get("kernels", {}).items()}
+    lines = [f"{len(rows)} models, {sum('error' in r for r in rows)} failed, "
+             f"{sum(r.get('launches', 0) for r in rows)} launches, {len(kernels)} kernels"]
+    for target, kinds in sorted({(t, v["kind"]) for t in dict.fromkeys(t for _, t in made) for v in kernels.values()}):
+        mine = [(v, made[k, target]) for k, v in kernels.items() if v["kind"] == kinds and (k, target) in made]
+        good = [(v, m) for v, m in mine if "error" not in m]
+        can, missed = sum(v["wide"] for v, _ in good), sum(max(v["wide"] - m["wide"], 0) for v, m in good)
+        lines.append(f"{target} {kinds}: {len(mine)} compiled, {len(mine) - len(good)} failed, "
+                     f"{sum(m['spills'] > 0 for _, m in good)} spill, at most "
+                     f"{max((m['registers'] for _, m in good), default=0)} registers; "
+                     f"128-bit accesses {can - missed} of {can}")
     both = [r for r in rows if "inductor" in r]
     for what, mine in (("kernels", "launches"), ("bytes", "bytes")):
         over = [r["name"] for r in both if r[mine] > r["inductor"][what]]
@@ -215,26 +240,39 @@ def main() -> int:
     p.add_argument("--workloads")
     p.add_argument("--train", action="store_true")
     p.add_argument("--target", action="append", choices=list(cross.TARGETS))
-    p.add_argument("--alike", action="store_true", help="of kernels that differ in integers only, compile the first")
+    p.add_argument("--alike", action="store_true", help="of kernels that differ only in integers of a kind, compile the first")
     p.add_argument("--inductor", action="store_true")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--timeout", type=int, default=600)
     given = p.parse_args()
     given.target = given.target or []
     rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
-    done = {r["name"] for r in rows}
-    known = {k: v["spills"] for r in rows for k, v in r.get("kernels", {}).items()}
     warm(given)
-    for name, make in entries(given):
-        if name in done:
-            continue
-        row = child(name, make, given, known)
-        known.update({k: v["spills"] for k, v in row.get("kernels", {}).items()})
+
+    def keep(row: dict[str, Any], *shown: Any) -> None:
         rows.append(row)
         with given.out.open("a") as out:
             print(json.dumps(row), file=out)
-        print(name, row.get("launches"), row.get("bytes"), len(row.get("kernels", ())), row.get("inductor", ""),
-              row.get("failed") or row.get("error", "")[-300:], flush=True)
+        print(*shown, row.get("error", "")[-300:], flush=True)
+
+    done = {r["name"] for r in rows if "name" in r}
+    for name, make in entries(given):
+        if name not in done:
+            row = {"name": name, **child(given.timeout, lambda make=make: measure(make, given))}
+            keep(row, name, row.get("launches"), row.get("bytes"), row.get("seconds"), row.get("inductor", ""))
+    kernels = {k: v for r in rows for k, v in r.get("kernels", {}).items()}
+    sorts = {k: family(v) if given.alike else k for k, v in kernels.items()}
+    known = {(sorts.get(r["key"]), r["target"]) for r in rows if "key" in r}
+    for target in given.target:
+        if kernels:                                             # what Triton loads at first, no child loads again
+            compiled({**next(iter(kernels.values())), "warps": 2}, target)
+        for key, kernel in kernels.items():
+            if (sorts[key], target) not in known:
+                known.add((sorts[key], target))
+                row = {"key": key, "target": target,
+                       **child(given.timeout, lambda k=kernel, t=target: compiled(k, t))}
+                odd = row.get("spills") or row.get("wide", 0) < kernel["wide"] or "error" in row
+                keep(row, key, target, *([kernel["kind"], row, kernel["wide"]] if odd else []))
     print(summary(rows))
     return 0
 

@@ -53,14 +53,14 @@ class Blocks:
 def candidates(kernel: Kernel, buffers: Mapping[str, Buffer]) -> tuple[Blocks, ...]:
     """Blocks worth trying, the heuristic's own choice first; autotuning times all of them."""
     inner, n = inner_axes(kernel), total(kernel.par)
+    few = 1 + (THREAD // 32 * _loaded(kernel, buffers) > LOADED)
     if is_serial(kernel, buffers):
         return (Blocks(1, 1, (1,) * len(inner), 1, True),)
     if inner:
-        return _row_candidates(kernel, [total(axes) for axes in inner], n)
+        return _row_candidates(kernel, [total(axes) for axes in inner], n, few)
     if turned(kernel):
         return tuple(Blocks(x, y, (), w) for x, y, w in ((32, 32, 4), (64, 32, 4), (64, 64, 8), (16, 64, 4)))
     x = min(max(power(n // PROGRAMS), THREAD), TILE, power(n))
-    few = 1 + (THREAD // 32 * _loaded(kernel, buffers) > LOADED)
     sizes = (x, min(2 * x, power(n)), max(x // 2, 1))
     return tuple(dict.fromkeys(Blocks(k, 1, (), warps(few * k)) for k in sizes))
 
@@ -71,21 +71,22 @@ def _loaded(kernel: Kernel, buffers: Mapping[str, Buffer]) -> int:
     return sum(buffers[x.buffer].spec.dtype.itemsize for x in loads)
 
 
-def _row_candidates(kernel: Kernel, lengths: list[int], n: int) -> tuple[Blocks, ...]:
+def _row_candidates(kernel: Kernel, lengths: list[int], n: int, few: int) -> tuple[Blocks, ...]:
     longest = power(max(lengths))
     if kernel.tiling.vector not in (None, "inner"):          # down columns: lanes are neighbouring results
         def columns(x: int, tile: int) -> Blocks:
             x = min(power(n), x)
             r = tuple(min(power(k), max(tile // x, 1)) for k in lengths)
-            return Blocks(x, 1, r, warps(x * max(r)))
+            return Blocks(x, 1, r, warps(few * x * max(r)))
         x = min(max(power(n // PROGRAMS), COLUMNS[0]), COLUMNS[1])
         return tuple(dict.fromkeys((columns(x, LONG), columns(2 * x, LONG), columns(x, 2 * LONG))))
     if longest <= WHOLE:
         r = tuple(power(k) for k in lengths)
         x = min(max(TILE // longest, 1), power(n))
-        shapes = [Blocks(k, 1, r, warps(k * longest)) for k in (x, 2 * x, max(x // 2, 1)) if k <= power(n)]
+        sizes = (k for k in (x, 2 * x, max(x // 2, 1)) if k <= power(n))
+        shapes = [Blocks(k, 1, r, warps(few * k * longest)) for k in sizes]
         return tuple(dict.fromkeys((*shapes, replace(shapes[0], warps=min(2 * shapes[0].warps, 16)))))
-    return tuple(Blocks(1, 1, tuple(min(power(k), at_once) for k in lengths), warps(at_once))
+    return tuple(Blocks(1, 1, tuple(min(power(k), at_once) for k in lengths), warps(few * at_once))
                  for at_once in (LONG, 2 * LONG, LONG // 2))
 
 

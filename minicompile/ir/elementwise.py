@@ -78,6 +78,19 @@ def result_stride(shape: tuple[int, ...], operands: Sequence[torch.Tensor]) -> t
     return ordered_stride(shape, [_spread(o, shape) for o in operands])
 
 
+def is_last(x: torch.Tensor) -> bool:
+    """Whether eager mode takes x for channels last, where it lays out a result like its input: by the order
+    of the strides, holes or not (c10/core/MemoryFormat.h, is_channels_last_strides_2d_s4)."""
+    if x.dim() != 4 or x.stride(1) == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if not x.shape[d] or x.stride(d) < least or d == 0 and least == x.stride(1):
+            return False
+        least = x.stride(d) * x.shape[d]
+    return True
+
+
 def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     expect = 1
     for s, n in sorted((s, n) for n, s in zip(shape, stride, strict=True) if n != 1):

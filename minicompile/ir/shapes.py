@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .elementwise import elementwise
+from .elementwise import elementwise, is_last
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]
@@ -32,10 +32,18 @@ def rule(*overloads: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-def _new(shape: Any, dtype: torch.dtype, like: torch.Tensor | None = None) -> torch.Tensor:
-    if (like is not None and like.dim() == 4 and not like.is_contiguous()
-        and like.is_contiguous(memory_format=torch.channels_last)):
-        return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
+def formatted(shape: Any, dtype: torch.dtype, last: bool) -> torch.Tensor:
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=dtype, device="meta", memory_format=form)
+
+
+def normed(x: torch.Tensor) -> torch.Tensor:
+    """Laid out as batch norm's result, for which also a size of 1 with any stride is in order."""
+    dense = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return formatted(x.shape, x.dtype, dense or is_last(x))
+
+
+def _new(shape: Any, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -119,7 +127,7 @@ def _batch_norm(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, tr
     if any(p is not None and p.dtype != x.dtype for p in (weight, bias, mean, var)) or x.dim() < 2:
         return None
     saved = (x.shape[1],) if training else (0,)
-    return _new(x.shape, x.dtype, x), _new(saved, x.dtype), _new(saved, x.dtype)
+    return normed(x), _new(saved, x.dtype), _new(saved, x.dtype)
 
 
 @rule(aten.cat.default)
@@ -136,9 +144,7 @@ def _cat(xs: list[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
         return None
     shape = list(first.shape)
     shape[dim] = sum(x.shape[dim] for x in xs)
-    last = (all(not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last) for x in xs)
-            if n == 4 and not plain else False)
-    return _new(shape, first.dtype, first if last else None)
+    return formatted(shape, first.dtype, not plain and all(map(is_last, xs)))
 
 
 @rule(aten.addmm.default)

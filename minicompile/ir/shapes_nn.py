@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .elementwise import broadcast, ordered_stride, result_stride
-from .shapes import reduced, rule
+from .elementwise import broadcast, is_last, ordered_stride, result_stride
+from .shapes import formatted, normed, reduced, rule
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -28,16 +28,6 @@ def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Laid out as empty_like(x) is: the same strides if x is dense, else in the order of its strides."""
     stride = result_stride(tuple(x.shape), [x])
     return torch.empty_strided(x.shape, stride, dtype=dtype or x.dtype, device="meta")
-
-
-def is_last(x: Tensor) -> bool:
-    """Channels last and not also contiguous."""
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def formatted(shape: Sequence[int], dtype: torch.dtype, last: bool) -> Tensor:
-    form = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=dtype, device="meta", memory_format=form)
 
 
 # ---- products, convolution, pooling, attention ----------------------------------------------------
@@ -135,12 +125,17 @@ def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
             else None)
 
 
-@rule(aten.reflection_pad2d.default)
-def _reflection_pad(x: Tensor, pad: Any) -> Tensor | None:
-    if x.dim() != 4 or min(pad) < 0 or max(pad[:2]) >= x.shape[3] or max(pad[2:]) >= x.shape[2]:
+@rule(aten.replication_pad2d.default)
+def _pad(x: Tensor, pad: Any) -> Tensor | None:
+    if x.dim() != 4 or min(pad) < 0 or not x.numel():
         return None
     shape = (*x.shape[:2], x.shape[2] + pad[2] + pad[3], x.shape[3] + pad[0] + pad[1])
     return formatted(shape, x.dtype, is_last(x))
+
+
+@rule(aten.reflection_pad2d.default)
+def _reflection_pad(x: Tensor, pad: Any) -> Tensor | None:
+    return _pad(x, pad) if max(pad[:2]) < x.shape[-1] and max(pad[2:]) < x.shape[-2] else None
 
 
 @rule(aten.pixel_shuffle.default)
@@ -419,8 +414,7 @@ def _batch_norm_functional(x: Tensor, weight: Any, bias: Any, mean: Tensor, var:
     if any(p is not None and p.dtype != x.dtype for p in (weight, bias, mean, var)) or x.dim() < 2:
         return None
     saved = (x.shape[1],) if training else (0,)
-    return (formatted(x.shape, x.dtype, is_last(x)), fresh(saved, x.dtype), fresh(saved, x.dtype), like(mean),
-            like(var))
+    return normed(x), fresh(saved, x.dtype), fresh(saved, x.dtype), like(mean), like(var)
 
 
 @rule(aten.native_batch_norm_backward.default)
@@ -429,7 +423,7 @@ def _batch_norm_backward(grad: Tensor, x: Tensor, weight: Any, mean: Any, var: A
     if weight is not None and weight.dtype != x.dtype:
         return None
     channels = (x.shape[1],)
-    return (formatted(x.shape, x.dtype, is_last(x)) if mask[0] else None,
+    return (normed(x) if mask[0] else None,
             fresh(channels, x.dtype) if mask[1] else None, fresh(channels, x.dtype) if mask[2] else None)
 
 
