@@ -455,10 +455,10 @@ static void gemm_part_few(const Gemm& g, GemmFew how, i64 b, i64 n0, i64 n1) {
   }
 }
 
-constexpr i64 GEMM_DEPTH = 768;     // of K at a time: a panel and a block of rows stay in L1
-constexpr i64 GEMM_PANELS = GEMM_LANES > 8 ? 262144 : 98304;  // floats of panels: they stay in L2
-constexpr i64 GEMM_ROWS = 768;      // at a time, where their sums are kept meanwhile
-constexpr i64 GEMM_COPY = 1 << 19;  // floats of A that are copied at a time
+constexpr i64 GEMM_DEPTH = 1536;    // units of K at a time: they stream well from L2, sums are kept less often
+constexpr i64 GEMM_PANELS = 98304;  // floats of panels: they stay in L2, with a block of rows and its sums
+constexpr i64 GEMM_ROWS = 384;      // at a time, where their sums are kept meanwhile
+constexpr i64 GEMM_COPY = 1 << 19;  // floats of A that are copied at a time, once for all panels
 
 // Product number b on the calling thread: panels [p0, p1), rows [r0, r1).
 static void gemm_part(const Gemm& g, i64 b, i64 p0, i64 p1, i64 r0, i64 r1) {
@@ -475,11 +475,12 @@ static void gemm_part(const Gemm& g, i64 b, i64 p0, i64 p1, i64 r0, i64 r1) {
   const bool turn = g.sak != 1, units_there = l.in_place && g.K % D == 0 && g.sa % D == 0 && (u64)A0 % 4 == 0;
   const bool copy = turn || !units_there || (g.sa * l.bytes % 4096 == 0 && r1 - r0 > 4);
   i64 many = parts > 1 ? GEMM_ROWS : r1 - r0;
-  if (turn && many > GEMM_COPY / (units + 1)) many = GEMM_COPY / (units + 1);
+  if (copy && many > GEMM_COPY / (units + 1)) many = GEMM_COPY / (units + 1);
   many = many < GEMM_MR ? GEMM_MR : many < r1 - r0 ? many / GEMM_MR * GEMM_MR : r1 - r0;
   const i64 ldc = parts > 1 ? group * GEMM_NR : GEMM_TILE * GEMM_NR;
-  const i64 sums = (parts > 1 ? many : GEMM_MR) * ldc, pitch = depth + 16;
-  const i64 rows = turn ? many * units : copy ? GEMM_MR * pitch : 0;
+  // rows apart by a length that is no multiple of the cache's sets
+  const i64 sums = (parts > 1 ? many : GEMM_MR) * ldc, pitch = turn ? depth : depth + 16;
+  const i64 rows = copy ? many * pitch * parts : 0;
   float* C = scratch.get(sums + group * depth * GEMM_NR + rows + 64);
   float *Bp = C + sums, *Ap = Bp + group * depth * GEMM_NR;
   const auto block = D == 2 ? gemm_block<Pairs> : gemm_block<Floats>;
@@ -487,8 +488,8 @@ static void gemm_part(const Gemm& g, i64 b, i64 p0, i64 p1, i64 r0, i64 r1) {
     const i64 bottom = top + many < r1 ? top + many : r1;
     for (i64 at = p0; at < p1; at += group) {
       const i64 end = at + group < p1 ? at + group : p1;
-      i64 k0 = 0;  // in units
-      do {         // once for K = 0
+      i64 k0 = 0, part = 0;  // k0 in units
+      do {                   // once for K = 0
         const i64 n_units = units - k0 < depth ? units - k0 : depth, e0 = k0 * D;
         const bool last = k0 + n_units >= units;
         const i64 K = last ? g.K - e0 : n_units * D;
@@ -496,18 +497,20 @@ static void gemm_part(const Gemm& g, i64 b, i64 p0, i64 p1, i64 r0, i64 r1) {
           const i64 c = p * GEMM_NR, n = g.N - c < GEMM_NR ? g.N - c : GEMM_NR;
           r.panel(r.at(B0, c * g.sbn + e0 * g.sbk), K, n, g.sbk, g.sbn, Bp + (p - at) * n_units * GEMM_NR);
         }
+        float* const copied = Ap + part * many * pitch;  // for all panels
         if (turn && at == p0)
-          l.rows(l.at(A0, top * g.sa + e0 * g.sak), g.sa, g.sak, K, bottom - top, Ap + k0 * many);
+          l.rows(l.at(A0, top * g.sa + e0 * g.sak), g.sa, g.sak, K, bottom - top, copied);
         for (i64 row = top, m; row < bottom; row += m) {
           m = gemm_next(bottom - row);
           const char* from = l.at(A0, row * g.sa + e0);
           const float* A = (const float*)from;
           i64 ra = g.sa / D, ka = 1;
           if (turn) {
-            A = Ap + k0 * many + (row - top) * n_units, ra = 1, ka = m;
-          } else if (copy) {  // rows apart by a length that is no multiple of the cache's sets
-            l.copy(from, g.sa, 1, K, m, Ap, pitch);
-            A = Ap, ra = pitch;
+            A = copied + (row - top) * n_units, ra = 1, ka = m;
+          } else if (copy) {
+            float* to = copied + (row - top) * pitch;
+            if (at == p0) l.copy(from, g.sa, 1, K, m, to, pitch);
+            A = to, ra = pitch;
           }
           for (i64 p = at; p < end; p += GEMM_TILE) {
             const i64 n = end - p < GEMM_TILE ? end - p : GEMM_TILE, col = p * GEMM_NR;
@@ -517,7 +520,7 @@ static void gemm_part(const Gemm& g, i64 b, i64 p0, i64 p1, i64 r0, i64 r1) {
             if (last) g.epilogue(g.context, b, row, col, m, cols, to, ldc);
           }
         }
-        k0 += depth;
+        k0 += depth, part++;
       } while (k0 < units);
     }
   }
