@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from minicompile.codegen import cpp, driver
+from minicompile.codegen.driver import core_types
 from minicompile.ir.fake import Fake
 from minicompile.ir.spec import TensorSpec
 from minicompile.ir.sym import Size, asking
 from minicompile.loops.build import build_loops
 from minicompile.lower.decompose import decompose
 from minicompile.lower.trace import trace_callable
-from minicompile.runtime.library import kernel_library
 from minicompile.runtime.toolchain import detect_isa
 from minicompile.schedule.fuse import schedule
 
@@ -67,7 +67,7 @@ def build(fn: Callable, shapes: list[tuple], dynamic: bool) -> driver.Executable
     examples = [Fake.from_spec(TensorSpec.contiguous(torch.float32, tuple(map(size, s)))) for s in shapes]
     with asking(), torch.no_grad():
         prims = decompose(trace_callable(fn, *examples))
-        plan = schedule(build_loops(prims), cores=kernel_library(detect_isa()) is not None)
+        plan = schedule(build_loops(prims), core_types(detect_isa()))
         return driver.load(cpp.emit(plan))
 
 

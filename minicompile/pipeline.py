@@ -43,8 +43,7 @@ ELEMENTS: dict[torch.dtype, Any] = {torch.float64: ctypes.c_double, torch.int64:
 STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prims": ("aten", decompose),
     "loops": ("prims", build_loops),
-    "plan": ("loops", lambda loops: schedule(
-        loops, driver.kernel_library(detect_isa()) is not None, lend=True)),
+    "plan": ("loops", lambda loops: schedule(loops, driver.core_types(detect_isa()), lend=True)),
     "source": ("plan", cpp.emit),
     "executable": ("source", driver.load),
 }
@@ -52,7 +51,7 @@ STAGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
 TRITON: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **STAGES,
     "prims": ("aten", lambda aten: decompose(aten, WITH_BIAS)),
-    "plan": ("loops", lambda loops: schedule(loops, cores=False)),
+    "plan": ("loops", lambda loops: schedule(loops)),
     "source": ("plan", triton.emit),
     "executable": ("source", triton_driver.load),
 }

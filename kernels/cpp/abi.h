@@ -11,13 +11,17 @@ namespace mc {
 typedef void (*Epilogue)(void* context, i64 batch, i64 row, i64 col, i64 rows, i64 cols, float* tile,
                          i64 ld);
 
+// A product's operands are float32 (kind 0), or each is bfloat16 or a float32 that counts as rounded to it.
+enum { GEMM_HALF_A = 1, GEMM_HALF_B = 2, GEMM_ROUNDED = 4 };
+
 struct Gemm {
   i64 batch, M, N, K;
-  const float *A, *B;
+  const void *A, *B;
   i64 sab, sa, sak;   // A's strides over batch, M, K
   i64 sbb, sbk, sbn;  // B's strides over batch, K, N
   Epilogue epilogue;
   void* context;
+  i64 kind;
 };
 
 struct Conv2d {

@@ -77,7 +77,7 @@ class CoreText(KernelText):
         roots = [v for loop in k.loops for v in loop.values()]
         if self.bytes:
             self.lane_var = column.var
-            self.lanes = self.bytes // widest(roots, k.loops, lambda v: column.var in v.vars)
+            self.lanes = self.bytes // max(4, widest(roots, k.loops, lambda v: column.var in v.vars))
             if self.lanes < 2 or hint(column.size) < 2:
                 self.lane_var, self.lanes = None, 1
         with self.block("for (i64 r = 0; r < rows; ++r) {", frozenset((row.var,))):
@@ -114,7 +114,9 @@ class CoreText(KernelText):
         b = [ws.stride[0] if ws.ndim == 3 else 0, *ws.stride[-2:]]
         numbers = ", ".join(map(count_text, (batch, m, n, kk)))
         strides = ", ".join(map(count_text, (*a, *b)))
-        return f"Gemm task{{{numbers}, {x}, {w}, {strides}, epilogue, &context}}", "gemm"
+        half = [spec.dtype is torch.bfloat16 for spec in (xs, ws)]
+        kind = 0 if core.outs[0].spec.dtype is torch.float32 else half[0] + 2 * half[1] + 4
+        return f"Gemm task{{{numbers}, {x}, {w}, {strides}, epilogue, &context, {kind}}}", "gemm"
 
 
 def _conv2d(args: tuple, x: str, xs: TensorSpec, w: str, ws: TensorSpec, out: TensorSpec) -> str:

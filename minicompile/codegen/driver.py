@@ -29,6 +29,7 @@ from ..loops.ir import Buffer, Extern, View
 from ..loops.sizes import syms_in
 from ..runtime import cache, toolchain
 from ..runtime.library import GraphLibrary, Library, kernel_library
+from ..schedule.cores import TYPES
 from ..schedule.liveness import touched
 from ..schedule.plan import Plan
 from .externs import call_of
@@ -128,6 +129,14 @@ def facts() -> dict[str, str]:
     return {"minicompile": __version__, "headers": _headers_hash(headers_folder())[:12],
             "torch": torch.__version__, "system": f"{platform.system()} {platform.machine()}",
             "isa": toolchain.detect_isa()}
+
+
+def core_types(isa: str) -> tuple[torch.dtype, ...]:
+    """Element types of the products that the kernel library does here. A CPU with tiles for bfloat16 (AMX)
+    multiplies that several times faster than with vectors: there it stays the library's."""
+    if kernel_library(isa) is None:
+        return ()
+    return TYPES[:1] if "amx_bf16" in toolchain.cpu_flags() else TYPES
 
 
 def _kernels_of(source: Source) -> Library:

@@ -2,11 +2,13 @@
 finished tile.
 
 Takes an `Extern`, gives the group of a core: the call writes to a register, one loop stores that to the
-call's result. `fuse` may then put further loops at the same points (the epilogue) and drop the store.
+call's result. `fuse` may then put further loops at the same points (the epilogue) and drop the store. The
+register is float32, so a product of bfloat16 rounds where eager's does: once, after its bias.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,21 +16,24 @@ from typing import Any
 import torch
 
 from ..ir.spec import TensorSpec
-from ..ir.sym import Sym
+from ..ir.sym import Sym, same
+from ..loops.ir import Loops
 from ..loops.nest import Axis, Buffer, Extern, Loop, Store, View, axis
-from ..loops.val import load
+from ..loops.val import Apply, Load, Val, apply, load
+from .deps import reads_of, writes_of
 from .space import Group, Part
 
-
-def _is_float32(step: Extern) -> str | None:
-    views = [*step.views(), *(v for v in step.outs if v is not None)]
-    return None if all(v.spec.dtype is torch.float32 for v in views) else "not float32"
+TYPES = (torch.float32, torch.bfloat16)  # of products
+aten = torch.ops.aten
 
 
 def _product(step: Extern) -> str | None:
-    """mm and bmm: two plain tensors."""
-    return (None if len(list(step.views())) == len(step.args) == 2 and not step.kwargs
-            else "not a plain product")
+    """mm and bmm: two plain tensors; float32 ones count as rounded if the result is bfloat16."""
+    out, views = step.outs[0], [v.spec.dtype for v in step.views()]
+    if out is None or len(views) != len(step.args) or any(step.kwargs[k] != 1 for k in step.kwargs):
+        return "not a plain product"
+    fits = out.spec.dtype in TYPES and {*views} <= {out.spec.dtype, torch.float32}
+    return None if fits else "neither float32 nor bfloat16"
 
 
 def _convolution(step: Extern) -> str | None:
@@ -36,6 +41,8 @@ def _convolution(step: Extern) -> str | None:
     if len(step.args) != 9 or step.kwargs:
         return "arguments not understood"
     x, w, bias, _, padding, _, transposed, _, _ = step.args
+    if {x.spec.dtype, w.spec.dtype} != {torch.float32}:
+        return "not float32"
     if bias is not None or transposed:
         return "bias or transposed"
     if x.spec.ndim != 4 or isinstance(padding, str) or not _plain(w.spec):
@@ -51,9 +58,9 @@ def _plain(spec: TensorSpec) -> bool:
     return spec.is_contiguous or spec.is_channels_last
 
 
-CORES: dict[Any, Callable[[Extern], str | None]] = {torch.ops.aten.mm.default: _product,
-                                                    torch.ops.aten.bmm.default: _product,
-                                                    torch.ops.aten.convolution.default: _convolution}
+CORES: dict[Any, Callable[[Extern], str | None]] = {
+    aten.mm.default: _product, aten.bmm.default: _product, aten.addmm.default: _product,
+    aten.convolution.default: _convolution}
 
 
 def why_not_core(step: Extern) -> str | None:
@@ -64,7 +71,7 @@ def why_not_core(step: Extern) -> str | None:
     out = step.outs[0] if len(step.outs) == 1 else None
     if out is None or 0 in out.spec.shape or any(0 in v.spec.shape for v in step.views()):
         return "nothing to compute"
-    return _is_float32(step) or rule(step)
+    return rule(step)
 
 
 def core_axes(out: TensorSpec) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
@@ -86,12 +93,17 @@ def core_group(step: Extern, order: int, buffers: Mapping[str, Buffer],
     becomes ours."""
     out = step.outs[0]
     assert out is not None
-    register = Buffer(step.name + "_value", "temp", TensorSpec(out.spec.dtype, (), ()))
+    register = Buffer(step.name + "_value", "temp", TensorSpec(torch.float32, (), ()))
     axes, strides = core_axes(out.spec)
     place: Sym | int = 0
     for a, s in zip(axes, strides):
         place = place + a.var * s
-    value = load(register.name, 0, out.spec.dtype)
+    value: Val = load(register.name, 0, torch.float32)
+    core = replace(step, outs=(View(register.name, out.spec),))
+    if step.op is aten.addmm.default:
+        bias, core = step.args[0], replace(core, op=aten.mm.default, args=step.args[1:], kwargs={})
+        value = apply("add", (value, _cast(_at(bias, axes), torch.float32)), torch.float32)
+    value = _cast(value, out.spec.dtype)
     store = Loop(step.name, axes, (), None, value, Store(out.buffer, place), out.spec.dtype, step.where)
     changed = [register]
     target = buffers[out.buffer]
@@ -99,5 +111,53 @@ def core_group(step: Extern, order: int, buffers: Mapping[str, Buffer],
         shown = out.buffer in results
         changed.append(replace(target, kind="output" if shown else "temp",
                                index=results.index(out.buffer) if shown else -1))
-    core = replace(step, outs=(View(register.name, out.spec),))
     return Group(axes, (Part(store, (), order),), core), changed
+
+
+def _cast(value: Val, dtype: torch.dtype) -> Val:
+    return value if value.dtype is dtype else apply("cast", (value,), dtype)
+
+
+def _at(v: View, axes: tuple[Axis, ...]) -> Val:
+    """The element of a tensor, broadcast, at a point of these axes."""
+    place: Sym | int = v.spec.offset
+    for a, size, stride in zip(reversed(axes), reversed(v.spec.shape), reversed(v.spec.stride)):
+        place = place + (0 if same(size, 1) else a.var * stride)
+    return load(v.buffer, place, v.spec.dtype)
+
+
+def round_on_the_way(loops: Loops) -> Loops:
+    """The program without the copies that only round an input (a weight, under autocast) for one product in
+    bfloat16: its kernel rounds while it packs, and the copy is neither written nor read."""
+    readers = Counter(x for step in loops.steps for x in reads_of(step))
+    written = {name for step in loops.steps for name in writes_of(step)}
+    shown = {r.buffer for r in loops.results}
+    copies = {step.out.buffer: step.body.args[0] for step in loops.steps if isinstance(step, Loop)
+              and _rounds(step) and readers[step.out.buffer] == 1 and step.out.buffer not in shown
+              and step.body.args[0].buffer not in written}
+
+    def direct(arg: Any) -> Any:
+        if not isinstance(arg, View) or arg.buffer not in copies:
+            return arg
+        source = copies[arg.buffer]
+        used.add(arg.buffer)
+        return View(source.buffer, arg.spec.with_(dtype=source.dtype))
+
+    used: set[str] = set()
+    steps = [replace(step, args=(*step.args[:-2], *map(direct, step.args[-2:]))) if isinstance(step, Extern)
+             and step.op in CORES and CORES[step.op] is _product and why_not_core(step) is None else step
+             for step in loops.steps]
+    if not used:
+        return loops
+    kept = tuple(s for s in steps if not (isinstance(s, Loop) and s.out.buffer in used))
+    return replace(loops, steps=kept, buffers={n: b for n, b in loops.buffers.items() if n not in used})
+
+
+def _rounds(step: Loop) -> bool:
+    """Whether it copies a float32 buffer as bfloat16, every element to where it was."""
+    body = step.body
+    return (step.combine is None and step.out.mode == "set" and not step.out.indirect
+            and isinstance(body, Apply) and body.prim == "cast" and step.store_dtype is torch.bfloat16
+            and isinstance(body.args[0], Load) and body.args[0].dtype is torch.float32
+            and not body.args[0].indirect and body.args[0].mask is None
+            and same(body.args[0].index, step.out.index))

@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..ir.sym import Sym
-from ..loops.nest import Extern, Loop, Store
-from ..loops.reference import Memory, allocate, call, raise_faults, results, run_extern, run_loop, start
+from ..loops.nest import Extern, Loop, Store, View
+from ..loops.reference import (
+    Memory,
+    allocate,
+    raise_faults,
+    results,
+    run_extern,
+    run_loop,
+    start,
+    view_tensor,
+)
 from ..loops.val import Load, Val, load, rewrite
 
 if TYPE_CHECKING:
@@ -64,12 +73,20 @@ def run_kernel(kernel: Kernel, memory: Memory) -> None:
         rows[name] = point * spec.storage_numel
         memory.flat[name] = allocate(spec.with_(shape=(points * spec.storage_numel,), stride=(1,)))
     if kernel.core is not None and kernel.core.outs[0] is not None:
-        memory.flat[kernel.core.outs[0].buffer] = call(kernel.core, memory)[0].reshape(-1)
+        memory.flat[kernel.core.outs[0].buffer] = run_core(kernel.core, memory).reshape(-1)
     memo: dict[Val, Val] = {}
     for loop in kernel.loops:
         run_loop(_spread(loop, rows, memo), memory)
     for name in kernel.local:
         del memory.flat[name]
+
+
+def run_core(core: Extern, memory: Memory) -> torch.Tensor:
+    """A core's value, summed in float32; operands count as rounded to the type that its result has."""
+    out = core.outs[0]
+    assert out is not None
+    return core.op(*(view_tensor(a, memory).to(out.spec.dtype).float() if isinstance(a, View) else a
+                     for a in core.args), **core.kwargs)
 
 
 def _spread(loop: Loop, rows: dict[str, Sym | int], memo: dict[Val, Val]) -> Loop:

@@ -8,14 +8,16 @@ memory traffic it saves. Refused pairs keep both.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+
+import torch
 
 from ..config import config
 from ..ir.sym import hint, same
 from ..loops.ir import Buffer, Extern, Loop, Loops
-from .cores import core_group, why_not_core
+from .cores import core_group, round_on_the_way, why_not_core
 from .deps import reads_of, step_dependencies, writes_of
 from .kernel import Cyclic, finish, stages_of
 from .legal import place
@@ -31,12 +33,14 @@ BIG_ROW = 16 * 1024  # elements per row that are worth several cores
 MOST_PARTS = 48
 
 
-def schedule(loops: Loops, cores: bool = False, lend: bool = False) -> Plan:
+def schedule(loops: Loops, cores: Collection[torch.dtype] = (), lend: bool = False) -> Plan:
     """Fuses, places memory, and orders the kernels of `loops`.
 
-    cores    whether matrix products and convolutions become kernels with an epilogue (see
+    cores    element types whose matrix products and convolutions become kernels with an epilogue (see
              schedule.cores)
     lend     see schedule.memory"""
+    cores = () if "cores" in config.disable_passes else cores
+    loops = round_on_the_way(loops) if torch.bfloat16 in cores else loops
     work = _Fusion(loops, dict(loops.buffers), cores)
     work.run()
     steps, buffers = work.finished()
@@ -140,7 +144,7 @@ def scratch_bytes(group: Group, stages: list[int], buffers: dict[str, Buffer]) -
 class _Fusion:
     loops: Loops
     buffers: dict[str, Buffer]
-    cores: bool
+    cores: Collection[torch.dtype]
     groups: dict[int, Group | Extern] = field(default_factory=dict)
     after: dict[int, set[int]] = field(default_factory=dict)  # group -> groups that need it
     before: dict[int, set[int]] = field(default_factory=dict)
@@ -169,7 +173,7 @@ class _Fusion:
     def _group(self, i: int, step: Loop | Extern) -> Group | Extern:
         if isinstance(step, Loop):
             return single(step, i)
-        if not self.cores or "cores" in config.disable_passes or why_not_core(step):
+        if why_not_core(step) or step.outs[0].spec.dtype not in self.cores:
             return step
         group, changed = core_group(step, i, self.buffers, tuple(r.buffer for r in self.loops.results))
         self.buffers.update((b.name, b) for b in changed)

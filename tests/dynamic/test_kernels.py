@@ -13,9 +13,9 @@ from test_loops import NUMBERS, assignments
 from test_plans import close, softmax
 
 from minicompile.codegen import cpp, driver
+from minicompile.codegen.driver import core_types
 from minicompile.ir.sym import Size, asking
 from minicompile.loops.build import build_loops
-from minicompile.runtime.library import kernel_library
 from minicompile.runtime.toolchain import detect_isa
 from minicompile.schedule.fuse import schedule
 
@@ -25,7 +25,7 @@ LENGTHS = (2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 257, 1031)
 
 def compiled(graph, cores=True, isa=None):
     with asking() as conditions:
-        plan = schedule(build_loops(graph), cores=cores and kernel_library(detect_isa()) is not None)
+        plan = schedule(build_loops(graph), core_types(detect_isa()) if cores else ())
         source = cpp.emit(plan, isa)
         source.check()
         return driver.load(source), conditions

@@ -10,6 +10,7 @@ from test_loops import assignments
 from minicompile.ir.sym import asking
 from minicompile.loops.build import build_loops
 from minicompile.loops.sizes import hints, specialise
+from minicompile.schedule.cores import TYPES
 from minicompile.schedule.fuse import schedule
 
 
@@ -21,7 +22,7 @@ def close(got, want):
 def test_random_plans_at_many_sizes(seed):
     graph, made = random_sized(seed, 18)
     with asking() as conditions:
-        plan = schedule(build_loops(graph), cores=bool(seed % 2))
+        plan = schedule(build_loops(graph), cores=TYPES if seed % 2 else ())
     plan.check()
     for sizes in assignments([*made, *conditions]):
         inputs, want, after = expected(graph, sizes)

@@ -22,7 +22,7 @@ KERNELS = Path(minicompile.__file__).parent.parent / "kernels" / "cpp"
 
 class Gemm(ctypes.Structure):
     _fields_ = [(n, I) for n in ("batch", "M", "N", "K")] + [("A", P), ("B", P)] + [
-        (n, I) for n in ("sab", "sa", "sak", "sbb", "sbk", "sbn")] + [("epilogue", P), ("context", P)]
+        (n, I) for n in ("sab", "sa", "sak", "sbb", "sbk", "sbn")] + [("epilogue", P), ("context", P), ("kind", I)]
 
 
 class Conv2d(ctypes.Structure):
@@ -64,7 +64,7 @@ def layout(t: torch.Tensor, kind: int) -> torch.Tensor:
     if kind == 1:
         return t.mT.contiguous().mT
     if kind == 2:
-        wide = torch.zeros(*t.shape[:-1], 2 * t.shape[-1] + 1)
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), math.nan, dtype=t.dtype)
         wide[..., 1::2] = t
         return wide[..., 1::2]
     return t.contiguous()
@@ -78,7 +78,8 @@ sizes = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 130, 257
        st.integers(0, 2), st.integers(1, 3))
 @example(1, 20, 300, 1700, 0, 1, 2).via("several parts of K")
 @example(2, 130, 40, 1600, 1, 0, 1).via("several parts of K, rows copied")
-@example(1, 800, 20, 800, 1, 0, 1).via("several runs of rows")
+@example(1, 40, 300, 2048, 0, 1, 2).via("rows that collide in the cache, several groups of panels")
+@example(1, 800, 20, 1600, 1, 0, 1).via("several runs of rows")
 @example(1, 700, 33, 1500, 1, 1, 2).via("several runs of copied rows")
 @example(1, 3, 2100, 65, 2, 0, 2).via("few rows")
 @example(1, 2100, 3, 65, 1, 1, 1).via("few columns")
@@ -92,6 +93,55 @@ def test_products(library: tuple, batch: int, m: int, n: int, k: int, la: int, l
     args = Gemm(batch, m, n, k, a.data_ptr(), b.data_ptr(), *a.stride(), *b.stride())
     calls.gemm_call(lib.mc_gemm, ctypes.byref(args), P(out.data_ptr()), P(bias.data_ptr()), threads)
     close(out, a.double() @ b.double() + bias.double(), k)
+
+
+HALVES = (torch.bfloat16, torch.float32)                   # a float32 operand counts as rounded to bfloat16
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(1, 3), sizes, sizes, st.one_of(st.integers(0, 70), st.sampled_from([255, 1024])), st.integers(0, 2),
+       st.integers(0, 2), st.integers(1, 3), st.sampled_from(HALVES), st.sampled_from(HALVES), st.integers(0, 3))
+@example(1, 20, 300, 3401, 0, 1, 2, *HALVES[:1] * 2, 0).via("several parts of an odd K")
+@example(2, 130, 40, 3200, 1, 0, 1, *HALVES, 1).via("several parts of K, rows copied")
+@example(1, 800, 20, 3400, 1, 0, 1, *HALVES[:1] * 2, 0).via("several runs of rows")
+@example(1, 40, 300, 4096, 0, 1, 2, *HALVES, 0).via("rows rounded while they are copied, several groups of panels")
+@example(1, 3, 2100, 65, 2, 0, 2, *HALVES[:1] * 2, 0).via("few rows")
+@example(1, 16, 1100, 333, 0, 1, 2, *HALVES[:1] * 2, 1).via("dot products of two blocks of rows")
+@example(1, 2100, 3, 65, 1, 1, 1, *HALVES[:1] * 2, 0).via("few columns")
+def test_products_in_bfloat16(library: tuple, batch: int, m: int, n: int, k: int, la: int, lb: int, threads: int,
+                              ta: torch.dtype, tb: torch.dtype, offset: int) -> None:
+    """Products of numbers rounded to bfloat16, summed in float32; what lies around the operands is NaN."""
+    calls, lib = library
+    g = torch.Generator().manual_seed(m * n + k)
+
+    def operand(shape: tuple[int, ...], kind: int, dtype: torch.dtype) -> torch.Tensor:
+        values = layout(torch.randn(shape, generator=g).to(dtype), kind)
+        around = torch.full((values.untyped_storage().nbytes() // dtype.itemsize + offset + 2,), math.nan, dtype=dtype)
+        placed = around[offset:].as_strided(values.shape, values.stride(), offset + values.storage_offset())
+        return placed.copy_(values)
+
+    a, b = operand((batch, m, k), la, ta), operand((batch, k, n), lb, tb)
+    bias, out = torch.randn(n, generator=g), torch.full((batch, m, n), math.nan)
+    args = Gemm(batch, m, n, k, a.data_ptr(), b.data_ptr(), *a.stride(), *b.stride())
+    args.kind = 4 | (ta is torch.bfloat16) | 2 * (tb is torch.bfloat16)
+    calls.gemm_call(lib.mc_gemm, ctypes.byref(args), P(out.data_ptr()), P(bias.data_ptr()), threads)
+    close(out, a.bfloat16().double() @ b.bfloat16().double() + bias.double(), k)
+
+
+@pytest.mark.parametrize("m", [1, 3, 8, 20, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_stays_so(library: tuple, m: int, dtype: torch.dtype) -> None:
+    """inf and NaN reach exactly the results that eager mode gives them to."""
+    calls, lib = library
+    for la, lb in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        a, b = layout(torch.randn(m, 131).to(dtype), la), layout(torch.randn(131, 37).to(dtype), lb)
+        a[0, 5], a[m // 2, 130], b[7, 3], b[130, 36] = math.inf, math.nan, -math.inf, math.inf
+        out, exact = torch.empty(m, 37), a.double() @ b.double()
+        args = Gemm(1, m, 37, 131, a.data_ptr(), b.data_ptr(), 0, *a.stride(), 0, *b.stride())
+        args.kind = 7 if dtype is torch.bfloat16 else 0
+        calls.gemm_call(lib.mc_gemm, ctypes.byref(args), P(out.data_ptr()), P(torch.zeros(37).data_ptr()), 1)
+        for test in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(test(out), test(exact))
 
 
 @settings(max_examples=80, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from minicompile.ir.graph import Graph, Node
 from minicompile.loops import realise
 from minicompile.loops.build import build_loops
 from minicompile.loops.ir import Buffer, Loop
+from minicompile.schedule.cores import TYPES
 from minicompile.schedule.fuse import fuse, gain, schedule, why_not_fuse
 from minicompile.schedule.kernel import recompute_or_scratch
 from minicompile.schedule.plan import Kernel, Plan, signature
@@ -23,7 +25,7 @@ from minicompile.schedule.tiling import parallel_depth
 aten = torch.ops.aten
 
 
-def both(m: Make | Graph, seed: int = 0, cores: bool = False) -> Plan:
+def both(m: Make | Graph, seed: int = 0, cores: Sequence[torch.dtype] = ()) -> Plan:
     g = m.graph() if isinstance(m, Make) else m
     plan = schedule(build_loops(g), cores)
     plan.check()
@@ -59,7 +61,7 @@ def layer_norm(m: Make, x: Node, w: Node) -> Node:
 def test_random_graphs(seed: int, cheap: bool, cores: bool) -> None:
     few, realise.FEW = realise.FEW, 4096 if cheap else 0
     try:
-        both(random_graph(seed), seed, cores)
+        both(random_graph(seed), seed, TYPES if cores else ())
     finally:
         realise.FEW = few
 
@@ -139,7 +141,7 @@ def test_product_with_epilogue() -> None:
     x, w, b, r = m.input(64, 32), m.input(48, 32), m.input(48), m.input(4, 16, 48)
     y = m.call(aten.mm.default, x, m.permute(w, (1, 0), stride=(1, 32)))
     h = m.reshape(m.add(y, m.expand(b, (64, 48))), (4, 16, 48))
-    (kernel,) = kernels(both(m.output(m.add(m.tanh(h), r)), cores=True))
+    (kernel,) = kernels(both(m.output(m.add(m.tanh(h), r)), cores=TYPES))
     assert kernel.core is not None and sizes_of(kernel.par) == [64, 48] and len(kernel.loops) == 1
     assert kernel.local == (kernel.core.outs[0].buffer,) and "+" in str(kernel.loops[0].out.index)
 
@@ -147,7 +149,7 @@ def test_product_with_epilogue() -> None:
 def test_raw_product_needed_elsewhere_is_stored_too() -> None:
     m = Make()
     y = m.call(aten.bmm.default, m.input(3, 8, 4), m.input(3, 4, 6))
-    kernel, *_ = kernels(both(m.output(y, m.neg(y), m.sum(y, (2,))), cores=True))
+    kernel, *_ = kernels(both(m.output(y, m.neg(y), m.sum(y, (2,))), cores=TYPES))
     assert kernel.core is not None and len(kernel.loops) == 2
 
 
@@ -156,7 +158,7 @@ def test_convolution_with_folded_pixels() -> None:
     x, w, b = m.input(2, 3, 9, 9), m.input(5, 3, 3, 3), m.input(5)
     y = m.call(aten.convolution.default, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     z = m.maximum(m.add(y, m.expand(m.reshape(b, (5, 1, 1)), (2, 5, 9, 9))), 0.0)
-    p = both(m.output(z, y), cores=True)
+    p = both(m.output(z, y), cores=TYPES)
     (kernel,) = kernels(p)
     assert kernel.core is not None and sizes_of(kernel.par) == [2, 5, 81]
     assert not p.frees and p.buffers[y.name].kind == "output"
@@ -166,14 +168,14 @@ def test_transposed_convolution_stays_a_library_call() -> None:
     m = Make()
     x, w = m.input(2, 4, 9, 9), m.input(4, 4, 3, 3)
     y = m.call(aten.convolution.default, x, w, None, [1, 1], [1, 1], [1, 1], True, [0, 0], 1)
-    p = both(m.output(m.neg(y)), cores=True)
+    p = both(m.output(m.neg(y)), cores=TYPES)
     assert len(p.steps) == 2 and list(p.frees.values()) == [(y.name,)]
 
 
 def test_transposed_use_is_no_epilogue() -> None:
     m = Make()
     y = m.call(aten.mm.default, m.input(64, 32), m.input(32, 48))
-    p = both(m.output(m.neg(m.permute(y, (1, 0)))), cores=True)
+    p = both(m.output(m.neg(m.permute(y, (1, 0)))), cores=TYPES)
     assert len(p.steps) == 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from minicompile.errors import CheckError
 from minicompile.ir.sym import Var
 from minicompile.loops.build import build_loops
 from minicompile.loops.ir import Extern, Loop, Store
+from minicompile.schedule.cores import TYPES
 from minicompile.schedule.fuse import schedule
 from minicompile.schedule.liveness import lifetimes, may_replace
 from minicompile.schedule.memory import _Block, _Lender, _place
@@ -39,7 +40,7 @@ def chain() -> Make:
     return m
 
 
-def right(cores: bool = False) -> Plan:
+def right(cores: Sequence[torch.dtype] = ()) -> Plan:
     plan = schedule(build_loops(chain().graph()), cores)
     plan.check()
     return plan
@@ -233,7 +234,7 @@ CORE_FAULTS: list[tuple[str, Callable[[Kernel], Any]]] = [
 @pytest.mark.parametrize("name, change", CORE_FAULTS, ids=[f[0] for f in CORE_FAULTS])
 def test_core_fault_is_found(name: str, change: Callable[[Kernel], Any]) -> None:
     with pytest.raises(CheckError):
-        kernel(right(cores=True), change, lambda k: k.core is not None).check()
+        kernel(right(cores=TYPES), change, lambda k: k.core is not None).check()
 
 
 def test_overlap_shows_in_numbers_too() -> None:
