@@ -238,7 +238,8 @@ template <int COUNT> static MC_INLINE void gemm_totals(const gemm_vec* acc, floa
     for (int n = GEMM_LANES / 2; n; n /= 2)
 #pragma GCC unroll 8
       for (int i = 0; i < n; i++)
-        r[i] = __builtin_shuffle(r[2 * i], r[2 * i + 1], even) + __builtin_shuffle(r[2 * i], r[2 * i + 1], odd);
+        r[i] = __builtin_shuffle(r[2 * i], r[2 * i + 1], even) +
+               __builtin_shuffle(r[2 * i], r[2 * i + 1], odd);
     *(gemm_uvec*)(out + at) = r[0];
   }
 }
@@ -455,7 +456,8 @@ static void gemm_part_few(const Gemm& g, GemmFew how, i64 b, i64 n0, i64 n1) {
   }
 }
 
-constexpr i64 GEMM_DEPTH = 1536;    // units of K at a time: they stream well from L2, sums are kept less often
+// Units of K at a time: they stream well from L2, sums are kept less often.
+constexpr i64 GEMM_DEPTH = 1536;
 constexpr i64 GEMM_PANELS = 98304;  // floats of panels: they stay in L2, with a block of rows and its sums
 constexpr i64 GEMM_ROWS = 384;      // at a time, where their sums are kept meanwhile
 constexpr i64 GEMM_COPY = 1 << 19;  // floats of A that are copied at a time, once for all panels

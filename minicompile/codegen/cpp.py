@@ -50,6 +50,7 @@ MC_EXPORT void mc_bind(mc::Lookup lookup, const mc::Library* kernels) {
   library = *kernels;
 }
 """
+OPEN, END, CLOSE = "\nnamespace mc {\n\n", "\n}\n\n", "}  // namespace mc\n"
 SMALL = 5000      # characters of C++ that are compiled before a second compiler has read its headers
 UNITS = 2
 
@@ -85,24 +86,27 @@ def emit(plan: Plan, isa: str | None = None) -> Source:
     sizes = tuple(syms_in(known) if plan.loops.sizes else ())
     shown += [_sizes(sizes, [size for size, _, _ in plan.loops.sizes])] if sizes else []
     shown += [body for _, body in teams]
-    return Source(_unit(shown), "c++", isa, flags_for(isa), tuple(functions.values()), tuple(calls), plan,
-                  tuple(launch for launch, _ in teams), sizes, _units(shown))
+    return Source(_unit(HEADER + BIND, shown), "c++", isa, flags_for(isa), tuple(functions.values()),
+                  tuple(calls), plan, tuple(launch for launch, _ in teams), sizes)
 
 
-def _unit(functions: Sequence[str], first: bool = True) -> str:
-    """A translation unit; the first of a library has what binds it."""
-    body = "\n".join(functions)
-    return f"{HEADER}{BIND if first else ''}\nnamespace mc {{\n\n{body}\n}}  // namespace mc\n"
+def _unit(head: str, functions: Sequence[str]) -> str:
+    """A translation unit. Every function ends in a brace at the beginning of a line."""
+    return f"{head}{OPEN}" + "\n".join(functions) + "\n" + CLOSE
 
 
-def _units(functions: Sequence[str]) -> tuple[str, ...]:
-    """Units of about equal length, where that is worth a compiler for each. Nothing but the text decides."""
-    if sum(map(len, functions)) < SMALL or len(functions) < UNITS:
-        return (_unit(functions),)
+def units(text: str) -> tuple[str, ...]:
+    """A text as translation units of about equal length, where that is worth a compiler for each; the first
+    has what binds the library."""
+    head, _, rest = text.partition(OPEN)
+    *functions, last = rest.removesuffix("\n" + CLOSE).split(END)
+    functions = [*(f + END[:-1] for f in functions), last]
+    if len(rest) < SMALL or len(functions) < UNITS:
+        return (text,)
     shares: list[list[str]] = [[] for _ in range(UNITS)]
     for f in sorted(functions, key=len, reverse=True):
         min(shares, key=lambda share: sum(map(len, share))).append(f)
-    return tuple(_unit(share, i == 0) for i, share in enumerate(shares))
+    return tuple(_unit(head if i == 0 else HEADER, share) for i, share in enumerate(shares))
 
 
 def _sizes(computed: Sequence[Sym], sizes: Sequence[Size]) -> str:

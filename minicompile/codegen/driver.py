@@ -32,6 +32,7 @@ from ..runtime.library import GraphLibrary, Library, kernel_library
 from ..schedule.cores import TYPES
 from ..schedule.liveness import touched
 from ..schedule.plan import Plan
+from .cpp import units
 from .externs import call_of
 from .source import Source
 
@@ -98,13 +99,14 @@ def _library(source: Source) -> tuple[GraphLibrary, bool]:
     def make(path: Path) -> None:
         if tool is None:
             raise missing
-        units = [path.with_suffix(f".{i}.cpp") for i in range(len(source.units))]
+        texts = units(source.text)
+        files = [path.with_suffix(f".{i}.cpp") for i in range(len(texts))]
         try:
-            for unit, text in zip(units, source.units):
-                unit.write_text(text)
+            for file, text in zip(files, texts):
+                file.write_text(text)
         except OSError as e:
             raise ToolchainError(f"the C++ text cannot be written: {e}") from e
-        toolchain.build(tool, units, path, source.flags, headers_folder())
+        toolchain.build(tool, files, path, source.flags, headers_folder())
 
     with cache.get_or_make(cache_key(source, tool), make) as (path, cached):
         try:

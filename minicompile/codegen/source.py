@@ -28,14 +28,13 @@ class Launch:
 class Source:
     """The code of a graph.
 
-    text    the C++, in one translation unit; `flags` and `isa` ("avx512", "avx2", "scalar") take part in
-            the cache key
+    text    the C++ (`cpp.units` says in how many pieces it is compiled); `flags` and `isa` ("avx512", "avx2",
+            "scalar") take part in the cache key
     kernels names of the emitted functions, for people; equal kernels share one
     calls   one per step of the plan: a Launch, or None where the step is a call that torch makes
     plan    the plan it was emitted from
     sizes   what `mc_sizes` of the text computes from the graph's sizes, in order
     teams   one per team of the plan: what runs it instead of its members' calls
-    units   the text again, as translation units that are compiled at the same time
     """
 
     text: str
@@ -47,7 +46,6 @@ class Source:
     plan: Plan
     teams: tuple[Launch, ...] = ()
     sizes: tuple[Sym, ...] = ()
-    units: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text
