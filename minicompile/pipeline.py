@@ -11,13 +11,14 @@ import logging
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from .autograd.function import Halves, viewed
 from .autograd.joint import Joint, trace_joint
+from .autograd.narrow import Narrowed, narrow
 from .autograd.partition import recompute_class, split
 from .codegen import cpp, driver, triton, triton_driver
 from .config import config
@@ -210,8 +211,19 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
-    done.call = Halves(_finish(done, target), _finish(done.backward, target), halves, joint, done.capture.gm,
-                       joint.varies)
+    forward, backward = _finish(done, target), _finish(done.backward, target)
+    settings = asdict(config)
+
+    @functools.cache
+    def narrowed(arrived: frozenset[int]) -> tuple[Narrowed, Call]:
+        part = narrow(halves, arrived)
+        if part.graph is halves.backward:
+            return part, backward
+        name = f"{done.name}_backward_{'_'.join(map(str, sorted(arrived)))}"
+        with config.patch(**settings):
+            return part, _finish(Compilation(name, done.capture, prims=Prims(part.graph), stages=done.stages),
+                                 target)
+    done.call = Halves(forward, halves, joint, done.capture.gm, narrowed, joint.varies)
 
 
 def taking_numbers(call: Call, examples: Sequence[Any], keeps: bool = False) -> Call:

@@ -5,7 +5,7 @@ through. The last stage of a training graph; `pipeline` builds it.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from ..ir.graph import Output, seen
 from ..ir.spec import TensorSpec, at
 from .joint import Joint
+from .narrow import Narrowed
 from .partition import Split, recompute_class
 
 Call = Callable[..., Sequence[torch.Tensor]]
@@ -24,18 +25,18 @@ class Halves:
     """The compiled halves and how they join.
 
     forward    (*primals) → (*outputs, *saved)
-    backward   (*saved, *tangents) → gradients
     split      the graphs they were compiled from
     joint      what these were cut from: how outputs and primals take part
     eager      the captured graph, for a backward that is itself differentiated
+    narrowed   the tangents (by position) that arrived → what computes their part of the gradients
     varies     whether sizes do
     """
 
     forward: Call
-    backward: Call
     split: Split
     joint: Joint
     eager: Call
+    narrowed: Callable[[frozenset[int]], tuple[Narrowed, Call]]
     varies: bool = False
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -105,7 +106,10 @@ class _Function(torch.autograd.Function):
         split = halves.split
         results = halves.forward(*primals)
         rest = iter(results[split.outputs:])
-        saved = [primals[i] if i is not None else next(rest) for i in split.from_input]
+        # of several results, those that are differentiated tell which inputs must not have changed
+        several = len(split.tangents) > 1
+        saved = [next(rest) if i is None else primals[i].data if several else primals[i]
+                 for i in split.from_input]
         ctx.save_for_backward(*saved)
         # For a second derivative only. Not saved tensors: those must not change until the backward has run,
         # and eager mode asks that of no input that its own formulas do not need.
@@ -127,49 +131,65 @@ class _Function(torch.autograd.Function):
         split = halves.split
         saved = ctx.saved_tensors
         specs = [at(n.spec, ctx.sizes) for n in split.backward.inputs[len(saved):]]
-        tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
+        arrived = frozenset(k for k, i in enumerate(split.tangents) if incoming[i] is not None)
+        partly = len(arrived) < len(split.tangents)
         if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
-            if versions(ctx.primals) != ctx.versions:
-                raise RuntimeError("a second derivative is needed, but an input of the compiled graph has "
-                                   "been modified in place since")
-            gradients = differentiable_gradients(halves, ctx.primals, tangents)
+            given = eager_gradients(ctx, incoming, "a second derivative is needed")
+        elif partly and halves.joint.custom:
+            given = eager_gradients(ctx, incoming, "a custom function has several results, not all of them used")
         else:
-            gradients = halves.backward(*saved, *tangents, *specs[len(tangents):])
-        # As in eager mode, a gradient that nothing flowed into is None, not zeros: optimizers tell the two
-        # apart.
-        arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
-        whole = len(arrived) == len(split.tangents)          # a formula may give zeros that depend on nothing
-        given = {i: g for i, g, flow in zip(halves.joint.gradients, gradients, split.flows)
-                 if whole or flow & arrived}
+            part, call = halves.narrowed(arrived)
+            if len(split.tangents) > 1:
+                _check_unchanged(ctx, [split.from_input[i] for i in part.reads], "it is needed")
+            tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
+            found = call(*saved, *tangents, *specs[len(tangents):]) if part.gives else ()
+            given = dict(zip([halves.joint.gradients[i] for i in part.gives], found))
         return (None, *[given.get(i) for i in range(len(ctx.primals))])
 
 
-def versions(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """How often each was written to; inference tensors do not count."""
-    return [0 if t.is_inference() else t._version for t in tensors if isinstance(t, torch.Tensor)]
+def versions(tensors: Sequence[Any]) -> list[int]:
+    """How often each was written to; inference tensors, and what is no tensor, do not count."""
+    return [0 if not isinstance(t, torch.Tensor) or t.is_inference() else t._version for t in tensors]
 
 
-def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],
-                             tangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-    """The gradients by eager mode's own autograd, from the captured graph run again.
+def _check_unchanged(ctx: Any, inputs: Iterable[int | None], why: str) -> None:
+    """Raises RuntimeError if one of these inputs was written to since the forward."""
+    for i in inputs:
+        if i is not None and (now := versions(ctx.primals[i:i + 1])[0]) != ctx.versions[i]:
+            t = ctx.primals[i]
+            raise RuntimeError(f"one of the variables needed for gradient computation has been modified by an "
+                               f"inplace operation: [{t.type()} {list(t.shape)}], input {i} of a compiled graph, "
+                               f"is at version {now}; expected version {ctx.versions[i]} instead: {why}")
 
-    Raises RuntimeError where running it again would draw other random numbers or write to inputs twice.
+
+def eager_gradients(ctx: Any, incoming: Sequence[torch.Tensor | None], why: str) -> dict[int, Any]:
+    """Input → its gradient by eager mode's own autograd, from the captured graph run again.
+
+    Raises RuntimeError where running it again would draw other random numbers or write to inputs twice, or an
+    input has changed.
     """
+    halves, primals = ctx.halves, ctx.primals
     if not halves.repeatable:
-        raise RuntimeError("a second derivative is needed of a compiled graph that draws random numbers or "
-                           "writes to its inputs, which cannot be run again; leave it out: "
-                           "minicompile.disable(fn)")
-    outputs = halves.eager(*primals)
+        raise RuntimeError(f"{why} of a compiled graph that draws random numbers or writes to its inputs, "
+                           "which cannot be run again; leave it out: minicompile.disable(fn)")
+    _check_unchanged(ctx, range(len(primals)), why)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = halves.eager(*primals)
     base = {j: outputs[i]._base for i, j in halves.joint.views}
-    results = [outputs[i] if i < len(outputs) else base[i] for i in halves.split.tangents]
-    wanted = [primals[i] for i in halves.joint.gradients]
-    return torch.autograd.grad(results, wanted, tangents, create_graph=True, allow_unused=True)
+    pairs = [(outputs[i] if i < len(outputs) else base[i], incoming[i]) for i in halves.split.tangents
+             if incoming[i] is not None]
+    wanted = halves.joint.gradients
+    found = torch.autograd.grad([r for r, _ in pairs], [primals[i] for i in wanted], [g for _, g in pairs],
+                                create_graph=again, allow_unused=True) if pairs else ()
+    return dict(zip(wanted, found))
 
 
 def fit(gradient: torch.Tensor | None, spec: TensorSpec) -> torch.Tensor:
-    """An incoming gradient in the geometry the backward graph was compiled for; zeros where none came."""
+    """An incoming gradient in the geometry the backward graph was compiled for; where none came, one of that
+    shape that nothing reads."""
     if gradient is None:
-        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).zero_()
+        return torch.empty((), dtype=spec.dtype, device=spec.device).expand(spec.shape)
     gradient = gradient.resolve_conj().resolve_neg()          # compiled code reads memory
     if all(n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
         return gradient

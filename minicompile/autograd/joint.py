@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.autograd.function import BackwardCFunction
 
 from ..errors import Refusal, Where
-from ..ir.fake import Fake, engine_gradients, storage_key
+from ..ir.fake import Fake, engine_gradients, history, storage_key
 from ..ir.geometry import sizes_in
 from ..ir.graph import Output
 from ..ir.spec import TensorSpec, bind
@@ -38,6 +39,8 @@ class Joint:
     views      (i, j): output i is a view of output j, which has the incoming gradient for both
     returned   how many outputs are the user's; further ones are only bases of views
     apart      the primals that require grad and have no gradient: nothing flows into their history
+    custom     whether custom functions with several results are in it: what they make of one gradient alone
+               is not what they make of all
     spent      (i, why): output i requires grad, but eager mode raises this when it is differentiated: a
                backward inside has freed its graph, or changed what it needs
     """
@@ -52,6 +55,7 @@ class Joint:
     returned: int | None = None
     spent: tuple[tuple[int, str], ...] = ()
     apart: tuple[int, ...] = ()
+    custom: bool = False
 
     def __str__(self) -> str:
         return str(self.aten)
@@ -97,6 +101,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     at = dict(views)
     tangents = tuple(dict.fromkeys(at.get(i, i) for i in tangents))
     leaves = [i for i, f in enumerate(inputs) if isinstance(f, Fake) and f.requires_grad]
+    custom = any(isinstance(n, BackwardCFunction) and len(n._input_metadata) > 1
+                 for n in history(results[i] for i in tangents))
     gradients: list[Any] = []
     seeds = [Fake.from_spec(dense(results[i].spec)) for i in tangents]
     for i, seed in zip(tangents, seeds):
@@ -116,7 +122,8 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     graph = replace(graph, outputs=outputs)
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
     return Joint(AtenGraph(graph), len(inputs), len(results), tangents, tuple(i for i, _ in flowing),
-                 attached, views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})))
+                 attached, views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})),
+                 custom)
 
 
 def _spent(gm: fx.GraphModule, results: Sequence[Fake], leaves: list[Fake]) -> list[tuple[int, str]]:

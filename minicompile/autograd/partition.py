@@ -61,7 +61,6 @@ class Split:
                 output
     tangents    which of the user's outputs have an incoming gradient; `backward` takes them after the saved
                 values
-    flows       for each gradient, the tangents (by position) that it is computed from
     again       values that only a memory budget makes the backward compute again
     sizes       sizes that `backward` takes as numbers, last: no tensor it takes has them
     """
@@ -72,7 +71,6 @@ class Split:
     saved: tuple[Saved, ...]
     from_input: tuple[int | None, ...]
     tangents: tuple[int, ...]
-    flows: tuple[frozenset[int], ...]
     again: tuple[Node, ...] = ()
     sizes: tuple[Size, ...] = ()
 
@@ -128,9 +126,9 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], b
     aliases. `budget` is the part of the bytes that may be kept, of those that the cheapest cut without a
     library call or reduction done twice keeps; where that is too little, as few as can be are."""
     results, gradients = joint.outputs[:outputs], joint.outputs[outputs:joint.returned]
-    after = _dependents(joint, joint.inputs[primals:])
+    after = dependents(joint, joint.inputs[primals:])
     writes = tuple((i, n) for i, n in joint.writes if n not in after)
-    needed = _ancestors([o.node for o in gradients])
+    needed = ancestors([o.node for o in gradients])
     order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
     saved, free = _within(budget, order, lambda free: _cut(joint, order, after, needed, gradients, free))
     changed = {i for i, _ in writes}          # an input that the forward overwrites is saved as it was
@@ -140,7 +138,7 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], b
     backward = _backward(joint, primals, gradients, saved, [o.node for o in kept])
     reasons = tuple(Saved(n, hint(n.tensor.nbytes), BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
     inside = {n.name for n in backward.nodes}
-    return Split(forward, backward, outputs, reasons, tuple(at), tangents, _flows(joint, primals, gradients),
+    return Split(forward, backward, outputs, reasons, tuple(at), tangents,
                  tuple(n for n in order if n in free and n.name in inside),
                  tuple(n.spec for n in backward.inputs if isinstance(n.spec, Size)))
 
@@ -184,7 +182,7 @@ def _within(budget: float, order: list[Node],
     return cut(free), free
 
 
-def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
+def dependents(graph: Graph, roots: Sequence[Node]) -> set[Node]:
     """`roots` and everything computed from them."""
     seen = set(roots)
     for n in graph.nodes:
@@ -193,16 +191,7 @@ def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
     return seen
 
 
-def _flows(joint: Graph, primals: int, gradients: tuple[Output, ...]) -> tuple[frozenset[int], ...]:
-    """For each gradient, which tangents it is computed from."""
-    sources = {n: frozenset((i,)) for i, n in enumerate(joint.inputs[primals:])}
-    none: frozenset[int] = frozenset()
-    for n in joint.nodes:
-        sources[n] = none.union(*[sources.get(a, none) for a in arg_nodes((n.args, n.kwargs))])
-    return tuple(sources.get(o.node, none) for o in gradients)
-
-
-def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
+def ancestors(roots: Sequence[Node], known: set[Node] = frozenset()) -> set[Node]:
     """`roots` and everything they are computed from, up to what is `known`."""
     seen: set[Node] = set()
     stack = list(roots)
@@ -290,10 +279,10 @@ def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list
     shown = [replace(o, alias=("output", moved[o.alias[1]])) if o.alias and o.alias[1] in moved
              and o.alias[0] == "output" else o for o in results]
     outputs = (*shown, *kept, *(joint.outputs[j] for j in hidden))
-    used = _ancestors([o.node for o in joint.outputs] + [n for _, n in joint.writes])
+    used = ancestors([o.node for o in joint.outputs] + [n for _, n in joint.writes])
     effects = [n for n in joint.nodes if (n not in used or recompute_class(n) == "random")
-               and _ancestors([n]).isdisjoint(joint.inputs[primals:])]
-    needed = _ancestors([o.node for o in outputs] + [n for _, n in writes] + effects)
+               and ancestors([n]).isdisjoint(joint.inputs[primals:])]
+    needed = ancestors([o.node for o in outputs] + [n for _, n in writes] + effects)
     nodes = tuple(n for n in joint.nodes if n in needed)
     return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept), joint.restrides)
 
@@ -306,7 +295,7 @@ def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: 
     for i, n in enumerate((*saved, *joint.inputs[primals:])):
         spec = n.tensor if n.op == "input" and n not in kept else dense(n.tensor)
         new[n] = Node(n.name, "input", (i,), {}, spec, n.where)
-    needed = _ancestors([o.node for o in gradients], set(new))
+    needed = ancestors([o.node for o in gradients], set(new))
     bound = {size for n in new.values() for size in n.tensor.shape if isinstance(size, Size)}
     used = sizes_in(*((n.args, tuple(n.kwargs.values()), n.spec) for n in joint.nodes if n in needed),
                     *(o.spec for o in gradients), *(n.spec for n in new.values()))

@@ -14,6 +14,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 from minicompile.autograd.function import Halves
 from minicompile.autograd.joint import trace_joint
+from minicompile.autograd.narrow import narrow
 from minicompile.autograd.partition import split
 from minicompile.errors import Refusal
 from minicompile.ir.fake import Fake
@@ -174,7 +175,8 @@ def train(fn: Callable[..., Any], *args: Any) -> None:
         prims.check()
         cut = split(prims.graph, joint.primals, joint.outputs, joint.tangents)
         cut.check()
-    halves = Halves(Prims(cut.forward).run, Prims(cut.backward).run, cut, joint, gm, joint.varies)
+    halves = Halves(Prims(cut.forward).run, cut, joint, gm, lambda arrived: (
+        narrow(cut, arrived), Prims(narrow(cut, arrived).graph).run), joint.varies)
     envs = [env for env in OTHERS if all(c.holds(env) for c in asked)]
     assert len(envs) >= 2, [str(c) for c in asked]
     for env in envs:
