@@ -207,7 +207,7 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     """Cuts the joint graph and compiles both halves."""
     prims = done.stages["prims"][1](joint.aten)
     halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents,
-                                             config.activation_memory_budget))
+                                             config.activation_memory_budget, joint.held))
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)

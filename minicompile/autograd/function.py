@@ -136,11 +136,11 @@ class _Function(torch.autograd.Function):
         if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
             given = eager_gradients(ctx, incoming, "a second derivative is needed")
         elif partly and halves.joint.custom:
-            given = eager_gradients(ctx, incoming, "a custom function has several results, not all of them used")
+            given = eager_gradients(ctx, incoming, "not all results of a custom function are used")
         else:
             part, call = halves.narrowed(arrived)
             if len(split.tangents) > 1:
-                _check_unchanged(ctx, [split.from_input[i] for i in part.reads], "it is needed")
+                _check_unchanged(ctx, [split.from_input[i] for i in part.reads], "it is read")
             tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
             found = call(*saved, *tangents, *specs[len(tangents):]) if part.gives else ()
             given = dict(zip([halves.joint.gradients[i] for i in part.gives], found))
@@ -156,10 +156,10 @@ def _check_unchanged(ctx: Any, inputs: Iterable[int | None], why: str) -> None:
     """Raises RuntimeError if one of these inputs was written to since the forward."""
     for i in inputs:
         if i is not None and (now := versions(ctx.primals[i:i + 1])[0]) != ctx.versions[i]:
-            t = ctx.primals[i]
-            raise RuntimeError(f"one of the variables needed for gradient computation has been modified by an "
-                               f"inplace operation: [{t.type()} {list(t.shape)}], input {i} of a compiled graph, "
-                               f"is at version {now}; expected version {ctx.versions[i]} instead: {why}")
+            raise RuntimeError("one of the variables needed for gradient computation has been modified by an "
+                               f"inplace operation: input {i} of a compiled graph, a tensor of shape "
+                               f"{list(ctx.primals[i].shape)}, is at version {now}; expected version "
+                               f"{ctx.versions[i]} instead ({why})")
 
 
 def eager_gradients(ctx: Any, incoming: Sequence[torch.Tensor | None], why: str) -> dict[int, Any]:
@@ -186,11 +186,11 @@ def eager_gradients(ctx: Any, incoming: Sequence[torch.Tensor | None], why: str)
 
 
 def fit(gradient: torch.Tensor | None, spec: TensorSpec) -> torch.Tensor:
-    """An incoming gradient in the geometry the backward graph was compiled for; where none came, one of that
-    shape that nothing reads."""
-    if gradient is None:
-        return torch.empty((), dtype=spec.dtype, device=spec.device).expand(spec.shape)
-    gradient = gradient.resolve_conj().resolve_neg()          # compiled code reads memory
-    if all(n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
-        return gradient
-    return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).copy_(gradient)
+    """An incoming gradient in the geometry the backward graph was compiled for; where none came, memory of
+    that geometry that nothing reads."""
+    if gradient is not None:
+        gradient = gradient.resolve_conj().resolve_neg()          # compiled code reads memory
+        if all(n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
+            return gradient
+    fitting = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
+    return fitting if gradient is None else fitting.copy_(gradient)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..ir.graph import Graph, Node, arg_nodes, map_arg
+from ..ir.graph import Graph, Node, map_arg
 from ..ir.prims import PRIMS
 from ..ir.spec import TensorSpec
 from ..lower.builder import as_dtype
@@ -75,6 +75,7 @@ def _rest_of_sum(n: Node, dead: set[Node]) -> Node | None:
 def _zeros(n: Node) -> Node:
     """A node of zeros in place of n."""
     spec = TensorSpec.contiguous(n.tensor.dtype, n.tensor.shape, n.tensor.device)
+    op, args = PRIMS["full"], (spec.shape, as_dtype(0, spec.dtype), spec.dtype)
     if spec.dtype.is_complex:           # no kernel of ours makes these
-        return Node(f"{n.name}_missing", "constant", (torch.zeros(spec.shape, dtype=spec.dtype),), {}, spec)
-    return Node(f"{n.name}_missing", PRIMS["full"], (spec.shape, as_dtype(0, spec.dtype), spec.dtype), {}, spec)
+        op, args = "constant", (torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device),)
+    return Node(f"{n.name}_missing", op, args, {}, spec)

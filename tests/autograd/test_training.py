@@ -26,7 +26,7 @@ def halves_of(fn: Callable[..., Any], *args: torch.Tensor) -> Any:
     joint.check()
     prims = decompose(joint.aten)
     prims.check()
-    return split(prims.graph, joint.primals, joint.outputs, joint.tangents), joint
+    return split(prims.graph, joint.primals, joint.outputs, joint.tangents, held=joint.held), joint
 
 
 def net(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
