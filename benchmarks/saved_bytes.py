@@ -46,7 +46,7 @@ def ours(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[Count, lis
         if joint.tangents:
             prims = decompose(joint.aten).graph
             start = time.perf_counter()
-            halves = split(prims, joint.primals, joint.outputs, joint.tangents)
+            halves = split(prims, joint.primals, joint.outputs, joint.tangents, held=joint.held)
             count["seconds"] += time.perf_counter() - start
             for s, i in zip(halves.saved, halves.from_input):
                 count["made" if i is None else "inputs"] += s.bytes

@@ -175,21 +175,15 @@ class _CompiledModule:
 def _compile_module(module: nn.Module, settings: Settings) -> nn.Module:
     """A module of a one-off subclass that shares `module.__dict__`: neither can lag behind the other."""
     cls = type(module)
-    handle = Handle(cls.__name__, _private(nn.Module._call_impl), settings)
-    call = handle.compiled
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(module, *args, **kwargs)
 
     def __deepcopy__(self: Any, memo: dict) -> Any:
         return _compile_module(copy.deepcopy(module, memo), settings)
 
     members = {
-        "__call__": __call__,
+        **_compiled_call(module, settings),
         "__deepcopy__": __deepcopy__,
         "__reduce_ex__": lambda self, protocol: module.__reduce_ex__(protocol),
         "__class__": property(lambda self: cls),
-        "__minicompile__": handle,
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
@@ -198,6 +192,20 @@ def _compile_module(module: nn.Module, settings: Settings) -> nn.Module:
     stand_in = object.__new__(metaclass(cls.__name__, (_CompiledModule, cls), members))
     object.__setattr__(stand_in, "__dict__", module.__dict__)
     return stand_in
+
+
+def _compiled_call(module: nn.Module, settings: Settings) -> dict[str, Any]:
+    """What makes calls of a module's stand-in run compiled code, and the Handle behind it. What data parallel
+    does around its module is between processes, and no part of any graph."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        inner: Any = _compile_module(module.module, settings)
+        return {"module": property(lambda self: inner), "__minicompile__": inner.__minicompile__}
+    handle = Handle(type(module).__name__, _private(nn.Module._call_impl), settings)
+    call = handle.compiled
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(module, *args, **kwargs)
+    return {"__call__": __call__, "__minicompile__": handle}
 
 
 def handle_of(fn: Any) -> Handle | None:

@@ -11,13 +11,14 @@ import logging
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from .autograd.function import Halves, viewed
+from .autograd.function import Backward, Halves, viewed
 from .autograd.joint import Joint, trace_joint
+from .autograd.narrow import Narrowed, narrow
 from .autograd.partition import recompute_class, split
 from .codegen import cpp, driver, triton, triton_driver
 from .config import config
@@ -206,14 +207,30 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     """Cuts the joint graph and compiles both halves."""
     prims = done.stages["prims"][1](joint.aten)
     halves = done.put("split", lambda: split(prims.graph, joint.primals, joint.outputs, joint.tangents,
-                                             config.activation_memory_budget))
+                                             config.activation_memory_budget, joint.held))
     done.prims = Prims(halves.forward)
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
-    forward, backward, plan = _finish(done, target), _finish(done.backward, target), done.backward.plan
+    forward, settings = _finish(done, target), asdict(config)
+    whole = _backward(done.backward, narrow(halves, frozenset(range(len(halves.tangents)))), target)
+
+    @functools.cache
+    def narrowed(arrived: frozenset[int]) -> Backward:
+        part = narrow(halves, arrived)
+        if part.graph is halves.backward:
+            return whole
+        name = f"{done.name}_backward_{'_'.join(map(str, sorted(arrived)))}"
+        with config.patch(**settings):
+            return _backward(Compilation(name, done.capture, prims=Prims(part.graph), stages=done.stages),
+                             part, target)
+    done.call = Halves(forward, halves, joint, done.capture.gm, narrowed, joint.varies)
+
+
+def _backward(done: Compilation, part: Narrowed, target: str) -> Backward:
+    """What runs a backward graph, which is compiled."""
+    call, plan = _finish(done, target), done.plan
     lenders = [plan.buffers[n] for n in plan.hosts.values()] if plan is not None else []
-    done.call = Halves(forward, backward, halves, joint, done.capture.gm, joint.varies,
-                       frozenset(b.index for b in lenders if b.kind == "input"))
+    return Backward(part, call, frozenset(b.index for b in lenders if b.kind == "input"))
 
 
 def taking_numbers(call: Call, examples: Sequence[Any], keeps: bool = False) -> Call:

@@ -6,7 +6,7 @@ through. The last stage of a training graph; `pipeline` builds it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,34 @@ import torch
 from ..ir.graph import Output, seen
 from ..ir.spec import TensorSpec, at
 from .joint import Joint
+from .narrow import Narrowed
 from .partition import Split, recompute_class
 
 Call = Callable[..., Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """What computes gradients from those that arrived.
+
+    part    its graph, which gradients it gives and which saved values it reads
+    call    (*saved, *tangents, *sizes) → these gradients
+    lent    numbers of the saved tensors that it would write to, once it has read them
+    """
+
+    part: Narrowed
+    call: Call
+    lent: frozenset[int] = frozenset()
+
+    def gradients(self, saved: list[Any], rest: Sequence[Any]) -> Sequence[torch.Tensor]:
+        """The gradients. `saved` loses its tensors: each is let go of once it has been read, where nobody
+        else needs it; its memory then serves what comes after."""
+        consume = getattr(self.call, "consume", None)
+        if consume is None:
+            return self.call(*saved, *rest)
+        own = bytes([1 + (i in self.lent and alone(saved, i)) for i in range(len(saved))])
+        saved += rest
+        return consume(saved, own + bytes(len(rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +50,19 @@ class Halves:
     """The compiled halves and how they join.
 
     forward    (*primals) → (*outputs, *saved)
-    backward   (*saved, *tangents) → gradients
     split      the graphs they were compiled from
     joint      what these were cut from: how outputs and primals take part
     eager      the captured graph, for a backward that is itself differentiated
+    narrowed   the tangents (by position) that arrived → what computes their part of the gradients
     varies     whether sizes do
-    lent       numbers of the saved tensors that the backward would write to, once it has read them
     """
 
     forward: Call
-    backward: Call
     split: Split
     joint: Joint
     eager: Call
+    narrowed: Callable[[frozenset[int]], Backward]
     varies: bool = False
-    lent: frozenset[int] = frozenset()
 
     def __call__(self, *primals: torch.Tensor) -> Sequence[torch.Tensor]:
         """The outputs, connected to the autograd graph."""
@@ -55,16 +78,6 @@ class Halves:
             outputs[i] = view_of(outputs[j], at(described[i].spec, env))
         return viewed(outputs, described[:self.split.outputs], primals, self.joint.attached,
                       self.joint.spent, env)[:self.joint.returned]
-
-    def gradients(self, saved: list[Any], rest: Sequence[Any]) -> Sequence[torch.Tensor]:
-        """The gradients. `saved` loses its tensors: each is let go of once it has been read, where nobody
-        else needs it; its memory then serves what comes after."""
-        consume = getattr(self.backward, "consume", None)
-        if consume is None:
-            return self.backward(*saved, *rest)
-        own = bytes([1 + (i in self.lent and alone(saved, i)) for i in range(len(saved))])
-        saved += rest
-        return consume(saved, own + bytes(len(rest)))
 
     @property
     def repeatable(self) -> bool:
@@ -97,13 +110,18 @@ def view_of(t: torch.Tensor, spec: TensorSpec, views: tuple = ()) -> torch.Tenso
     return seen(t, spec, views)
 
 
+def apart(t: torch.Tensor) -> torch.Tensor:
+    """t's memory as a tensor of its own: no view to the engine."""
+    return torch.empty(0, dtype=t.dtype, device=t.device).set_(t)
+
+
 class _Spent(torch.autograd.Function):
     """A result whose graph a backward inside the compiled function has freed."""
 
     @staticmethod
     def forward(ctx: Any, anchor: torch.Tensor, result: torch.Tensor, why: str) -> torch.Tensor:
         ctx.why = why
-        return torch.empty(0, dtype=result.dtype, device=result.device).set_(result)
+        return apart(result)
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
@@ -118,18 +136,22 @@ class _Function(torch.autograd.Function):
         split = halves.split
         results = halves.forward(*primals)
         rest = iter(results[split.outputs:])
-        saved = [primals[i] if i is not None else next(rest) for i in split.from_input]
+        # of several results, those that are differentiated tell which inputs must not have changed
+        several = len(split.tangents) > 1
+        saved = [next(rest) if i is None else primals[i].data if several else primals[i]
+                 for i in split.from_input]
         ctx.save_for_backward(*saved)
         # For a second derivative only. Not saved tensors: those must not change until the backward has run,
         # and eager mode asks that of no input that its own formulas do not need.
         ctx.halves, ctx.primals, ctx.versions = halves, primals, versions(primals)
         ctx.sizes = halves.joint.sizes(primals) if halves.varies else {}
         ctx.set_materialize_grads(False)
-        later = {i for i, _ in halves.joint.views}
-        outputs = [None if i in later or o.alias is not None and o.alias[0] == "input" else r
-                   for i, (o, r) in enumerate(zip(split.forward.outputs, results[:split.outputs]))]
-        for i in {j for _, j in halves.joint.views}:          # to the engine a tensor of its own, not a view
-            outputs[i] = torch.empty(0, dtype=results[i].dtype).set_(results[i])
+        later, bases = {i for i, _ in halves.joint.views}, {j for _, j in halves.joint.views}
+        outputs: list[torch.Tensor | None] = []
+        for i, (o, r) in enumerate(zip(split.forward.outputs, results[:split.outputs])):
+            constant = o.alias is not None and i not in split.tangents       # of what may need a gradient
+            absent = i in later or o.alias is not None and o.alias[0] == "input"
+            outputs.append(None if absent else apart(r) if constant or i in bases else r)
         fixed = [o for i, o in enumerate(outputs) if o is not None and i not in split.tangents]
         ctx.mark_non_differentiable(*fixed)
         return tuple(outputs)
@@ -140,21 +162,21 @@ class _Function(torch.autograd.Function):
         split = halves.split
         saved = list(ctx.saved_tensors)
         specs = [at(n.spec, ctx.sizes) for n in split.backward.inputs[len(saved):]]
-        tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
+        arrived = frozenset(k for k, i in enumerate(split.tangents) if incoming[i] is not None)
+        partly = len(arrived) < len(split.tangents)
         if torch.is_grad_enabled():          # create_graph=True: the gradients are to be differentiated, too
-            if versions(ctx.primals) != ctx.versions:
-                raise RuntimeError("a second derivative is needed, but an input of the compiled graph has "
-                                   "been modified in place since")
-            gradients = differentiable_gradients(halves, ctx.primals, tangents)
+            given = eager_gradients(ctx, incoming, "a second derivative is needed")
+        elif partly and halves.joint.custom:
+            given = eager_gradients(ctx, incoming, "not all results of a custom function are used")
         else:
+            backward = halves.narrowed(arrived)
+            part = backward.part
+            if len(split.tangents) > 1:
+                _check_unchanged(ctx, [split.from_input[i] for i in part.reads], "it is read")
             ctx.maybe_clear_saved_tensors()          # unless the graph is retained
-            gradients = halves.gradients(saved, [*tangents, *specs[len(tangents):]])
-        # As in eager mode, a gradient that nothing flowed into is None, not zeros: optimizers tell the two
-        # apart.
-        arrived = {k for k, i in enumerate(split.tangents) if incoming[i] is not None}
-        whole = len(arrived) == len(split.tangents)          # a formula may give zeros that depend on nothing
-        given = {i: g for i, g, flow in zip(halves.joint.gradients, gradients, split.flows)
-                 if whole or flow & arrived}
+            tangents = [fit(incoming[i], spec) for i, spec in zip(split.tangents, specs)]
+            found = backward.gradients(saved, [*tangents, *specs[len(tangents):]]) if part.gives else ()
+            given = dict(zip([halves.joint.gradients[i] for i in part.gives], found))
         return (None, *[given.get(i) for i in range(len(ctx.primals))])
 
 
@@ -167,33 +189,50 @@ def alone(tensors: list[torch.Tensor], i: int) -> bool:
             and torch._C._storage_Use_Count(storage._cdata) == 2)              # the tensor, here
 
 
-def versions(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """How often each was written to; inference tensors do not count."""
-    return [0 if t.is_inference() else t._version for t in tensors if isinstance(t, torch.Tensor)]
+def versions(tensors: Sequence[Any]) -> list[int]:
+    """How often each was written to; inference tensors, and what is no tensor, do not count."""
+    return [0 if not isinstance(t, torch.Tensor) or t.is_inference() else t._version for t in tensors]
 
 
-def differentiable_gradients(halves: Halves, primals: Sequence[torch.Tensor],
-                             tangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-    """The gradients by eager mode's own autograd, from the captured graph run again.
+def _check_unchanged(ctx: Any, inputs: Iterable[int | None], why: str) -> None:
+    """Raises RuntimeError if one of these inputs was written to since the forward."""
+    for i in inputs:
+        if i is not None and (now := versions(ctx.primals[i:i + 1])[0]) != ctx.versions[i]:
+            raise RuntimeError("one of the variables needed for gradient computation has been modified by an "
+                               f"inplace operation: input {i} of a compiled graph, a tensor of shape "
+                               f"{list(ctx.primals[i].shape)}, is at version {now}; expected version "
+                               f"{ctx.versions[i]} instead ({why})")
 
-    Raises RuntimeError where running it again would draw other random numbers or write to inputs twice.
+
+def eager_gradients(ctx: Any, incoming: Sequence[torch.Tensor | None], why: str) -> dict[int, Any]:
+    """Input → its gradient by eager mode's own autograd, from the captured graph run again.
+
+    Raises RuntimeError where running it again would draw other random numbers or write to inputs twice, or an
+    input has changed.
     """
+    halves, primals = ctx.halves, ctx.primals
     if not halves.repeatable:
-        raise RuntimeError("a second derivative is needed of a compiled graph that draws random numbers or "
-                           "writes to its inputs, which cannot be run again; leave it out: "
-                           "minicompile.disable(fn)")
-    outputs = halves.eager(*primals)
+        raise RuntimeError(f"{why} of a compiled graph that draws random numbers or writes to its inputs, "
+                           "which cannot be run again; leave it out: minicompile.disable(fn)")
+    _check_unchanged(ctx, range(len(primals)), why)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = halves.eager(*primals)
     base = {j: outputs[i]._base for i, j in halves.joint.views}
-    results = [outputs[i] if i < len(outputs) else base[i] for i in halves.split.tangents]
-    wanted = [primals[i] for i in halves.joint.gradients]
-    return torch.autograd.grad(results, wanted, tangents, create_graph=True, allow_unused=True)
+    pairs = [(outputs[i] if i < len(outputs) else base[i], incoming[i]) for i in halves.split.tangents
+             if incoming[i] is not None]
+    wanted = halves.joint.gradients
+    found = torch.autograd.grad([r for r, _ in pairs], [primals[i] for i in wanted], [g for _, g in pairs],
+                                create_graph=again, allow_unused=True) if pairs else ()
+    return dict(zip(wanted, found))
 
 
 def fit(gradient: torch.Tensor | None, spec: TensorSpec) -> torch.Tensor:
-    """An incoming gradient in the geometry the backward graph was compiled for; zeros where none came."""
-    if gradient is None:
-        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).zero_()
-    gradient = gradient.resolve_conj().resolve_neg()          # compiled code reads memory
-    if all(n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
-        return gradient
-    return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device).copy_(gradient)
+    """An incoming gradient in the geometry the backward graph was compiled for; where none came, memory of
+    that geometry that nothing reads."""
+    if gradient is not None:
+        gradient = gradient.resolve_conj().resolve_neg()          # compiled code reads memory
+        if all(n == 1 or s == t for n, s, t in zip(spec.shape, gradient.stride(), spec.stride)):
+            return gradient
+    fitting = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
+    return fitting if gradient is None else fitting.copy_(gradient)

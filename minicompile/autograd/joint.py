@@ -6,15 +6,17 @@ recorder, so custom functions, checkpointing and hooks come out as the ATen call
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.autograd.function import BackwardCFunction
 
 from ..errors import Refusal, Where
-from ..ir.fake import Fake, engine_gradients, storage_key
+from ..ir.fake import Fake, engine_gradients, history, storage_key
 from ..ir.geometry import sizes_in
 from ..ir.graph import Output
 from ..ir.spec import TensorSpec, bind
@@ -38,6 +40,9 @@ class Joint:
     views      (i, j): output i is a view of output j, which has the incoming gradient for both
     returned   how many outputs are the user's; further ones are only bases of views
     apart      the primals that require grad and have no gradient: nothing flows into their history
+    custom     whether custom functions with several results are in it: what they make of one gradient alone
+               is not what they make of all
+    held       for each of `tangents` the primals that eager mode's formulas keep for its backward
     spent      (i, why): output i requires grad, but eager mode raises this when it is differentiated: a
                backward inside has freed its graph, or changed what it needs
     """
@@ -52,6 +57,8 @@ class Joint:
     returned: int | None = None
     spent: tuple[tuple[int, str], ...] = ()
     apart: tuple[int, ...] = ()
+    custom: bool = False
+    held: tuple[frozenset[int], ...] = ()
 
     def __str__(self) -> str:
         return str(self.aten)
@@ -97,6 +104,9 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     at = dict(views)
     tangents = tuple(dict.fromkeys(at.get(i, i) for i in tangents))
     leaves = [i for i, f in enumerate(inputs) if isinstance(f, Fake) and f.requires_grad]
+    custom = any(isinstance(n, BackwardCFunction) and len(n._input_metadata) > 1
+                 for n in history(results[i] for i in tangents))
+    held = tuple(_held([results[i] for i in tangents], inputs))
     gradients: list[Any] = []
     seeds = [Fake.from_spec(dense(results[i].spec)) for i in tangents]
     for i, seed in zip(tangents, seeds):
@@ -116,7 +126,29 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     graph = replace(graph, outputs=outputs)
     attached = tuple(i for i, r in enumerate(results) if r.requires_grad)
     return Joint(AtenGraph(graph), len(inputs), len(results), tangents, tuple(i for i, _ in flowing),
-                 attached, views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})))
+                 attached, views, returned, spent, tuple(sorted({*leaves} - {i for i, _ in flowing})),
+                 custom, held)
+
+
+def _held(results: Sequence[Fake], inputs: Sequence[Any]) -> Iterator[frozenset[int]]:
+    """For each result, the inputs whose memory the engine's nodes behind it keep; all, where hooks (of a
+    checkpoint) do not tell."""
+    everything = frozenset(range(len(inputs)))
+    sharing: dict[int, set[int]] = {}
+    for i, f in enumerate(inputs):
+        if isinstance(f, Fake):
+            sharing.setdefault(storage_key(f), set()).add(i)
+
+    @functools.cache
+    def kept(node: Any) -> frozenset[int]:
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_raw_saved_")]
+        each = [s for x in saved for s in (x if isinstance(x, (tuple, list)) else (x,))]
+        tensors = [s.data for s in each if s is not None]
+        if not all(isinstance(t, torch.Tensor | None) for t in tensors):
+            return everything
+        return frozenset().union(*[sharing.get(storage_key(t), ()) for t in tensors if isinstance(t, Fake)])
+    for r in results:
+        yield frozenset().union(*map(kept, history([r])))
 
 
 def _spent(gm: fx.GraphModule, results: Sequence[Fake], leaves: list[Fake]) -> list[tuple[int, str]]:

@@ -11,7 +11,9 @@ AOTAutograd's).
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,7 +63,6 @@ class Split:
                 output
     tangents    which of the user's outputs have an incoming gradient; `backward` takes them after the saved
                 values
-    flows       for each gradient, the tangents (by position) that it is computed from
     again       values that only a memory budget makes the backward compute again
     sizes       sizes that `backward` takes as numbers, last: no tensor it takes has them
     """
@@ -72,7 +73,6 @@ class Split:
     saved: tuple[Saved, ...]
     from_input: tuple[int | None, ...]
     tangents: tuple[int, ...]
-    flows: tuple[frozenset[int], ...]
     again: tuple[Node, ...] = ()
     sizes: tuple[Size, ...] = ()
 
@@ -112,35 +112,44 @@ def recompute_class(n: Node) -> str:
     return "random" if torch.Tag.nondeterministic_seeded in n.op.tags else "library"
 
 
-def saving_cost(n: Node) -> float:
+def saving_cost(n: Node, lasts: bool = True) -> float:
     """The capacity of a value's edge: its bytes. What is no plain tensor cannot be kept; a constant is in
-    both graphs; an input is alive anyway until its owner lets go, so among equals it costs least."""
+    both graphs; an input that lasts is alive anyway until its owner lets go, so among equals it costs
+    least."""
     if n.op == "constant":
         return 0
     if not isinstance(n.spec, TensorSpec):
         return INF
-    return max(hint(n.spec.nbytes), 1) * (0.5 if n.op == "input" else 1.0)
+    return max(hint(n.spec.nbytes), 1) * (0.5 if n.op == "input" and lasts else 1.0)
 
 
-def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], budget: float = 1.0) -> Split:
+def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], budget: float = 1.0,
+          held: Sequence[frozenset[int]] | None = None) -> Split:
     """Cuts the joint graph, whose inputs are `primals` of the user's, then one tangent for each output in
     `tangents`, and whose outputs are `outputs` of the forward's, then the gradients, then hidden bases of
     aliases. `budget` is the part of the bytes that may be kept, of those that the cheapest cut without a
-    library call or reduction done twice keeps; where that is too little, as few as can be are."""
+    library call or reduction done twice keeps; where that is too little, as few as can be are. `held` has for
+    each tangent the inputs that eager mode keeps for it (None: all); a smaller budget asks for more of them
+    not to change."""
     results, gradients = joint.outputs[:outputs], joint.outputs[outputs:joint.returned]
-    after = _dependents(joint, joint.inputs[primals:])
+    after = dependents(joint, joint.inputs[primals:])
     writes = tuple((i, n) for i, n in joint.writes if n not in after)
-    needed = _ancestors([o.node for o in gradients])
+    needed = ancestors([o.node for o in gradients])
     order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
-    saved, free = _within(budget, order, lambda free: _cut(joint, order, after, needed, gradients, free))
-    changed = {i for i, _ in writes}          # an input that the forward overwrites is saved as it was
-    at = [n.args[0] if n.op == "input" and n.args[0] not in changed else None for n in saved]
+    changed = {joint.inputs[i] for i, _ in writes}          # these are saved as they were
+    if held is not None and budget >= 1:
+        changed |= _unheld(joint, primals, needed, held)
+    lasting = set(joint.inputs) - changed
+    cost = {n: saving_cost(n, n in lasting) for n in order}
+    saved, free = _within(budget, order, lasting, lambda free: _cut(joint, cost, after, needed, gradients,
+                                                                    free))
+    at = [n.args[0] if n in lasting else None for n in saved]
     kept = [Output(n, dense(n.tensor)) for n, i in zip(saved, at) if i is None]
     forward = _forward(joint, primals, results, kept, writes)
     backward = _backward(joint, primals, gradients, saved, [o.node for o in kept])
     reasons = tuple(Saved(n, hint(n.tensor.nbytes), BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
     inside = {n.name for n in backward.nodes}
-    return Split(forward, backward, outputs, reasons, tuple(at), tangents, _flows(joint, primals, gradients),
+    return Split(forward, backward, outputs, reasons, tuple(at), tangents,
                  tuple(n for n in order if n in free and n.name in inside),
                  tuple(n.spec for n in backward.inputs if isinstance(n.spec, Size)))
 
@@ -163,12 +172,12 @@ def _bytes(n: Node) -> int:
     return sum(hint(s.nbytes) for s in specs if isinstance(s, TensorSpec))
 
 
-def _within(budget: float, order: list[Node],
+def _within(budget: float, order: list[Node], lasting: set[Node],
             cut: Callable[[frozenset[Node]], list[Node]]) -> tuple[list[Node], frozenset[Node]]:
     """(values to save, banned values that may be computed again for that): as few of the latter as the budget
     asks for, those first that free the most bytes for their cost."""
     def kept(saved: list[Node]) -> int:
-        return sum(_bytes(n) for n in saved if n.op != "input")
+        return sum(_bytes(n) for n in saved if n not in lasting)
 
     saved: list[Node] = cut(frozenset())
     if budget >= 1:
@@ -184,7 +193,7 @@ def _within(budget: float, order: list[Node],
     return cut(free), free
 
 
-def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
+def dependents(graph: Graph, roots: Sequence[Node]) -> set[Node]:
     """`roots` and everything computed from them."""
     seen = set(roots)
     for n in graph.nodes:
@@ -193,16 +202,7 @@ def _dependents(graph: Graph, roots: tuple[Node, ...]) -> set[Node]:
     return seen
 
 
-def _flows(joint: Graph, primals: int, gradients: tuple[Output, ...]) -> tuple[frozenset[int], ...]:
-    """For each gradient, which tangents it is computed from."""
-    sources = {n: frozenset((i,)) for i, n in enumerate(joint.inputs[primals:])}
-    none: frozenset[int] = frozenset()
-    for n in joint.nodes:
-        sources[n] = none.union(*[sources.get(a, none) for a in arg_nodes((n.args, n.kwargs))])
-    return tuple(sources.get(o.node, none) for o in gradients)
-
-
-def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
+def ancestors(roots: Sequence[Node], known: set[Node] = frozenset()) -> set[Node]:
     """`roots` and everything they are computed from, up to what is `known`."""
     seen: set[Node] = set()
     stack = list(roots)
@@ -214,19 +214,37 @@ def _ancestors(roots: list[Node], known: set[Node] = frozenset()) -> set[Node]:
     return seen
 
 
-def _cut(joint: Graph, order: list[Node], after: set[Node], needed: set[Node], gradients: tuple[Output, ...],
-         free: frozenset[Node]) -> list[Node]:
+def _unheld(joint: Graph, primals: int, needed: set[Node], held: Sequence[frozenset[int]]) -> set[Node]:
+    """The inputs that the gradients of some tangent need here, but not in eager mode. So a program may change
+    them before the backward."""
+    flow = {n: 1 << k for k, n in enumerate(joint.inputs[primals:])}          # tangents it is computed from
+    for n in joint.nodes:
+        bits = functools.reduce(operator.or_, [flow.get(a, 0) for a in arg_nodes((n.args, n.kwargs))], 0)
+        if bits and n in needed:
+            flow[n] = bits
+    reads: dict[Node, int] = {}          # tangents whose gradients need it
+    for n in reversed(joint.nodes):
+        bits = flow.get(n) or reads.get(n, 0)
+        for a in arg_nodes((n.args, n.kwargs)) if bits else ():
+            if a not in flow:
+                reads[a] = reads.get(a, 0) | bits
+    return {n for i, n in enumerate(joint.inputs[:primals]) if n in reads and isinstance(n.spec, TensorSpec)
+            and not n.spec.number and any(reads[n] >> k & 1 and i not in kept for k, kept in enumerate(held))}
+
+
+def _cut(joint: Graph, cost: dict[Node, float], after: set[Node], needed: set[Node],
+         gradients: tuple[Output, ...], free: frozenset[Node]) -> list[Node]:
     """The values to save, in graph order: a minimum cut of the part of the joint graph that the gradients
-    need (`order`), where `free` may be computed again; of several, the one nearest to the gradients, which
-    computes least again."""
-    readers, fixed = _candidates(joint, order, after, needed, gradients, free)
+    need (what has a cost, in that order), where `free` may be computed again; of several, the one nearest to
+    the gradients, which computes least again."""
+    readers, fixed = _candidates(joint, cost, after, needed, gradients, free)
     saved = {n for n in fixed if readers.get(n) == {SINK}}          # no choice there
     import networkx  # takes 0.15 s to import, which only training should pay
 
     flow = networkx.DiGraph()
-    for n in order:
+    for n in cost:
         if n in readers and n not in saved:
-            flow.add_edge("source" if n in fixed else (n, 0), (n, 1), capacity=saving_cost(n))
+            flow.add_edge("source" if n in fixed else (n, 0), (n, 1), capacity=cost[n])
             for r in readers[n]:
                 if r is SINK or r not in fixed:
                     flow.add_edge((n, 1), SINK if r is SINK else (r, 0), capacity=INF)
@@ -234,10 +252,10 @@ def _cut(joint: Graph, order: list[Node], after: set[Node], needed: set[Node], g
         _, (left, _) = networkx.minimum_cut(flow, "source", SINK)
         here = {n for n in readers if n in fixed or (n, 0) in left}
         saved |= {n for n in here if (n, 1) in flow and (n, 1) not in left}
-    return [n for n in order if n in saved]
+    return [n for n in cost if n in saved]
 
 
-def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[Node],
+def _candidates(joint: Graph, cost: dict[Node, float], after: set[Node], needed: set[Node],
                 gradients: tuple[Output, ...], free: frozenset[Node]) -> tuple[dict[Node, set], set[Node]]:
     """(values that a minimum cut may hold → the next such values they are needed for, or SINK; those of
     them that are not computed again, so that saving what is before them is of no use).
@@ -245,17 +263,16 @@ def _candidates(joint: Graph, order: list[Node], after: set[Node], needed: set[N
     Left out: what is computed from one candidate that is smaller, and what one candidate that is no larger
     is all that needs it.
     """
-    cost = {n: saving_cost(n) for n in order}
-    fixed = {n for n in order if recompute_class(n) in BANNED and n not in free}
+    fixed = {n for n in cost if recompute_class(n) in BANNED and n not in free}
     rep: dict[Node, Node] = {}          # value → the candidate it is as good as
-    for n in order:
+    for n in cost:
         sources = {rep[a] for a in arg_nodes((n.args, n.kwargs)) if a in rep}
         if n in fixed or len(sources) > 1:
             rep[n] = n
         elif sources:          # what has no source is made of constants
             (only,) = sources
             rep[n] = only if cost[only] < cost[n] else n
-    readers: dict[Node, set] = {n: set() for n in order if rep.get(n) is n}
+    readers: dict[Node, set] = {n: set() for n in cost if rep.get(n) is n}
     for n in joint.nodes:
         if n in needed and n not in fixed:
             reader = SINK if n in after else rep.get(n)
@@ -290,10 +307,10 @@ def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list
     shown = [replace(o, alias=("output", moved[o.alias[1]])) if o.alias and o.alias[1] in moved
              and o.alias[0] == "output" else o for o in results]
     outputs = (*shown, *kept, *(joint.outputs[j] for j in hidden))
-    used = _ancestors([o.node for o in joint.outputs] + [n for _, n in joint.writes])
+    used = ancestors([o.node for o in joint.outputs] + [n for _, n in joint.writes])
     effects = [n for n in joint.nodes if (n not in used or recompute_class(n) == "random")
-               and _ancestors([n]).isdisjoint(joint.inputs[primals:])]
-    needed = _ancestors([o.node for o in outputs] + [n for _, n in writes] + effects)
+               and ancestors([n]).isdisjoint(joint.inputs[primals:])]
+    needed = ancestors([o.node for o in outputs] + [n for _, n in writes] + effects)
     nodes = tuple(n for n in joint.nodes if n in needed)
     return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept), joint.restrides)
 
@@ -306,7 +323,7 @@ def _backward(joint: Graph, primals: int, gradients: tuple[Output, ...], saved: 
     for i, n in enumerate((*saved, *joint.inputs[primals:])):
         spec = n.tensor if n.op == "input" and n not in kept else dense(n.tensor)
         new[n] = Node(n.name, "input", (i,), {}, spec, n.where)
-    needed = _ancestors([o.node for o in gradients], set(new))
+    needed = ancestors([o.node for o in gradients], set(new))
     bound = {size for n in new.values() for size in n.tensor.shape if isinstance(size, Size)}
     used = sizes_in(*((n.args, tuple(n.kwargs.values()), n.spec) for n in joint.nodes if n in needed),
                     *(o.spec for o in gradients), *(n.spec for n in new.values()))

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import BackwardCFunction
 
 from .. import _native
-from ..ir.fake import Fake, engine_gradients, storage_key
+from ..ir.fake import Fake, engine_gradients, history, storage_key
 from .attributes import fact
 
 # What a leaf must not have: the engine would run it.
@@ -52,19 +53,9 @@ def call_backward(frame: Any, losses: Any, seeds: Any = None, retain_graph: Any 
 
 def leaves_of(losses: Sequence[Fake]) -> tuple[list[Fake], bool]:
     """The leaves that the losses are computed from; whether a custom function is on the way."""
-    with torch._C.DisableTorchFunction():
-        todo = [x.grad_fn for x in losses]
-    seen, leaves, custom = set(todo), [], False
-    while todo:
-        node = todo.pop()
-        if node is not None and hasattr(node, "variable"):
-            leaves.append(node.variable)
-        custom |= isinstance(node, torch.autograd.function.BackwardCFunction)
-        for after, _ in node.next_functions if node is not None else ():
-            if after not in seen:
-                seen.add(after)
-                todo.append(after)
-    return leaves, custom
+    nodes = list(history(losses))
+    return ([n.variable for n in nodes if hasattr(n, "variable")],
+            any(isinstance(n, BackwardCFunction) for n in nodes))
 
 
 def accumulate(world: Any, leaf: Fake, gradient: Fake, used: set[int], custom: bool) -> None:

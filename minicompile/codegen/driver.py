@@ -204,10 +204,9 @@ def _geometry(spec: TensorSpec, number: Number = int) -> tuple:
 def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     """The native Graph of a source's plan, and how it makes each library call."""
     plan = source.plan
-    names = list(plan.buffers)
-    number = {name: i for i, name in enumerate(names)}
+    number = {name: i for i, name in enumerate(plan.buffers)}
     lent = dict.fromkeys(n for n in plan.hosts.values() if plan.buffers[n].kind == "input")
-    home = {**number, **{name: len(names) + i for i, name in enumerate(lent)}}     # of who lends: its number
+    home = {**number, **{name: len(number) + i for i, name in enumerate(lent)}}     # of who lends: its number
     views: list[tuple] = []
     known: dict[tuple, int] = {}
     sizes = [size for size, _, _ in plan.loops.sizes]
@@ -225,7 +224,7 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
 
     how: dict[str, str] = {}
     steps: list[tuple] = []
-    buffers = [_buffer(plan.buffers[name], plan, count, home) for name in names]
+    buffers = [_buffer(plan.buffers[name], plan, count, home) for name in number]
     buffers += [(LENT, number[n], _geometry(plan.buffers[n].spec.flat, count)) for n in lent]
     made: set[int] = set()
     instead = {i: (team, None) for team in plan.teams for i in team}
@@ -259,7 +258,8 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     graph = _launch.Graph(len(plan.loops.inputs), count(plan.arena_bytes), release, buffers, views, steps,
                           results, functools.partial(raise_error, plan.loops.errors), view, library,
                           (*stored, *(i for i, _ in plan.loops.restrides)), _after(plan, len(stored)),
-                          tuple(x for _, i, d in plan.loops.sizes for x in (i, d)), compute)
+                          tuple(x for _, i, d in plan.loops.sizes for x in (i, d)), compute,
+                          len(source.sizes))
     return graph, how
 
 

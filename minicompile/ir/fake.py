@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
@@ -421,6 +421,20 @@ def _probe(func: Any, args: Any, kwargs: dict) -> Any:
     with torch._C._DisableTorchDispatch(), torch.no_grad():
         kwargs = {k: CPU if k == "device" else zeros(v) for k, v in kwargs.items()}
         return meta(func(*zeros(args), **kwargs))
+
+
+def history(results: Iterable[torch.Tensor]) -> Iterator[Any]:
+    """The engine's nodes that these results come from."""
+    with torch._C.DisableTorchFunction():
+        seen = dict.fromkeys(r.grad_fn for r in results)
+    todo = list(seen)
+    while todo:
+        node = todo.pop()
+        if node is not None:
+            yield node
+            after = dict.fromkeys(n for n, _ in node.next_functions if n not in seen)
+            seen |= after
+            todo += after
 
 
 def engine_gradients(outputs: Sequence[Fake], inputs: Sequence[Fake], seeds: Sequence[Fake],

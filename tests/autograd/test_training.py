@@ -26,7 +26,7 @@ def halves_of(fn: Callable[..., Any], *args: torch.Tensor) -> Any:
     joint.check()
     prims = decompose(joint.aten)
     prims.check()
-    return split(prims.graph, joint.primals, joint.outputs, joint.tangents), joint
+    return split(prims.graph, joint.primals, joint.outputs, joint.tangents, held=joint.held), joint
 
 
 def net(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -292,3 +292,22 @@ def test_an_input_without_gradient_is_no_part_of_the_history() -> None:
     old.sum().backward()          # its history is gone
     c(w, old)[0].sum().backward()
     assert torch.equal(w.grad, torch.full((3,), 5.0))
+
+
+@pytest.mark.parametrize("part", [lambda y: y.detach(), lambda y: y[0].detach(), lambda y: y.detach().t()])
+def test_a_detached_view_of_a_result_needs_no_gradient(part: Any) -> None:
+    """Behind a graph break, and as a result: it shares memory with one that does."""
+    w = torch.randn(4, 4, requires_grad=True)
+
+    def breaks(x: torch.Tensor) -> torch.Tensor:
+        y = x @ w
+        return y * len(part(y).numpy())
+
+    def returns(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x @ w
+        return y, part(y)
+    x = torch.randn(3, 4)
+    assert torch.allclose(minicompile.compile(breaks)(x), breaks(x))
+    got, want = minicompile.compile(returns)(x), returns(x)
+    assert [t.requires_grad for t in got] == [t.requires_grad for t in want] == [True, False]
+    assert got[0].untyped_storage().data_ptr() == got[1].untyped_storage().data_ptr()

@@ -3,7 +3,10 @@ from call to call, tails, threads, library calls, views that are returned."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -236,3 +239,15 @@ def test_layers_share_a_kernel():
         x = softmax(m, m.mm(x, m.input(16, 16)), (S0, 16))
     call, _ = compiled(m.output(x).graph(), cores=False)
     assert len(call.source.kernels) <= 2
+
+
+def test_sizes_of_what_no_kernel_reads_have_room() -> None:
+    """The numbers computed from sizes are counted, also those that only an unused input's strides need."""
+    script = ("import torch, minicompile\n"
+              "f = minicompile.compile(lambda x, y: (x + 6.0, y.mul(2) is None), dynamic=True)\n"
+              "for n in (5, 3, 7, 65):\n"
+              "    x, y = torch.rand(n, 33), torch.rand(4, 33, n).permute(2, 1, 0)\n"
+              "    assert torch.equal(f(x, y)[0], x + 6.0)\n")
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONMALLOC": "debug"},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -14,6 +14,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 from minicompile.autograd.function import Halves
 from minicompile.autograd.joint import trace_joint
+from minicompile.autograd.narrow import narrow
 from minicompile.autograd.partition import split
 from minicompile.errors import Refusal
 from minicompile.ir.fake import Fake
@@ -172,9 +173,10 @@ def train(fn: Callable[..., Any], *args: Any) -> None:
         joint.check()
         prims = decompose(joint.aten)
         prims.check()
-        cut = split(prims.graph, joint.primals, joint.outputs, joint.tangents)
+        cut = split(prims.graph, joint.primals, joint.outputs, joint.tangents, held=joint.held)
         cut.check()
-    halves = Halves(Prims(cut.forward).run, Prims(cut.backward).run, cut, joint, gm, joint.varies)
+    halves = Halves(Prims(cut.forward).run, cut, joint, gm, lambda arrived: (
+        narrow(cut, arrived), Prims(narrow(cut, arrived).graph).run), joint.varies)
     envs = [env for env in OTHERS if all(c.holds(env) for c in asked)]
     assert len(envs) >= 2, [str(c) for c in asked]
     for env in envs:
@@ -214,7 +216,7 @@ def test_training(name: str) -> None:
 def test_a_backward_takes_sizes_that_no_tensor_has() -> None:
     with asking():
         joint = trace_joint(fx.symbolic_trace(lambda x: x.sum()), [X])
-        cut = split(decompose(joint.aten).graph, joint.primals, joint.outputs, joint.tangents)
+        cut = split(decompose(joint.aten).graph, joint.primals, joint.outputs, joint.tangents, held=joint.held)
     assert cut.sizes == (S, T) and [n.spec for n in cut.backward.inputs[-2:]] == [S, T]
     (gradient,) = Prims(cut.backward).run(torch.tensor(2.0), 3, 6)
     assert torch.equal(gradient, torch.full((3, 6, 4), 2.0))

@@ -111,6 +111,61 @@ def test_trainer(tmp_path: Path) -> None:
         assert losses_of(how, tmp_path) == pytest.approx(eager, abs=2e-4), how
 
 
+ACCELERATOR = """
+    import sys, tempfile, torch, minicompile
+    from accelerate import Accelerator
+    from torch import nn
+    compiled, precision, steps = sys.argv[1] == "compiled", sys.argv[2], int(sys.argv[3])
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Dropout(0.1), nn.Linear(8, 3))
+    call = minicompile.compile(module) if compiled else module
+    data = list(zip(torch.randn(32, 6), torch.randint(0, 3, (32,))))
+    optimizer = torch.optim.AdamW(call.parameters(), 0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=steps)
+    model, optimizer, data, schedule = accelerator.prepare(
+        call, optimizer, torch.utils.data.DataLoader(data, batch_size=8), schedule)
+
+    def epoch():
+        for x, y in data:
+            with accelerator.accumulate(model):
+                loss = nn.functional.cross_entropy(model(x), y)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                print("LOSS", loss.item())
+    epoch()
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator.save_state(folder)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        epoch()
+        accelerator.load_state(folder)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    epoch()
+    assert accelerator.unwrap_model(model) is call and list(before) == list(module.state_dict())
+    if compiled:
+        assert call.__minicompile__.compilations and not call.__minicompile__.refusals
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not there")
+@pytest.mark.parametrize(("precision", "steps", "far"), [("no", "2", 1e-5), ("bf16", "1", 5e-3)])
+def test_accelerator(precision: str, steps: str, far: float, tmp_path: Path) -> None:
+    """prepare, accumulate, clipping, save_state and load_state, unwrap_model: as with an uncompiled module."""
+    (tmp_path / "script.py").write_text(textwrap.dedent(ACCELERATOR))
+    losses = []
+    for how in ("eager", "compiled"):
+        done = subprocess.run([sys.executable, str(tmp_path / "script.py"), how, precision, steps], timeout=300,
+                              capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses.append([float(x.split()[1]) for x in done.stdout.splitlines() if x.startswith("LOSS")])
+    assert len(losses[0]) == 12 and losses[1] == pytest.approx(losses[0], abs=far)
+
+
 PARALLEL = """
     import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
     from torch import nn
@@ -137,6 +192,9 @@ PARALLEL = """
                 call(torch.randn(5, 6)).square().mean().backward()
                 opt.step()
             results.append([p.detach().clone() for p in m.parameters()])
+            if how == "outside":
+                assert call.__minicompile__.compilations and not call.__minicompile__.refusals
+                assert isinstance(call, DistributedDataParallel) and "module.0.weight" in call.state_dict()
         for other in results[1:]:
             for a, b in zip(results[0], other):
                 torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)

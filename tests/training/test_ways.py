@@ -231,6 +231,59 @@ def grads_kept_by_the_user(m: Any, call: Any, x: Any, log: list) -> Any:
     return first
 
 
+class Doubled(torch.autograd.Function):
+    """A formula that is not the derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return g * 2 * ctx.saved_tensors[0]
+
+
+@way
+def custom_functions(m: Any, call: Any, x: Any, log: list) -> Any:
+    """One inside of the compiled part, one around it."""
+    handle = m.b.register_forward_hook(lambda mod, args, out: Doubled.apply(out))
+    Doubled.apply(call(x)).square().mean().backward()
+    handle.remove()
+
+
+@way
+def break_in_the_middle(m: Any, call: Any, x: Any, log: list) -> Any:
+    """The hook cannot be captured; the layers before and after it can. What it changes was not needed."""
+    def look(mod: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        log.append(tuple(out.detach().numpy().shape))
+        return out * 2
+    handles = [m.a.register_forward_hook(look), m.tied.register_forward_hook(look)]
+    for _ in range(2):
+        call(x).square().mean().backward()
+    for h in handles:
+        h.remove()
+
+
+@way
+def one_of_several_results(m: Any, call: Any, x: Any, log: list) -> Any:
+    """The derivative of the other is infinite, and no part of it."""
+    handle = m.register_forward_hook(lambda mod, args, out: (out, (out * 0).sqrt(), out.detach()))
+    call(x)[0].square().mean().backward()
+    handle.remove()
+
+
+@way
+def changed_after_use(m: Any, call: Any, x: Any, log: list) -> Any:
+    """Biases and inputs that eager mode does not keep may change before the backward."""
+    x = x.clone()
+    loss = call(x * 1).square().mean()
+    with torch.no_grad():
+        m.a.bias.add_(1)
+        m.b.bias.mul_(2)
+    loss.backward()
+
+
 def outcome(name: str, compiled: bool, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     torch.manual_seed(0)
     m = Net().to(dtype)
