@@ -320,6 +320,8 @@ def _is_whole(v: View, b: Buffer) -> bool:
 def _result(r: Any, number: dict[str, int], count: Number) -> tuple[int, tuple | None]:
     if not r.alias:
         return number[r.buffer], None           # an alias is a tensor of its own, also of the same geometry
+    for s in syms_in(r.views):
+        raise NeedsSizes(s)
     return number[r.buffer], (_geometry(r.spec, count), r.views or None)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import MinicompileError
 from ..ir.spec import TensorSpec
@@ -119,8 +120,17 @@ class Walk:
         self.seen[path] = Seen(
             type(t).__qualname__, t.detach().clone(), TensorSpec.of(t), t.requires_grad,
             self.storages.setdefault(key, path), path)
-        if t.is_leaf and t.grad is not None:
+        if _is_leaf(t) and t.grad is not None:
             self.visit(f"{path}.grad", t.grad)
+
+
+def _is_leaf(t: torch.Tensor) -> bool:
+    """Whether a tensor is a leaf. A view whose base was written to in another grad mode refuses to say: it is
+    none."""
+    try:
+        return t.is_leaf
+    except RuntimeError:
+        return False
 
 
 def _parts(x: Any) -> Iterator[tuple[str, Any]]:
@@ -247,6 +257,28 @@ def widened(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.empty(0, dtype=bases[c].dtype).set_(
         bases[c].untyped_storage(), t.storage_offset(), t.shape, t.stride())
         for t, c in ((t, t.untyped_storage()._cdata) for t in tensors)]
+
+
+class Noise(TorchDispatchMode):
+    """Every fresh float that an operator gives is off by about `noise` units in the last place, where it is
+    not a whole number: so what rounding inside of a program may do to its results is seen."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise, self.generator = noise, torch.Generator().manual_seed(13)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False                    # else torch imports its compiler to wrap this
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if all(r.alias_info is None for r in func._schema.returns):
+            for t in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(t, torch.Tensor) and t.is_floating_point() and not t._is_view():
+                    off = torch.randn(t.shape, generator=self.generator).to(t.dtype) * self.noise
+                    t.add_(torch.where(t == t.round(), 0, t * off * torch.finfo(t.dtype).eps))
+        return out
 
 
 class Widening(TorchFunctionMode):
