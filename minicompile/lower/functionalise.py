@@ -497,7 +497,7 @@ def _undo_chunks(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> No
     if name == "unbind":
         return f.inferred(aten.select_scatter.default, parent, new, dim, item)
     size = alias.args[0]
-    start = item * size if isinstance(size, int) else sum(size[:item])
+    start = sum(size[:item]) if isinstance(size, (tuple, list)) else item * size
     return f.inferred(aten.slice_scatter.default, parent, new, dim, start, start + new.tensor.shape[dim])
 
 

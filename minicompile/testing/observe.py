@@ -260,8 +260,8 @@ def widened(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class Noise(TorchDispatchMode):
-    """Every fresh float that an operator gives is off by about `noise` units in the last place, where it is
-    not a whole number: so what rounding inside of a program may do to its results is seen."""
+    """Every float that an operator takes is off by about `noise` units in the last place, where it is not a
+    whole number: so what rounding inside of a program may do to its results is seen."""
 
     def __init__(self, noise: float) -> None:
         super().__init__()
@@ -272,13 +272,17 @@ class Noise(TorchDispatchMode):
         return False                    # else torch imports its compiler to wrap this
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if all(r.alias_info is None for r in func._schema.returns):
-            for t in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(t, torch.Tensor) and t.is_floating_point() and not t._is_view():
-                    off = torch.randn(t.shape, generator=self.generator).to(t.dtype) * self.noise
-                    t.add_(torch.where(t == t.round(), 0, t * off * torch.finfo(t.dtype).eps))
-        return out
+        if all(a.alias_info is None for a in (*func._schema.arguments, *func._schema.returns)):
+            args = [self.off(a) for a in args]
+        return func(*args, **(kwargs or {}))
+
+    def off(self, x: Any) -> Any:
+        if isinstance(x, (tuple, list)):
+            return type(x)(map(self.off, x))
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return x
+        off = torch.randn(x.shape, generator=self.generator).to(x.dtype) * torch.finfo(x.dtype).eps
+        return torch.where(x == x.round(), x, x * (1 + self.noise * off))
 
 
 class Widening(TorchFunctionMode):
@@ -326,6 +330,11 @@ class Difference:
     def is_rounding(self) -> bool:
         """Whether more precise numbers may explain it."""
         return self.kind in ("value", "gradient")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is that two floats differ, both finite."""
+        return self.is_rounding and self.text.startswith("differs by")
 
     @property
     def group(self) -> str:
