@@ -34,7 +34,6 @@ int64_t add_number(Graph* g, PyObject* n) {
   g->numbers[at] = 0;
   g->patches[p] = (int)at;
   g->patches[p + 1] = (int)PyLong_AsLong(PyTuple_GET_ITEM(n, 0));
-  if (g->patches[p + 1] >= g->n_computed) g->n_computed = g->patches[p + 1] + 1;
   return at;
 full:
   PyErr_NoMemory();
@@ -535,24 +534,25 @@ static int Graph_traverse(PyObject* self, visitproc visit, void* arg) {
 }
 
 /* Graph(inputs, arena_bytes, release_gil, buffers, views, steps, results, on_error, as_strided, keep,
- *       written, increment_version, sources, compute): a number that varies is (k,), entry k of what the
- *       function at the address `compute` makes of the sizes */
+ *       written, increment_version, sources, compute, computed): a number that varies is (k,), entry k of
+ *       the `computed` ones that the function at the address `compute` makes of the sizes */
 static PyObject* Graph_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   (void)kwargs;
   PyObject *buffers, *views, *steps, *results, *on_error, *as_strided, *keep, *written, *increment, *arena;
   PyObject* sources;
   unsigned long long compute;
+  int computed;
   Py_ssize_t inputs; int release;
   if (!api.ready) return PyErr_Format(PyExc_RuntimeError, "minicompile._launch.bind has not been called");
-  if (!PyArg_ParseTuple(args, "nOpO!O!O!O!OOOO!OO!K", &inputs, &arena, &release, &PyList_Type, &buffers,
+  if (!PyArg_ParseTuple(args, "nOpO!O!O!O!OOOO!OO!Ki", &inputs, &arena, &release, &PyList_Type, &buffers,
       &PyList_Type, &views,
                         &PyList_Type, &steps, &PyList_Type, &results, &on_error, &as_strided,
                             &keep, &PyTuple_Type, &written, &increment, &PyTuple_Type, &sources,
-                            &compute)) return NULL;
+                            &compute, &computed)) return NULL;
   Graph* g = (Graph*)type->tp_alloc(type, 0);
   if (!g) return NULL;
   g->vectorcall = Graph_call;
-  g->n_inputs = inputs; g->release_gil = release;
+  g->n_inputs = inputs; g->release_gil = release; g->n_computed = computed;
   g->compute = (void (*)(const int64_t*, int64_t*))(uintptr_t)compute;
   g->on_error = Py_NewRef(on_error); g->as_strided = Py_NewRef(as_strided); g->keep = Py_NewRef(keep);
   g->increment_version = Py_NewRef(increment);
