@@ -259,8 +259,7 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     graph = _launch.Graph(len(plan.loops.inputs), count(plan.arena_bytes), release, buffers, views, steps,
                           results, functools.partial(raise_error, plan.loops.errors), view, library,
                           (*stored, *(i for i, _ in plan.loops.restrides)), _after(plan, len(stored)),
-                          tuple(x for _, i, d in plan.loops.sizes for x in (i, d)), compute,
-                          len(source.sizes))
+                          tuple(x for _, *at in plan.loops.sizes for x in at), compute, len(source.sizes))
     return graph, how
 
 
