@@ -222,6 +222,7 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     numbers = [a for a in args if isinstance(a, (int, float, complex))]
     numbers += [kwargs[k] for k in ("min", "max", "other", "exponent")
                 if isinstance(kwargs.get(k), (int, float, complex))]
+    _check_dtypes(func._overloadpacket.__name__.rstrip("_"), tensors, numbers)
     for t in tensors:
         d = t.dtype
         if (d.is_complex or (d is torch.bool and not masks) or (not ints and not d.is_floating_point)
@@ -234,6 +235,15 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     if shape is None:
         return None
     return _result(func, kind, shape, tensors, numbers, args)
+
+
+def _check_dtypes(name: str, tensors: list, numbers: list) -> None:
+    """Raises RuntimeError for operands that eager mode refuses, and torch's rules for meta tensors do not."""
+    if name in ("sub", "rsub") and (any(t.dtype is torch.bool for t in tensors)
+                                    or any(isinstance(n, bool) for n in numbers)):
+        raise RuntimeError("Subtraction, the `-` operator, with a bool tensor is not supported.")
+    if name == "heaviside" and len({t.dtype for t in tensors}) > 1:
+        raise RuntimeError("heaviside is not yet implemented for tensors with different dtypes.")
 
 
 def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers: list,

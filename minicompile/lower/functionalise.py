@@ -319,7 +319,8 @@ class Functionaliser:
             home = ("output", self._root(base, members, aliases, results, hidden))
         for i, alias in zip(members, aliases):
             if results[i] is None:
-                results[i] = Output(self.read(alias), alias.spec, home, retyping(alias))
+                views = retyping(alias, home[0] == "input" and outputs[i].requires_grad)
+                results[i] = Output(self.read(alias), alias.spec, home, views)
 
     def _root(self, base: Base, members: list[int], aliases: list[Alias], results: list,
               hidden: list[Output]) -> int:
@@ -341,12 +342,13 @@ class Functionaliser:
         return len(results) + len(hidden) - 1
 
 
-def retyping(alias: Alias) -> tuple:
-    """The calls that make `alias` from its base (see `Output.views`); none where geometry alone does."""
+def retyping(alias: Alias, differentiated: bool = False) -> tuple:
+    """The calls that make `alias` from its base (see `Output.views`); none where geometry alone does. To the
+    engine one of several views is not a view by geometry: it allows no writes."""
     calls: list[tuple] = []
     a, retyped = alias, False
     while a.parent is not None:
-        retyped |= a.op in RETYPING
+        retyped |= a.op in RETYPING or differentiated and a.item is not None
         calls.append((a.op, a.args, a.kwargs or {}, a.item))
         a = a.parent
     spec = a.spec
@@ -495,7 +497,7 @@ def _undo_chunks(f: Functionaliser, parent: Node, new: Node, alias: Alias) -> No
     if name == "unbind":
         return f.inferred(aten.select_scatter.default, parent, new, dim, item)
     size = alias.args[0]
-    start = item * size if isinstance(size, int) else sum(size[:item])
+    start = sum(size[:item]) if isinstance(size, (tuple, list)) else item * size
     return f.inferred(aten.slice_scatter.default, parent, new, dim, start, start + new.tensor.shape[dim])
 
 

@@ -5,7 +5,7 @@ MUTANTS is the table: (stage, fault, target, what stands there, what stands ther
 entry of a table replaced; "kernels/cpp/file.h" has the line of a header replaced. One at a time, each in a
 process of its own (a miscompile may crash), programs are drawn and judged as `fuzz` does until one differs.
 
-    python -m minicompile.testing.mutants [--only WORD] [--programs 1200] [--seconds 120]
+    python -m minicompile.testing.mutants [--only WORD] [--first 3 --step 8] [--programs 1200] [--seconds 120]
 """
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import importlib
 import inspect
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
@@ -198,24 +199,30 @@ def program_for(seed: int, stage: str) -> Program:
     return replace(program, backend="cpp") if stage in ("source", "executable", "kernels") else program
 
 
+def cpu_time() -> float:
+    """Seconds of CPU time of this process and of the compilers that it ran."""
+    return sum(os.times()[:4])
+
+
 def hunt(mutant: Mutant, seeds: Iterator[int] | Sequence[int], seconds: float = 120.0,
          blame: bool = True) -> Killed:
-    """Judges programs with the fault planted until one differs; `seconds` are of CPU time."""
-    start, n = time.process_time(), 0
-    with planted(mutant):
-        for seed in seeds:
-            spent = time.process_time() - start
-            if spent > seconds:
-                break
-            n += 1
-            program = program_for(seed, mutant.stage)
+    """Judges programs with the fault planted until one differs that does not without it; `seconds` are of CPU
+    time."""
+    start, n = cpu_time(), 0
+    for seed in seeds:
+        if cpu_time() - start > seconds:
+            break
+        n += 1
+        program = program_for(seed, mutant.stage)
+        with planted(mutant):
             found = fuzz.judge(program)
-            api.reset()
-            if found is not None:
-                spent = time.process_time() - start
-                step = walk(program.session, name_node=False) if blame else None
-                return Killed(mutant.name, True, n, spent, str(found), step.stage if step else "")
-    return Killed(mutant.name, False, n, time.process_time() - start)
+        if found is None or fuzz.judge(program) is not None:
+            continue
+        spent = cpu_time() - start
+        with planted(mutant):
+            step = walk(program.session, name_node=False) if blame else None
+        return Killed(mutant.name, True, n, spent, str(found), step.stage if step else "")
+    return Killed(mutant.name, False, n, cpu_time() - start)
 
 
 def _child(mutant: Mutant, programs: int, seconds: float, pipe: Any) -> None:
@@ -250,10 +257,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m minicompile.testing.mutants", description=main.__doc__)
     parser.add_argument("--only", default="", help="those whose name has this in it")
     parser.add_argument("--first", type=int, default=1, help="the number of the first one")
+    parser.add_argument("--step", type=int, default=1, help="every so many from there on")
     parser.add_argument("--programs", type=int, default=1200)
     parser.add_argument("--seconds", type=float, default=120.0, help="of CPU time for each")
     args = parser.parse_args(argv)
-    chosen = [m for m in MUTANTS if args.only in m.name][args.first - 1:]
+    chosen = [m for m in MUTANTS if args.only in m.name][args.first - 1::args.step]
     results = []
     for i, mutant in enumerate(chosen, 1):
         done = alone(mutant, args.programs, args.seconds)

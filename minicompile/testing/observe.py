@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import MinicompileError
 from ..ir.spec import TensorSpec
@@ -119,8 +120,17 @@ class Walk:
         self.seen[path] = Seen(
             type(t).__qualname__, t.detach().clone(), TensorSpec.of(t), t.requires_grad,
             self.storages.setdefault(key, path), path)
-        if t.is_leaf and t.grad is not None:
+        if _is_leaf(t) and t.grad is not None:
             self.visit(f"{path}.grad", t.grad)
+
+
+def _is_leaf(t: torch.Tensor) -> bool:
+    """Whether a tensor is a leaf. A view whose base was written to in another grad mode refuses to say: it is
+    none."""
+    try:
+        return t.is_leaf
+    except RuntimeError:
+        return False
 
 
 def _parts(x: Any) -> Iterator[tuple[str, Any]]:
@@ -249,6 +259,32 @@ def widened(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         for t, c in ((t, t.untyped_storage()._cdata) for t in tensors)]
 
 
+class Noise(TorchDispatchMode):
+    """Every float that an operator takes is off by about `noise` units in the last place, where it is not a
+    whole number: so what rounding inside of a program may do to its results is seen."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise, self.generator = noise, torch.Generator().manual_seed(13)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False                    # else torch imports its compiler to wrap this
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if all(a.alias_info is None for a in (*func._schema.arguments, *func._schema.returns)):
+            args = [self.off(a) for a in args]
+        return func(*args, **(kwargs or {}))
+
+    def off(self, x: Any) -> Any:
+        if isinstance(x, (tuple, list)):
+            return type(x)(map(self.off, x))
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return x
+        off = torch.randn(x.shape, generator=self.generator).to(x.dtype) * torch.finfo(x.dtype).eps
+        return torch.where(x == x.round(), x, x * (1 + self.noise * off))
+
+
 class Widening(TorchFunctionMode):
     """Runs a program in float64, whatever narrower float dtype it asks for."""
 
@@ -294,6 +330,11 @@ class Difference:
     def is_rounding(self) -> bool:
         """Whether more precise numbers may explain it."""
         return self.kind in ("value", "gradient")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is that two floats differ, both finite."""
+        return self.is_rounding and self.text.startswith("differs by")
 
     @property
     def group(self) -> str:
