@@ -5,12 +5,14 @@ script of `codegen.cross`) executes. One function per graph; nothing is looked u
 """
 from __future__ import annotations
 
+import functools
 import keyword
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..ir.graph import seen
 from ..ir.spec import TensorSpec
 from ..loops.ir import Extern, Result, View
 from ..schedule.plan import Plan
@@ -47,7 +49,7 @@ def name_of(buffer: str) -> str:
 def graph_text(plan: Plan, calls: Sequence[Launch | None], extras: list[Any]) -> str:
     """`def graph(device, inputs, constants, extras, errors)`, which gives the graph's results.
 
-    extras   is extended by the arguments of library calls that have no text"""
+    extras   is extended by the arguments of library calls, and the views of results, that have no text"""
     loops = plan.loops
     lines = [f"({', '.join([*map(name_of, loops.inputs), ''])}) = inputs"] if loops.inputs else []
     if plan.arena_bytes:
@@ -69,7 +71,8 @@ def graph_text(plan: Plan, calls: Sequence[Launch | None], extras: list[Any]) ->
         if i in plan.frees:
             lines.append(f"del {', '.join(map(name_of, plan.frees[i]))}")
     shown = loops.results[:loops.returned] if loops.returned >= 0 else loops.results
-    lines.append(f"return ({', '.join([*(_result(r, plan) for r in shown), ''])})" if shown else "return ()")
+    given = [*(_result(r, plan, extras) for r in shown), ""]
+    lines.append(f"return ({', '.join(given)})" if shown else "return ()")
     return (f"{HELPERS}\n\ndef graph(device, inputs, constants, extras, errors):\n"
             + "".join(f"    {line}\n" for line in lines))
 
@@ -126,7 +129,12 @@ def _view(v: View) -> str:
     return f"view({name_of(v.buffer)}, {_geometry(v.spec)}, {int(v.spec.offset)})"
 
 
-def _result(r: Result, plan: Plan) -> str:
+def _result(r: Result, plan: Plan, extras: list[Any]) -> str:
+    if r.views:                                 # no strided view: of another dtype, or lazily conjugated
+        base = plan.buffers[r.buffer]
+        extras.append(functools.partial(seen, spec=r.spec, views=r.views))
+        whole = name_of(r.buffer) if base.kind in ("input", "extern") else _view(View(r.buffer, base.spec))
+        return f"extras[{len(extras) - 1}]({whole})"
     if r.alias and plan.buffers[r.buffer].kind == "input":
         return f"{name_of(r.buffer)}.as_strided({_geometry(r.spec)}, {int(r.spec.offset)})"
     if r.alias or plan.buffers[r.buffer].kind != "extern":

@@ -22,6 +22,7 @@ import torch
 
 from ..config import config
 from ..errors import ToolchainError
+from ..ir.graph import restride
 from ..loops.ir import Extern
 from .driver import Executable, headers_folder, raise_error, written
 from .source import Source
@@ -115,5 +116,6 @@ def _graph(source: Source, scope: dict[str, Any], device: str) -> Callable[..., 
             raise_error(plan.loops.errors, number, found[2 * number + 1])
         for i in stored:
             torch._C._increment_version([inputs[i]])
+        restride(inputs, plan.loops.restrides)
         return got
     return call

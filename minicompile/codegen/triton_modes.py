@@ -74,7 +74,7 @@ class Recorded:
 
 def why_not_recorded(plan: Plan, stored: tuple[int, ...]) -> str | None:
     """Why a graph is launched step by step also under mode="reduce-overhead", or None."""
-    if stored:
+    if stored or plan.loops.restrides:
         return "it writes to its inputs"
     if any(r.alias for r in plan.loops.results):
         return "a result is a view"

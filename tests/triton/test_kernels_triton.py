@@ -180,6 +180,32 @@ def test_the_number_of_programs_covers_every_point():
                 assert all(n == power(n) for n in (blocks.x, blocks.y, *blocks.r, blocks.warps))
 
 
+@pytest.mark.parametrize("fn", [
+    lambda x: (torch.fft.ihfft(x), x * 2), lambda x: torch.view_as_complex(x.view(4, 3, 2) * 2),
+    lambda x: (x + 1).view(torch.int32), lambda x: torch.view_as_complex(x.view(4, 3, 2)),
+    lambda x: x.t_().add_(1) * 2, lambda x: x.resize_(3, 2) + 1, lambda x: x.unsqueeze_(1)])
+def test_views_of_another_dtype_and_inputs_of_another_geometry_in_the_end(fn):
+    compiled = minicompile.compile(fn, backend="triton", fullgraph=True)
+    for _ in range(2):
+        mine, eager = torch.arange(24.0).view(4, 6), torch.arange(24.0).view(4, 6)
+        got, want = ((*(r if isinstance(r, tuple) else (r,)), x) for r, x in ((compiled(mine), mine), (fn(eager), eager)))
+        for a, b in zip(got, want, strict=True):
+            assert (a.dtype, a.shape, a.stride(), a.is_conj()) == (b.dtype, b.shape, b.stride(), b.is_conj())
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_threads_that_would_load_much_hold_fewer_points(reduce):
+    """Else their registers spill: 8 points of 4 bytes are loaded at ease, of 40 not."""
+    def warps_of(count):
+        def fn(*xs):
+            total = sum(xs[1:], xs[0])
+            return total.sum(-1) if reduce else total
+        source = sources(fn, *torch.randn(count, 256, 1024).unbind())[0]
+        return next(c.warps for c in source.calls if c is not None)
+    assert warps_of(10) == 2 * warps_of(1 + (not reduce))
+
+
 def test_what_triton_lacks_is_refused():
     with pytest.raises(Refusal, match="no Triton element type"):
         element(torch.complex64)
