@@ -128,11 +128,9 @@ class Explanation:
                  *programs,
                  ("kernels", [str(k) for k in self.kernels if not k.backward]),
                  ("kernels of the backward", [str(k) for k in self.kernels if k.backward]),
-                 ("measured, each step alone", [
-                     f"{t.name:<28} {t.seconds * 1e6:9.1f} us {t.bytes:12} bytes, {t.roof:4.0%} of the memory roof"
-                     for t in self.timed if t.seconds is not None and t.roof is not None]),
-                 *[(f"error against float64, graph {i}", [f"{e.name:<28} {e.absolute:.1e} (relative {e.relative:.1e})"
-                    for e in nodes]) for i, nodes in enumerate(self.errors)],
+                 ("measured, each step alone", [str(t) for t in self.timed]),
+                 *[(f"error against float64, graph {i}", [str(e) for e in nodes])
+                   for i, nodes in enumerate(self.errors)],
                  ("saved for the backward", [str(v) for v in self.saved]),
                  ("not fused", [str(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
                  ("against eager mode", self.contests),
@@ -217,7 +215,8 @@ def kernels_of(done: Compilation) -> Iterable[KernelInfo]:
         if isinstance(step, Kernel):
             t = step.tiling
             yield KernelInfo(step.name, "kernel", work_of(step), "", tuple(a.size for a in step.par),
-                             len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where, backward, done.name)
+                             len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where, backward,
+                             done.name)
         elif isinstance(step, Extern):
             yield KernelInfo(step.name, "library", str(step.op), calls.get(step.name, ""), where=step.where,
                              backward=backward, graph=done.name)

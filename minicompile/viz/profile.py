@@ -1,8 +1,8 @@
 """Profile: what a graph's steps cost on this machine, and what they look like as instructions.
 
-Takes a `Compilation` and the inputs of its first call; gives measured times per step, the error of each captured
-node against float64, and the disassembly of each kernel. The compiled program is not touched: the plan's memory is
-laid out as the reference executor does (`schedule.execute`), and each kernel's C function is called by itself.
+Takes a `Compilation` and the inputs of its first call; gives measured times per step, the error of each
+captured node against float64, and the disassembly of each kernel. The compiled program is not touched: the
+plan's buffers are allocated as the reference executor does 
 """
 from __future__ import annotations
 
@@ -41,15 +41,22 @@ class Env(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One step of a plan by itself: the least time of a few calls, the bytes of the buffers it reads and writes,
-    and the part of the time that moving so many bytes takes at the rate of a large copy (the memory roof; more
-    than 1 means that they come from cache). `seconds` is None for what has no function of its own."""
+    """One step of a plan by itself: the least time of a few calls, the bytes of the buffers it reads and
+    writes, and the part of the time that moving so many bytes takes at the rate of a large copy (the memory
+    roof; more than 1 means that they come from cache). `seconds` is None for what has no function of its own.
+    """
 
     graph: str
     name: str
     bytes: int
     seconds: float | None
     roof: float | None
+
+    def __str__(self) -> str:
+        if self.seconds is None or self.roof is None:
+            return f"{self.name:<28} has no function of its own"
+        return (f"{self.name:<28} {self.seconds * 1e6:9.1f} us {self.bytes:12} bytes, "
+                f"{self.roof:4.0%} of the memory roof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +68,13 @@ class NodeError:
     absolute: float
     relative: float
 
+    def __str__(self) -> str:
+        return f"{self.name:<28} {self.absolute:.1e} (relative {self.relative:.1e})"
+
 
 def profile(done: Compilation) -> list[Timed]:
-    """The measured time of each step, for the graph and its backward, given ones for incoming gradients. Empty for
-    what has no compiled code, or sizes or numbers that vary. Changes `done.inputs` if the graph does."""
+    """The measured time of each step, for the graph and its backward, given ones for incoming gradients.
+    Empty for what has no compiled C++, or sizes or numbers that vary. Changes `done.inputs` if the graph does."""
     inputs = tensors_of(done.inputs)
     if not _can_run(done, len(inputs)):
         return []
@@ -86,8 +96,8 @@ def _can_run(done: Compilation, inputs: int) -> bool:
 
 @torch.no_grad()
 def run_steps(done: Compilation, inputs: Sequence[torch.Tensor]) -> tuple[list[Timed], list[torch.Tensor]]:
-    """Every step in order, each timed alone; and the graph's results. Raises CheckError where a kernel reports a
-    bad index."""
+    """Every step in order, each timed alone; and the graph's results, which are the graph's own only where no
+    step adds to what it finds. Raises CheckError where a kernel reports a bad index."""
     plan: Plan = done.plan
     library = driver._library(done.source)[0]
     memory = start(plan.buffers, plan.loops.inputs, inputs, plan.loops.constants)
@@ -160,8 +170,8 @@ def assembly(source: Any) -> str:
         return ""
     try:
         library = driver._library(source)[0]
-        told = subprocess.run([tool, "-d", "-C", "--no-show-raw-insn", library.path], capture_output=True, text=True,
-                              check=True).stdout
+        told = subprocess.run([tool, "-d", "-C", "--no-show-raw-insn", library.path], capture_output=True,
+                              text=True, check=True).stdout
     except (ToolchainError, OSError, subprocess.CalledProcessError):
         return ""
     parts = re.findall(r"^[0-9a-f]+ <(\w+)[^>]*>:\n((?:.+\n)*)", told, re.M)
