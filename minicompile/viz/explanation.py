@@ -196,9 +196,9 @@ def explain(fn: Any, profile: bool = False, errors: bool = False) -> Callable[..
         for done in handle.compilations:
             if done.contest is not None:
                 done.contest.finish(done.inputs)
-        done_all = [done for done in handle.compilations if done.inputs]
-        wrong = tuple(tuple(errors_of(done)) for done in done_all) if errors else ()
-        timed = tuple(t for done in done_all for t in profile_of(done)) if profile else ()
+        all_done = handle.compilations
+        wrong = tuple(tuple(errors_of(done)) if done.inputs else () for done in all_done) if errors else ()
+        timed = tuple(t for done in all_done for t in profile_of(done)) if profile else ()
         for done in handle.compilations:
             done.inputs = ()
         told = Explanation.of(handle.compilations, handle.refusals, handle.compiled.why_constant)

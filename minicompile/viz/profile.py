@@ -76,7 +76,8 @@ class NodeError:
 def profile(done: Compilation) -> list[Timed]:
     """The measured time of each step, for the graph and its backward, given ones for incoming gradients.
 
-    Empty for what has no compiled C++, or sizes or numbers that vary. Changes `done.inputs` if the graph does.
+    Empty for what has no compiled C++, or sizes or numbers that vary. Changes `done.inputs` if the graph
+    does.
     """
     inputs = tensors_of(done.inputs)
     if not _can_run(done, len(inputs)):
