@@ -20,7 +20,7 @@ from rich.table import Table
 
 from . import __version__
 from .codegen import driver
-from .config import config
+from .config import STAGES, config
 from .errors import MinicompileError, ToolchainError
 from .runtime import cache, toolchain
 from .testing import fuzz
@@ -57,6 +57,9 @@ def explain_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("args", nargs="*", help="arguments as Python expressions, e.g. 'torch.randn(8, 8)'")
     p.add_argument("--html", metavar="FILE", help="also write the page that shows all stages side by side")
     p.add_argument("--open", action="store_true", help="and open it in the browser")
+    p.add_argument("--stage", choices=STAGES, help="print only what this stage makes of each graph")
+    p.add_argument("--profile", action="store_true", help="also time each kernel by itself")
+    p.add_argument("--errors", action="store_true", help="also compare each node with a run in float64")
     p.add_argument("--train", action="store_true", help="with grad mode on: forward and backward")
 
 
@@ -64,8 +67,12 @@ def explain_options(p: argparse.ArgumentParser) -> None:
 def run_explain(args: argparse.Namespace) -> int:
     function, values = target(args.function), [eval(a, {"torch": torch}) for a in args.args]
     with torch.set_grad_enabled(args.train):
-        explanation = explain(function)(*values)
-    print(explanation)
+        explanation = explain(function, args.profile, args.errors)(*values)
+    if args.stage:
+        print("\n\n".join(str(border) for stages in explanation.stages for stage, border in stages.items()
+                          if stage.rpartition(" ")[2] == args.stage))
+    else:
+        print(explanation)
     if args.html or args.open:
         page = explanation.to_html(args.html or "minicompile-report.html", args.function.rpartition(":")[2])
         print(f"\nwritten to {page}")

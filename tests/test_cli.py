@@ -95,6 +95,14 @@ def test_explain_shows_graph_guards_and_kernels(run: Run, user_file: Path) -> No
     assert re.search(r"^kernels\n    \w+", out, re.M)
 
 
+def test_explain_shows_one_stage_and_what_was_measured(run: Run, user_file: Path) -> None:
+    given = (f"{user_file}:good", "torch.randn(4, 8)", "torch.randn(8)")
+    _, out, _ = run("explain", *given, "--stage", "prims")
+    assert "prims.amax(" in out and "guards of" not in out
+    _, out, _ = run("explain", *given, "--profile", "--errors")
+    assert "of the memory roof" in out and re.search(r"^error against float64, graph 0\n    mul ", out, re.M)
+
+
 def test_explain_shows_a_refusal_with_the_line_and_a_caret(run: Run, user_file: Path) -> None:
     status, out, err = run("explain", f"{user_file}:decides", "torch.randn(4, 8)")
     assert status == 0, out + err

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import minicompile
 from minicompile.viz.explanation import Explanation
+from minicompile.viz.profile import run_steps
 from minicompile.viz.report import page_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -26,7 +27,7 @@ def block(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def training() -> Explanation:
-    return minicompile.explain(block)(torch.randn(32, 64), torch.randn(64, 64, requires_grad=True))
+    return minicompile.explain(block, profile=True, errors=True)(torch.randn(32, 64), torch.randn(64, 64, requires_grad=True))
 
 
 def panes(data: dict) -> dict[str, dict]:
@@ -63,6 +64,29 @@ def test_kernels_lie_below_what_they_read(training: Explanation) -> None:
         assert sorted(layer) == list(range(len(d["boxes"])))
         assert all(layer[a] < layer[b] and n > 0 for a, b, _, n in d["edges"])
     assert drawings[0]["edges"]
+
+
+def test_steps_are_timed_and_nodes_measured(training: Explanation) -> None:
+    assert {(t.graph, t.name) for t in training.timed} == {(k.graph, k.name) for k in training.kernels}
+    assert all(t.seconds and t.bytes > 0 for t in training.timed)
+    assert [e.name for e in training.errors[0]] == ["matmul", "layer_norm", "gelu", "add", "softmax", "sum_1"]
+    assert all(0 < e.relative < 1e-5 for e in training.errors[0])
+    data = page_data(training, "block")
+    assert all(isinstance(row[8], float) for row in data["kernels"]) and len(data["errors"]) == 6
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="there is no objdump")
+def test_instructions_belong_to_their_kernel(training: Explanation) -> None:
+    lines = panes(page_data(training, "block"))["Assembly"]["lines"]
+    assert any(text == "k0:" for text, _ in lines) and sum(bool(keys) for _, keys in lines) > 20
+
+
+def test_kernels_called_alone_give_the_graphs_result() -> None:
+    compiled, handle = minicompile.api.compile_anew(lambda x: torch.softmax(x * 2, -1).sum(0))
+    x = torch.randn(32, 64)
+    expected = compiled(x)
+    timed, (found,) = run_steps(handle.compilations[0], [x])
+    assert timed and torch.equal(found, expected)
 
 
 def test_no_text_can_end_the_script(tmp_path: Path) -> None:
@@ -122,10 +146,19 @@ def test_stages_slide_and_toggle(page) -> None:
 
 
 @pytest.mark.parametrize("view, words", [("drawing", "k0"), ("kernels", "estimate"), ("guards", "Tensor float32"), ("saved", "bytes"),
-                                         ("notFused", "because"), ("breaks", "no break"), ("seconds", "executable")])
+                                         ("notFused", "because"), ("breaks", "no break"), ("errors", "layer_norm"), ("seconds", "executable")])
 def test_every_view_shows_something(page, view: str, words: str) -> None:
     page.click(f"#view-{view}")
     assert words in page.locator("main").text_content()
+
+
+def test_changes_and_copies(page) -> None:
+    page.click("#view-stages")
+    page.keyboard.press("d")
+    assert page.locator(".more").count() > 0 and page.locator(".less").count() > 0
+    page.keyboard.press("d")
+    assert page.locator(".more").count() == 0
+    assert "import torch" in page.evaluate("copyable(graph().panes.find(p => p.stage === 'aten' || p.stage === 'prims'))")
 
 
 def test_search_and_theme(page) -> None:

@@ -31,7 +31,8 @@ class GraphLibrary:
     """
 
     def __init__(self, path: Path):
-        self._library = ctypes.CDLL(str(path))
+        self.path = str(path)
+        self._library = ctypes.CDLL(self.path)
 
     def function(self, name: str) -> Any:
         """Not kept: a function of ctypes holds its library, and would keep it mapped."""

@@ -380,8 +380,12 @@ class _Watched(fx.Interpreter):
 
 
 def _fx_values(done: Compilation, given: Sequence[Any]) -> list[Computed]:
-    """Every value the captured graph computes."""
-    watched = _Watched(done.capture.gm, getattr(done.capture, "where", {}))
+    return captured_values(done.capture.gm, getattr(done.capture, "where", {}), given)
+
+
+def captured_values(gm: fx.GraphModule, places: Any, given: Sequence[Any]) -> list[Computed]:
+    """Every value a captured graph computes."""
+    watched = _Watched(gm, places)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         watched.run(*copies(given))

@@ -6,7 +6,7 @@ Takes what `api` kept of a compilation (every stage's object per graph, and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from ..errors import Refusal, Where
 from ..loops.ir import Extern
 from ..pipeline import Compilation
 from ..schedule.plan import Kernel, Refused
+from .profile import NodeError, Timed
+from .profile import errors as errors_of
+from .profile import profile as profile_of
 from .report import to_html
 
 
@@ -41,6 +44,7 @@ class KernelInfo:
     nanoseconds: float = 0.0
     where: Where | None = None
     backward: bool = False
+    graph: str = ""
 
     def __str__(self) -> str:
         if self.kind == "library":
@@ -62,6 +66,8 @@ class Explanation:
     stages      per graph, stage name -> border object
     seconds     stage name -> compile seconds, summed over the graphs
     constant    sizes that one program could not leave open, and why
+    timed       the measured time of each step alone, where `profile` was asked for
+    errors      per graph, each node's error against float64, where `errors` was asked for
     contests    of graphs that were timed against eager mode: what was found
     """
 
@@ -78,6 +84,8 @@ class Explanation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     contests: tuple[str, ...] = ()
     constant: Mapping[str, str] = field(default_factory=dict)
+    timed: tuple[Timed, ...] = ()
+    errors: tuple[tuple[NodeError, ...], ...] = ()
 
     @classmethod
     def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = (),
@@ -120,6 +128,9 @@ class Explanation:
                  *programs,
                  ("kernels", [str(k) for k in self.kernels if not k.backward]),
                  ("kernels of the backward", [str(k) for k in self.kernels if k.backward]),
+                 ("measured, each step alone", [str(t) for t in self.timed]),
+                 *[(f"error against float64, graph {i}", [str(e) for e in nodes])
+                   for i, nodes in enumerate(self.errors)],
                  ("saved for the backward", [str(v) for v in self.saved]),
                  ("not fused", [str(r) for r in sorted(self.not_fused, key=lambda r: -r.bytes)]),
                  ("against eager mode", self.contests),
@@ -168,8 +179,12 @@ def stages_of(done: Compilation) -> dict[str, Any]:
     return found
 
 
-def explain(fn: Any) -> Callable[..., Explanation]:
-    """`explain(fn)(*args, **kwargs)` compiles `fn` anew, calls it once and tells what became of it."""
+def explain(fn: Any, profile: bool = False, errors: bool = False) -> Callable[..., Explanation]:
+    """`explain(fn)(*args, **kwargs)` compiles `fn` anew, calls it once and tells what became of it.
+
+    profile   also time each kernel and library call by itself
+    errors    also run each graph in float64, and tell how far every node is from that
+    """
 
     def explained(*args: Any, **kwargs: Any) -> Explanation:
         compiled, handle = compile_anew(fn)
@@ -181,8 +196,13 @@ def explain(fn: Any) -> Callable[..., Explanation]:
         for done in handle.compilations:
             if done.contest is not None:
                 done.contest.finish(done.inputs)
+        all_done = handle.compilations
+        wrong = tuple(tuple(errors_of(done)) if done.inputs else () for done in all_done) if errors else ()
+        timed = tuple(t for done in all_done for t in profile_of(done)) if profile else ()
+        for done in handle.compilations:
             done.inputs = ()
-        return Explanation.of(handle.compilations, handle.refusals, handle.compiled.why_constant)
+        told = Explanation.of(handle.compilations, handle.refusals, handle.compiled.why_constant)
+        return replace(told, timed=timed, errors=wrong)
 
     return explained
 
@@ -195,10 +215,11 @@ def kernels_of(done: Compilation) -> Iterable[KernelInfo]:
         if isinstance(step, Kernel):
             t = step.tiling
             yield KernelInfo(step.name, "kernel", work_of(step), "", tuple(a.size for a in step.par),
-                             len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where, backward)
+                             len(step.stages), t.vector, t.parallel, t.work, step.loops[0].where, backward,
+                             done.name)
         elif isinstance(step, Extern):
             yield KernelInfo(step.name, "library", str(step.op), calls.get(step.name, ""), where=step.where,
-                             backward=backward)
+                             backward=backward, graph=done.name)
         else:
             raise TypeError(f"a plan has kernels and library calls, not {type(step).__name__}")
 

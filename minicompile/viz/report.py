@@ -26,6 +26,7 @@ from ..ir.graph import arg_nodes
 from ..loops.ir import Extern, Loop, Step
 from ..schedule.deps import reads_of, writes_of
 from ..schedule.plan import Kernel
+from .profile import Timed, assembly
 
 if TYPE_CHECKING:                                        # explanation imports this module
     from .explanation import Explanation
@@ -41,7 +42,9 @@ STAGES = {"python": ("Python", "what you wrote"),
           "prims": ("Prims", "at most 100 primitives, or a library call"),
           "loops": ("Loops", "loop nests over scalar expressions"),
           "plan": ("Kernels", "fused, tiled, placed in memory"),
-          "source": ("C++", "what the C++ compiler gets")}
+          "source": ("C++", "what the C++ compiler gets"),
+          "assembly": ("Assembly", "what it made of the kernels")}
+RUNNABLE = ("aten", "prims")           # their text is a program
 
 
 @dataclass(slots=True)
@@ -74,6 +77,7 @@ class Pane:
 
     stage: str
     lines: list[tuple[str, list[int]]] = field(default_factory=list)
+    program: str = ""                                    # what is copied instead, where there is more to run
 
     def add(self, text: str, keys: Sequence[int] = ()) -> None:
         self.lines += [(line, list(keys)) for line in text.split("\n")]
@@ -82,7 +86,7 @@ class Pane:
         side, _, stage = self.stage.rpartition(" ")
         title, about = STAGES[stage]
         return {"stage": stage, "title": f"{title}, {side}" if side else title, "about": about,
-                "lines": self.lines}
+                "lines": self.lines, "program": self.program}
 
 
 def to_html(explanation: Explanation, title: str) -> str:
@@ -98,20 +102,30 @@ def _escaped(text: str) -> str:
 
 def page_data(explanation: Explanation, title: str) -> dict[str, Any]:
     """What the page shows, as plain lists, texts and numbers."""
-    keys = Keys()
+    keys, timed = Keys(), {(t.graph, t.name): t for t in explanation.timed}
     return {"title": title,
             "summary": explanation.summary(),
             "seconds": {k: round(v, 4) for k, v in explanation.seconds.items()},
             "breaks": [b.describe() for b in explanation.break_reasons],
             "kernels": [[k.name, k.kind, k.does, "x".join(map(str, k.space)) or "1", k.passes,
                          "vector" if k.vector else "", "threads" if k.parallel else "",
-                         round(k.nanoseconds / 1000, 1), keys.of([k.where])] for k in explanation.kernels],
+                         round(k.nanoseconds / 1000, 1), *_measured(timed.get((k.graph, k.name))),
+                         keys.of([k.where])] for k in explanation.kernels],
+            "errors": [[e.name, f"{e.absolute:.1e}", f"{e.relative:.1e}", keys.of([e.where])]
+                       for nodes in explanation.errors for e in sorted(nodes, key=lambda e: -e.relative)],
             "notFused": [[r.a, r.b, r.reason, r.bytes]
                          for r in sorted(explanation.not_fused, key=lambda r: -r.bytes)],
             "saved": [str(v) for v in explanation.saved],
             "graphs": [_graph(stages, guards, keys)
                        for stages, guards in zip(explanation.stages, explanation.guards)],
             "exact": keys.exact()}
+
+
+def _measured(t: Timed | None) -> list[Any]:
+    """Cells of a step's measured time: microseconds, bytes, how near the memory roof it is."""
+    if t is None or t.seconds is None or t.roof is None:
+        return ["", "", ""]
+    return [round(t.seconds * 1e6, 1), t.bytes, f"{t.roof:.0%}"]
 
 
 def _graph(stages: Any, guards: Sequence[Any], keys: Keys) -> dict[str, Any]:
@@ -121,7 +135,13 @@ def _graph(stages: Any, guards: Sequence[Any], keys: Keys) -> dict[str, Any]:
     for stage, border in stages.items():
         side = stage.rpartition(" ")[0]
         panes.append(Pane(stage))
-        MAKERS[stage.rpartition(" ")[2]](panes[-1], border, keys, partial(places, _origins(stages, side)))
+        kind, of = stage.rpartition(" ")[2], partial(places, _origins(stages, side))
+        MAKERS[kind](panes[-1], border, keys, of)
+        if kind in RUNNABLE:
+            panes[-1].program = str(border)
+        if kind == "source":
+            panes.append(Pane(f"{side} assembly".strip()))
+            _assembly(panes[-1], border, keys, of)
         if stage == "capture":
             panes.append(Pane("program"))
             panes[-1].add(capture.program.text.strip())
@@ -257,18 +277,28 @@ def _plan(pane: Pane, plan: Any, keys: Keys, of: Places) -> None:
 
 
 def _source(pane: Pane, source: Any, keys: Keys, of: Places) -> None:
+    _functions_of(pane, source, source.text, r"MC_EXPORT void (\w+)\(", "}", keys, of)
+
+
+def _assembly(pane: Pane, source: Any, keys: Keys, of: Places) -> None:
+    text = assembly(source)
+    if text:
+        _functions_of(pane, source, text, r"(\w+):$", "", keys, of)
+
+
+def _functions_of(pane: Pane, source: Any, text: str, begins: str, ends: str, keys: Keys, of: Places) -> None:
     """A function's lines belong to the kernels that call it."""
     callers: dict[str, list[Where | None]] = {}
     for step, call in zip(source.plan.steps, source.calls):
         if call is not None:
             callers.setdefault(call.function, []).extend(of(step))
     here: list[int] = []
-    for line in source.text.split("\n"):
-        started = re.search(r"MC_EXPORT void (\w+)\(", line)
+    for line in text.split("\n"):
+        started = re.match(begins, line)
         if started:
             here = keys.of(callers.get(started[1], []))
         pane.add(line, here)
-        if line == "}":
+        if line == ends:
             here = []
 
 
