@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.testing._internal.common_methods_invocations import op_db
 
-from minicompile.autograd.function import Halves
+from minicompile.autograd.function import Backward, Halves
 from minicompile.autograd.joint import trace_joint
 from minicompile.autograd.narrow import narrow
 from minicompile.autograd.partition import split
@@ -175,7 +175,7 @@ def train(fn: Callable[..., Any], *args: Any) -> None:
         prims.check()
         cut = split(prims.graph, joint.primals, joint.outputs, joint.tangents, held=joint.held)
         cut.check()
-    halves = Halves(Prims(cut.forward).run, cut, joint, gm, lambda arrived: (
+    halves = Halves(Prims(cut.forward).run, cut, joint, gm, lambda arrived: Backward(
         narrow(cut, arrived), Prims(narrow(cut, arrived).graph).run), joint.varies)
     envs = [env for env in OTHERS if all(c.holds(env) for c in asked)]
     assert len(envs) >= 2, [str(c) for c in asked]
