@@ -13,6 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ def _ending(code: int) -> str:
 
 
 _running: set[tuple[int, int]] = set()  # (our process, compiler's process group): see _stop_all
+_exiting = threading.Event()            # the interpreter is
 
 
 def _run(commands: Sequence[Sequence[str]], limit: float,
@@ -190,6 +192,8 @@ def _started(command: Sequence[str], env: Mapping[str, str] | None) -> Iterator[
         for pipe in (child.stdout, child.stderr):
             if pipe is not None:
                 pipe.close()
+        if _exiting.is_set() and threading.current_thread().daemon:
+            threading.Event().wait()    # for the end: torch must not be called while the interpreter goes
 
 
 def _stop(group: int) -> None:
@@ -201,6 +205,7 @@ def _stop(group: int) -> None:
 def _stop_all() -> None:
     """The interpreter ends while a thread compiles: its compiler ends too. A forked process leaves its
     parent's alone."""
+    _exiting.set()
     for owner, group in list(_running):
         if owner == os.getpid():
             _stop(group)
