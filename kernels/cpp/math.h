@@ -122,30 +122,25 @@ template <class V> MC_INLINE auto isnan(V x) { return x != x; }
 template <class V> MC_INLINE auto isinf(V x) {
   if constexpr (is_float<lane<V>>) return abs(x) == lane<V>(__builtin_inff()); else return x != x;
 }
-// a > b ? a : b, so b where one is NaN: one instruction, which GCC does not find.
-template <class V> MC_INLINE V larger(V a, V b) {
+// a > b ? a : b (or a < b), so b where one is NaN: one instruction, which GCC does not find.
+template <bool Max, class V> MC_INLINE V extreme(V a, V b) {
 #ifdef __AVX512F__
-  if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_maxps512_mask(a, b, a, (u16)-1, 4);
-  else
+  if constexpr (same<V, vec<float, 16>>) {
+    if constexpr (Max) return __builtin_ia32_maxps512_mask(a, b, a, (u16)-1, 4);
+    else return __builtin_ia32_minps512_mask(a, b, a, (u16)-1, 4);
+  } else
 #endif
 #ifdef __AVX2__
-  if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_maxps256(a, b);
-  else
+  if constexpr (same<V, vec<float, 8>>) {
+    if constexpr (Max) return __builtin_ia32_maxps256(a, b);
+    else return __builtin_ia32_minps256(a, b);
+  } else
 #endif
-  return a > b ? a : b;
+  if constexpr (Max) return a > b ? a : b;
+  else return a < b ? a : b;
 }
-// a < b ? a : b, likewise.
-template <class V> MC_INLINE V smaller(V a, V b) {
-#ifdef __AVX512F__
-  if constexpr (same<V, vec<float, 16>>) return __builtin_ia32_minps512_mask(a, b, a, (u16)-1, 4);
-  else
-#endif
-#ifdef __AVX2__
-  if constexpr (same<V, vec<float, 8>>) return __builtin_ia32_minps256(a, b);
-  else
-#endif
-  return a < b ? a : b;
-}
+template <class V> MC_INLINE V larger(V a, V b) { return extreme<true>(a, b); }
+template <class V> MC_INLINE V smaller(V a, V b) { return extreme<false>(a, b); }
 // NaN wins. Branches that data decides cost much more than a comparison.
 template <class V> MC_INLINE V maximum(V a, V b) {
   if constexpr (is_float<lane<V>>) return a != a ? a : larger(a, b); else return larger(a, b);
@@ -371,6 +366,13 @@ template <class V> MC_INLINE V clamped(V x, float lo, float hi) {
   return smaller(V(V{} + hi), larger(V(V{} + lo), x));
 }
 
+// x = n * ln(2) + r with |r| <= ln(2)/2, in two parts.
+template <class V> MC_INLINE V reduce_ln2(V x, V& n) {
+  n = round(x * 1.44269504f);
+  V r = fma(n, V{} - 0.69314575f, x);
+  return fma(n, V{} - 1.4286068e-06f, r);
+}
+
 // e^r - 1 for |r| <= ln(2)/2: r + r^2 * P(r), |error| < 2e-9 before rounding.
 template <class V> MC_INLINE V expm1_reduced(V r) {
   V p = poly(r, 0.5f, 0.16666667f, 0.041666467f, 0.008333286f, 0.0013933643f, 0.0001990757f);
@@ -380,9 +382,7 @@ template <class V> MC_INLINE V exp_reduced(V r) { return expm1_reduced(r) + 1.0f
 
 template <class V> static __attribute__((noinline)) V exp_anywhere(V x) {
   V c = clamped(x, -104.0f, 89.0f);
-  V n = round(c * 1.44269504f);
-  V r = fma(n, V{} - 0.69314575f, c);
-  r = fma(n, V{} - 1.4286068e-06f, r);
+  V n, r = reduce_ln2(c, n);
   n = x != x ? V{} : n;
   return times_pow2(exp_reduced(r), n);
 }
@@ -393,17 +393,13 @@ template <class V> MC_INLINE V exp(V x) {
 #ifdef __AVX512F__
   if constexpr (same<V, vec<float, 16>>) {
     V c = clamped(x, -104.0f, 89.0f);
-    V n = round(c * 1.44269504f);
-    V r = fma(n, V{} - 0.69314575f, c);
-    r = fma(n, V{} - 1.4286068e-06f, r);
+    V n, r = reduce_ln2(c, n);
     return __builtin_ia32_scalefps512_mask(exp_reduced(r), n, x, (u16)-1, 4);
   }
 #endif
   if (any(~(((x > -87.0f) & (x < 88.0f)) | (x < -104.0f)))) return exp_anywhere(x);
   V c = x > -87.0f ? x : V{} - 87.0f;
-  V n = round(c * 1.44269504f);
-  V r = fma(n, V{} - 0.69314575f, c);
-  r = fma(n, V{} - 1.4286068e-06f, r);
+  V n, r = reduce_ln2(c, n);
   V y = exp_reduced(r) * bits_as<V>((__builtin_convertvector(n, ints_of<V>) + 127) << 23);
   return x < -104.0f ? V{} : y;
 }
@@ -482,9 +478,7 @@ template <class V> MC_INLINE V cos(V x) {
 template <class V> MC_INLINE V tanh(V x) {
   V a = abs(x);
   a = a > 9.2f ? V{} + 9.2f : a;                                           // a NaN passes
-  V n = round(a * 2.88539008f);
-  V r = fma(n, V{} - 0.69314575f, a + a);
-  r = fma(n, V{} - 1.4286068e-06f, r);
+  V n, r = reduce_ln2(V(a + a), n);
   V power = bits_as<V>((__builtin_convertvector(n, ints_of<V>) + 127) << 23);
   V e = fma(expm1_reduced(r), power, power - 1.0f);
   return copysign(V(e / (e + 2.0f)), x);

@@ -107,7 +107,7 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
     parts = max((k for k in range(1, PARTS + 1) if divides(k, first.size)), default=1)
     if rows > FEW_ROWS or length < LONG or parts < 4:
         return [loop]
-    outer, inner = axis("p", parts), axis("q", first.size // parts)
+    outer, inner, env = _in_blocks(first, parts)
     name = loop.out.buffer + "_parts"
     sizes = [*(a.size for a in loop.axes), parts]
     spec = TensorSpec.contiguous(loop.body.dtype, sizes)
@@ -115,11 +115,16 @@ def split_reduction(loop: Loop, buffers: dict[str, Buffer]) -> list[Loop]:
     place: Sym | int = outer.var
     for a, step in zip(loop.axes, contiguous_stride(sizes)):
         place = place + a.var * step
-    partial = rename(loop, {first.var: outer.var * inner.size + inner.var}, (*loop.axes, outer),
-                     (inner, *loop.reduce_axes[1:]))
+    partial = rename(loop, env, (*loop.axes, outer), (inner, *loop.reduce_axes[1:]))
     partial = replace(partial, name=loop.name + "_parts", out=Store(name, place), store_dtype=loop.body.dtype)
     total = replace(loop, reduce_axes=(outer,), body=load(name, place, loop.body.dtype))
     return [partial, total]
+
+
+def _in_blocks(a: Axis, parts: int) -> tuple[Axis, Axis, dict[Var, Sym | int]]:
+    """An axis as `parts` blocks: the blocks, one block's points, and what the axis is in terms of these."""
+    outer, inner = axis("p", parts), axis("q", a.size // parts)
+    return outer, inner, {a.var: outer.var * inner.size + inner.var}
 
 
 def separate(loop: Loop, a: Axis) -> bool:
@@ -148,10 +153,9 @@ def share_scatter(loop: Loop) -> Loop:
     if first is not loop.axes[-1] or not rest:
         return replace(loop, axes=(first, *rest))
     parts = max(k for k in range(1, PARTS + 1) if k == 1 or first.size % k == 0 and first.size // k >= BLOCK)
-    outer, inner = axis("p", parts), axis("q", first.size // parts)
     if parts == 1:
         return loop
-    env = {first.var: outer.var * inner.size + inner.var}
+    outer, inner, env = _in_blocks(first, parts)
     return rename(loop, env, (outer, *rest, inner), ())
 
 

@@ -156,8 +156,9 @@ def round_on_the_way(loops: Loops) -> Loops:
 def _rounds(step: Loop) -> bool:
     """Whether it copies a float32 buffer as bfloat16, every element to where it was."""
     body = step.body
-    return (step.combine is None and step.out.mode == "set" and not step.out.indirect
-            and isinstance(body, Apply) and body.prim == "cast" and step.store_dtype is torch.bfloat16
-            and isinstance(body.args[0], Load) and body.args[0].dtype is torch.float32
-            and not body.args[0].indirect and body.args[0].mask is None
-            and same(body.args[0].index, step.out.index))
+    if not isinstance(body, Apply) or body.prim != "cast" or step.store_dtype is not torch.bfloat16:
+        return False
+    read = body.args[0]
+    return (step.combine is None and not step.is_ordered and isinstance(read, Load)
+            and read.dtype is torch.float32 and not read.indirect and read.mask is None
+            and same(read.index, step.out.index))
