@@ -212,11 +212,11 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
     forward, settings = _finish(done, target), asdict(config)
-    whole = _backward(done.backward, narrow(halves, frozenset(range(len(halves.tangents)))), target)
+    whole = _backward(done.backward, narrow(joint, halves, frozenset(range(len(halves.tangents)))), target)
 
     @functools.cache
     def narrowed(arrived: frozenset[int]) -> Backward:
-        part = narrow(halves, arrived)
+        part = narrow(joint, halves, arrived)
         if part.graph is halves.backward:
             return whole
         name = f"{done.name}_backward_{'_'.join(map(str, sorted(arrived)))}"

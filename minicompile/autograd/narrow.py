@@ -14,6 +14,7 @@ from ..ir.graph import Graph, Node, map_arg
 from ..ir.prims import PRIMS
 from ..ir.spec import TensorSpec
 from ..lower.builder import as_dtype
+from .joint import Joint
 from .partition import Split, ancestors, dependents
 
 
@@ -29,11 +30,12 @@ class Narrowed:
     reads: frozenset[int]
 
 
-def narrow(split: Split, arrived: frozenset[int]) -> Narrowed:
+def narrow(joint: Joint, split: Split, arrived: frozenset[int]) -> Narrowed:
     """The part of `split.backward` that the tangents at the positions `arrived` flow through.
 
     Formulas are linear in the incoming gradients. So what comes of missing ones alone is left out of sums;
     where another operator takes both kinds it is zeros, as in the engine's formulas for several results.
+    Which gradients there are the ATen graph tells: in prims, one that is zeros comes of nothing.
     """
     backward, saved = split.backward, len(split.saved)
     if len(arrived) == len(split.tangents):
@@ -57,8 +59,11 @@ def narrow(split: Split, arrived: frozenset[int]) -> Narrowed:
             args, kwargs = map_arg((n.args, n.kwargs), put)
             nodes.append(Node(n.name, n.op, args, kwargs, n.spec, n.where))
         new[n] = nodes[-1] if rest is None else put(rest)
-    gives = tuple(i for i, o in enumerate(backward.outputs) if o.node in live)
-    outputs = tuple(replace(o, node=new[o.node]) for o in (backward.outputs[i] for i in gives))
+    aten = joint.aten.graph
+    reached = dependents(aten, [aten.inputs[joint.primals + k] for k in arrived])
+    given = aten.outputs[joint.outputs:aten.returned]
+    gives = tuple(i for i, o in enumerate(given) if o.node in reached)
+    outputs = tuple(replace(o, node=put(o.node)) for o in (backward.outputs[i] for i in gives))
     needed = ancestors([o.node for o in outputs])
     graph = Graph(backward.inputs, tuple(n for n in nodes if n in needed), outputs, (), len(outputs),
                   consumed=backward.consumed)

@@ -176,7 +176,7 @@ def train(fn: Callable[..., Any], *args: Any) -> None:
         cut = split(prims.graph, joint.primals, joint.outputs, joint.tangents, held=joint.held)
         cut.check()
     halves = Halves(Prims(cut.forward).run, cut, joint, gm, lambda arrived: Backward(
-        narrow(cut, arrived), Prims(narrow(cut, arrived).graph).run), joint.varies)
+        narrow(joint, cut, arrived), Prims(narrow(joint, cut, arrived).graph).run), joint.varies)
     envs = [env for env in OTHERS if all(c.holds(env) for c in asked)]
     assert len(envs) >= 2, [str(c) for c in asked]
     for env in envs:
