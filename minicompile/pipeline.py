@@ -10,6 +10,7 @@ import functools
 import logging
 import operator
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from .autograd.joint import Joint, trace_joint
 from .autograd.narrow import Narrowed, narrow
 from .autograd.partition import recompute_class, split
 from .codegen import cpp, driver, triton, triton_driver
+from .collector import paused
 from .config import config
 from .debug import configure, dump_stage, log
 from .errors import MinicompileError, Refusal, ToolchainError
@@ -70,7 +72,8 @@ class Compilation:
     capture      what was captured: `.gm` is the torch-level graph
     joint        forward and backward in one graph, where the graph is trained through
     split        the joint graph's two halves
-    backward     the second half's own Compilation, from its prims on
+    backward     the second half's own Compilation, from its prims on; where the graph has several
+                 differentiable results, the other stages come when all are differentiated, or asked for
     call         computes the outputs: call(*tensors) -> sequence of tensors
     inputs       copies of the first call's inputs, where they were asked for (bisecting)
     seconds      stage -> seconds it took
@@ -212,17 +215,30 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
     done.backward = Compilation(f"{done.name}_backward", done.capture, prims=Prims(halves.backward),
                                 stages=done.stages)
     forward, settings = _finish(done, target), asdict(config)
-    whole = _backward(done.backward, narrow(joint, halves, frozenset(range(len(halves.tangents)))), target)
+    everything = frozenset(range(len(halves.tangents)))
+
+    def made(arrived: frozenset[int]) -> Backward:
+        with config.patch(**settings), paused():
+            part, mine = narrow(joint, halves, arrived), done.backward
+            if mine is None or part.graph is not halves.backward:
+                name = f"{done.name}_backward_{'_'.join(map(str, sorted(arrived)))}"
+                mine = Compilation(name, done.capture, prims=Prims(part.graph), stages=done.stages)
+            return _backward(mine, part, target)
+
+    # Which of several results are differentiated, the first backward tells; what sizes it asks for, it tells now.
+    ready = {everything: made(everything)} if len(everything) == 1 or joint.varies else {}
 
     @functools.cache
     def narrowed(arrived: frozenset[int]) -> Backward:
-        part = narrow(joint, halves, arrived)
-        if part.graph is halves.backward:
-            return whole
-        name = f"{done.name}_backward_{'_'.join(map(str, sorted(arrived)))}"
-        with config.patch(**settings):
-            return _backward(Compilation(name, done.capture, prims=Prims(part.graph), stages=done.stages),
-                             part, target)
+        try:
+            return ready.get(arrived) or made(arrived)
+        except Exception:       # too late to run the forward in eager mode; the graph itself can still be run
+            if config.strict:
+                raise
+            _warn_once(done.name, f"a backward of {done.name} runs slowly after an internal error, a bug of "
+                                  f"minicompile:\n{traceback.format_exc()}")
+            part = narrow(joint, halves, arrived)
+            return Backward(part, Prims(part.graph).run)
     done.call = Halves(forward, halves, joint, done.capture.gm, narrowed, joint.varies)
 
 

@@ -47,7 +47,7 @@ def env_of(system: str, folder: Path, **more: str | None) -> dict[str, str]:
 
 
 def start(body: str, env: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", HEAD + body], env=env, text=True, stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-c", HEAD + body], env=env, text=True, errors="replace", stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -125,7 +125,7 @@ FAULTS |= {"disk: read-only": mounted("ro"), "disk: full": mounted("size=12k"), 
 @fault("disk: no file can grow")
 def no_file(system: str, folder: Path) -> str:
     env, body = env_of(system, folder), "tell(right())"
-    child = subprocess.Popen([sys.executable, "-c", HEAD + body], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    child = subprocess.Popen([sys.executable, "-c", HEAD + body], env=env, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              start_new_session=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
     return finish(child)
 

@@ -20,7 +20,7 @@ import torch
 
 from ..errors import CheckError
 from ..ir.geometry import sizes_in
-from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
+from ..ir.graph import Graph, Node, Output, map_arg
 from ..ir.prims import Prim
 from ..ir.spec import TensorSpec
 from ..ir.sym import Size, hint
@@ -145,7 +145,7 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], b
                                                                     free))
     at = [n.args[0] if n in lasting else None for n in saved]
     kept = [Output(n, dense(n.tensor)) for n, i in zip(saved, at) if i is None]
-    forward = _forward(joint, primals, results, kept, writes)
+    forward = _forward(joint, primals, results, kept, writes, after)
     backward = _backward(joint, primals, gradients, saved, [o.node for o in kept])
     reasons = tuple(Saved(n, hint(n.tensor.nbytes), BANNED.get(recompute_class(n), CHEAPER)) for n in saved)
     inside = {n.name for n in backward.nodes}
@@ -157,7 +157,7 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], b
 def redo_cost(n: Node) -> float:
     """What computing a reduction or library call again costs: bytes read and written, and for products and
     convolutions a multiply-add per element of the result and of a row of the second operand."""
-    read = [a for a in arg_nodes((n.args, n.kwargs)) if isinstance(a.spec, TensorSpec)]
+    read = [a for a in n.operands if isinstance(a.spec, TensorSpec)]
     cost = float(sum(map(_bytes, read)) + _bytes(n))
     if recompute_class(n) == "library" and len(read) > 1 and isinstance(n.spec, TensorSpec):
         second = read[1].tensor
@@ -197,7 +197,7 @@ def dependents(graph: Graph, roots: Sequence[Node]) -> set[Node]:
     """`roots` and everything computed from them."""
     seen = set(roots)
     for n in graph.nodes:
-        if any(a in seen for a in arg_nodes((n.args, n.kwargs))):
+        if any(a in seen for a in n.operands):
             seen.add(n)
     return seen
 
@@ -210,7 +210,7 @@ def ancestors(roots: Sequence[Node], known: set[Node] = frozenset()) -> set[Node
         n = stack.pop()
         if n not in seen and n not in known:
             seen.add(n)
-            stack.extend(arg_nodes((n.args, n.kwargs)))
+            stack.extend(n.operands)
     return seen
 
 
@@ -219,13 +219,13 @@ def _unheld(joint: Graph, primals: int, needed: set[Node], held: Sequence[frozen
     them before the backward."""
     flow = {n: 1 << k for k, n in enumerate(joint.inputs[primals:])}          # tangents it is computed from
     for n in joint.nodes:
-        bits = functools.reduce(operator.or_, [flow.get(a, 0) for a in arg_nodes((n.args, n.kwargs))], 0)
+        bits = functools.reduce(operator.or_, [flow.get(a, 0) for a in n.operands], 0)
         if bits and n in needed:
             flow[n] = bits
     reads: dict[Node, int] = {}          # tangents whose gradients need it
     for n in reversed(joint.nodes):
         bits = flow.get(n) or reads.get(n, 0)
-        for a in arg_nodes((n.args, n.kwargs)) if bits else ():
+        for a in n.operands if bits else ():
             if a not in flow:
                 reads[a] = reads.get(a, 0) | bits
     return {n for i, n in enumerate(joint.inputs[:primals]) if n in reads and isinstance(n.spec, TensorSpec)
@@ -266,7 +266,7 @@ def _candidates(joint: Graph, cost: dict[Node, float], after: set[Node], needed:
     fixed = {n for n in cost if recompute_class(n) in BANNED and n not in free}
     rep: dict[Node, Node] = {}          # value → the candidate it is as good as
     for n in cost:
-        sources = {rep[a] for a in arg_nodes((n.args, n.kwargs)) if a in rep}
+        sources = {rep[a] for a in n.operands if a in rep}
         if n in fixed or len(sources) > 1:
             rep[n] = n
         elif sources:          # what has no source is made of constants
@@ -276,7 +276,7 @@ def _candidates(joint: Graph, cost: dict[Node, float], after: set[Node], needed:
     for n in joint.nodes:
         if n in needed and n not in fixed:
             reader = SINK if n in after else rep.get(n)
-            for a in arg_nodes((n.args, n.kwargs)):
+            for a in n.operands:
                 if a in rep and rep[a] is not reader:
                     readers[rep[a]].add(reader)
     for o in gradients:
@@ -298,9 +298,9 @@ def _candidates(joint: Graph, cost: dict[Node, float], after: set[Node], needed:
 
 
 def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list[Output],
-             writes: tuple[tuple[int, Node], ...]) -> Graph:
+             writes: tuple[tuple[int, Node], ...], after: set[Node]) -> Graph:
     """What the user's results, the saved values and the writes need, every random draw, in order, and what is
-    there only because it may raise: nothing needs its value."""
+    there only because it may raise: nothing needs its value; but not what comes `after` tangents."""
     hidden = [j for j in dict.fromkeys(o.alias[1] for o in results if o.alias and o.alias[0] == "output")
               if j >= len(results)]
     moved = {j: len(results) + len(kept) + i for i, j in enumerate(hidden)}
@@ -308,8 +308,7 @@ def _forward(joint: Graph, primals: int, results: tuple[Output, ...], kept: list
              and o.alias[0] == "output" else o for o in results]
     outputs = (*shown, *kept, *(joint.outputs[j] for j in hidden))
     used = ancestors([o.node for o in joint.outputs] + [n for _, n in joint.writes])
-    effects = [n for n in joint.nodes if (n not in used or recompute_class(n) == "random")
-               and ancestors([n]).isdisjoint(joint.inputs[primals:])]
+    effects = [n for n in joint.nodes if (n not in used or recompute_class(n) == "random") and n not in after]
     needed = ancestors([o.node for o in outputs] + [n for _, n in writes] + effects)
     nodes = tuple(n for n in joint.nodes if n in needed)
     return Graph(joint.inputs[:primals], nodes, outputs, writes, len(shown) + len(kept), joint.restrides)

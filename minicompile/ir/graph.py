@@ -31,6 +31,7 @@ class Node:
             "constant" or "getitem"
     args    nested tuples of Node, int, float, bool, complex, str, None, torch.dtype, torch.device, …
             "input" has (index,), "constant" has (tensor,), "getitem" has (node, index)
+    operands    every Node inside args and kwargs, left to right, repeats included
     """
 
     name: str
@@ -39,6 +40,10 @@ class Node:
     kwargs: dict[str, Any] = field(default_factory=dict)
     spec: Spec = None
     where: Where | None = None
+    operands: tuple[Node, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operands", tuple(arg_nodes((self.args, self.kwargs))))
 
     @property
     def tensor(self) -> TensorSpec:
@@ -172,7 +177,7 @@ class Graph:
     def users(self) -> dict[Node, list[Node]]:
         users: dict[Node, list[Node]] = {n: [] for n in (*self.inputs, *self.nodes)}
         for n in self.nodes:
-            for a in dict.fromkeys(arg_nodes((n.args, n.kwargs))):
+            for a in dict.fromkeys(n.operands):
                 users[a].append(n)
         return users
 
@@ -213,7 +218,7 @@ class Graph:
                 raise CheckError(stage, n.name, "name is defined twice")
             if i < len(self.inputs) and (n.op != "input" or n.args != (i,)):
                 raise CheckError(stage, n.name, f"is not input {i}")
-            for a in arg_nodes((n.args, n.kwargs)):
+            for a in n.operands:
                 if a not in seen:
                     raise CheckError(stage, n.name, f"uses {a.name} before it is defined")
             names.add(n.name)

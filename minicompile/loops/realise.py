@@ -109,7 +109,7 @@ def decide(graph: Graph) -> Decisions:
             continue
         if not costs[n].bytes:          # functions of the index are cheap, and mostly fold away
             continue
-        size = 1 + sum(sizes.get(a, 0) for a in dict.fromkeys(arg_nodes(n.args)) if a not in d.reasons)
+        size = 1 + sum(sizes.get(a, 0) for a in dict.fromkeys(n.operands) if a not in d.reasons)
         sizes[n] = size
         if size > LARGEST and n not in d.reasons and kind_of(n) == "elementwise":
             d.reasons[n] = f"an expression of {size} prims"
@@ -129,7 +129,7 @@ def _must(graph: Graph, d: Decisions) -> None:
             d.reasons.setdefault(filler(o, d.reasons), "output")
     for n in graph.nodes:
         if kind_of(n) == "extern":
-            for a in dict.fromkeys(arg_nodes((n.args, n.kwargs))):
+            for a in dict.fromkeys(n.operands):
                 _argument(n, a, d)
 
 
@@ -187,7 +187,7 @@ def _costs(graph: Graph, leaves: dict[Node, str]) -> dict[Node, Cost]:
             own = Cost()
         else:
             own = Cost(1 if kind != "view" else 0, 0.0, name in HEAVY or (name in MODEST and _big(n)))
-            for a in arg_nodes(n.args):
+            for a in n.operands:
                 if costs[a].bytes or costs[a].heavy:        # functions of the index mostly fold away
                     own = own + _share(costs[a], points(a), points(n))
         costs[n] = own
@@ -236,7 +236,7 @@ def _reads(n: Node, realised: dict[Node, str], mine: dict[Any, int]) -> Iterator
     kind, name = kind_of(n), name_of(n)
     if kind in ("extern", "getitem", "input", "constant"):
         return
-    operands = list(dict.fromkeys(arg_nodes(n.args)))
+    operands = list(dict.fromkeys(n.operands))
     if n in realised:
         mine = {n: points(n)}
     if kind in ("reduce", "scan"):

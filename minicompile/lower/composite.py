@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import Refusal
-from ..ir.graph import Graph, Node, arg_nodes, map_arg
+from ..ir.graph import Graph, Node, map_arg
 from ..ir.spec import TensorSpec
 from .functionalise import Functionaliser
 from .trace import record
@@ -33,7 +33,7 @@ def is_composite(op: Any) -> bool:
 def composition(n: Node) -> Graph | None:
     """What n's operator does, as ATen calls on n's tensors (the graph's inputs, in the order of
     `arg_nodes`); None if that depends on data, fails, or leads back to the operator itself."""
-    tensors = list(dict.fromkeys(arg_nodes((n.args, n.kwargs))))
+    tensors = list(dict.fromkeys(n.operands))
     if not is_composite(n.op) or any(not isinstance(t.spec, TensorSpec) for t in tensors):
         return None
     names = [t.name for t in tensors]

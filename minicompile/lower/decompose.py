@@ -14,7 +14,7 @@ import torch
 
 from ..errors import Refusal, Where
 from ..ir.geometry import sizes_in
-from ..ir.graph import Graph, Node, Output, arg_nodes, map_arg
+from ..ir.graph import Graph, Node, Output, map_arg
 from ..ir.prims import Misfit
 from ..ir.scalar import Specialise
 from ..ir.spec import TensorSpec
@@ -90,7 +90,7 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any], place: Where | None = N
             try:
                 out = _nothing(b, n.spec) or rule(b, *args, **kwargs)
             except (TypeError, AttributeError) as e:          # of C code that is given sizes
-                sizes = sizes_in(n.spec, n.args, *(a.spec for a in arg_nodes((n.args, n.kwargs))))
+                sizes = sizes_in(n.spec, n.args, *(a.spec for a in n.operands))
                 if not sizes:
                     raise
                 raise NeedsSizes(sum(sizes), f"{n.op} is decomposed with numbers") from e
@@ -109,7 +109,7 @@ def _lower(b: Builder, n: Node, values: dict[Node, Any], place: Where | None = N
 
 def _inline(b: Builder, n: Node, inside: Graph, values: dict[Node, Any]) -> Any:
     """The prim-level value of what a composite operator does."""
-    own = {i: values[a] for i, a in zip(inside.inputs, dict.fromkeys(arg_nodes((n.args, n.kwargs))))}
+    own = {i: values[a] for i, a in zip(inside.inputs, dict.fromkeys(n.operands))}
     for m in inside.nodes:
         own[m] = _lower(b, m, own, n.where)
     b.source, b.place, b.out, b.mark = n, n.where, n.spec, len(b.nodes)
@@ -138,7 +138,7 @@ MOST_DIMS = 64          # what eager mode's reductions take
 
 def _for_prims(n: Node) -> bool:
     """Whether all tensors at this node have dtypes prims know."""
-    specs = [a.spec for a in arg_nodes((n.args, n.kwargs))] + [n.spec]
+    specs = [a.spec for a in n.operands] + [n.spec]
     flat = [s for spec in specs for s in (spec if isinstance(spec, tuple) else (spec,)) if s is not None]
     return all(s.dtype in SUPPORTED and s.ndim <= MOST_DIMS for s in flat)
 
@@ -158,7 +158,7 @@ def _may_raise(n: Node) -> bool:
 def _extern(b: Builder, n: Node, args: tuple, kwargs: dict) -> Any:
     """The ATen call itself. Views are copied: an extern's result never shares memory with its arguments."""
     aten, op, spec = torch.ops.aten, n.op, n.spec
-    for a in arg_nodes((n.args, n.kwargs)):
+    for a in n.operands:
         if isinstance(a.spec, TensorSpec) and a.spec.number:
             raise Specialise(str(op), a.args[0])
     if op is aten.as_strided_scatter.default and args[0].op is not aten.empty.memory_format:
@@ -194,5 +194,5 @@ def alive(nodes: list[Node], roots: list[Node], cut: bool = False) -> list[Node]
         if n in needed or effect:
             kept.append(n)
             if not (cut and empty(n.spec)):
-                needed.update(arg_nodes((n.args, n.kwargs)))
+                needed.update(n.operands)
     return kept[::-1]

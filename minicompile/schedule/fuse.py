@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import count
 
 import torch
 
@@ -150,6 +151,9 @@ class _Fusion:
     before: dict[int, set[int]] = field(default_factory=dict)
     touching: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     refused: dict[tuple[int, int], Refused] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)            # needs first; -1: nothing any more
+    rank: dict[int, int] = field(default_factory=dict)        # group -> its place there
+    numbers: count[int] = field(default_factory=count)
 
     def run(self) -> None:
         """Fuses until no pair with something to gain is left."""
@@ -162,6 +166,9 @@ class _Fusion:
         for i, needs in self.before.items():
             for j in needs:
                 self.after[j].add(i)
+        self.order = list(self.groups)
+        self.rank = dict(zip(self.order, range(len(self.order))))
+        self.numbers = count(len(self.order))
         heap: list[tuple[int, int, int]] = []
         for i in self.groups if "fuse" not in config.disable_passes else ():
             self._candidates(i, heap, later_only=True)
@@ -169,6 +176,7 @@ class _Fusion:
             _, i, j = heappop(heap)
             if i in self.groups and j in self.groups:
                 self._try(i, j, heap)
+        self.refused = {pair: r for pair, r in self.refused.items() if self.groups.keys() >= {*pair}}
 
     def _group(self, i: int, step: Loop | Extern) -> Group | Extern:
         if isinstance(step, Loop):
@@ -211,19 +219,21 @@ class _Fusion:
         a, b = self.groups[i], self.groups[j]
         assert isinstance(a, Group) and isinstance(b, Group)
         if a.parts[0].order > b.parts[0].order:
-            a, b, i, j = b, a, j, i
-        names = (a.name, b.name)
-        if self._path(i, j) or self._path(j, i):
-            self.refused[i, j] = Refused(*names, "another step lies between them", gain(a, b, self.buffers))
+            a, b = b, a
+        if self.rank[i] > self.rank[j]:
+            i, j = j, i
+        later = self._between(i, j)
+        if not later.isdisjoint(self.before[j]):
+            self.refused[i, j] = Refused(a.name, b.name, "another step lies between them",
+                                         gain(a, b, self.buffers))
             return
         result = fuse(a, b, self.buffers)
         if isinstance(result, Group) and self._overwrites(result):
-            result = Refused(*names, "would overwrite what it still reads", gain(a, b, self.buffers))
+            result = Refused(a.name, b.name, "would overwrite what it still reads", gain(a, b, self.buffers))
         if isinstance(result, Refused):
             self.refused[i, j] = result
             return
-        self._merge(i, j, result)
-        self._candidates(max(self.groups), heap)
+        self._candidates(self._merge(i, j, later, result), heap)
 
     def _overwrites(self, group: Group) -> bool:
         """Whether the kernel's stores cannot be put behind the loads of what they overwrite."""
@@ -238,22 +248,19 @@ class _Fusion:
             return True
         return False
 
-    def _path(self, i: int, j: int) -> bool:
-        """Whether a way from i to j leads through a third group."""
-        todo = [k for k in self.after[i] if k != j]
-        seen = set(todo)
+    def _between(self, i: int, j: int) -> set[int]:
+        """What i leads to among the groups that stand before j in the order."""
+        end, todo = self.rank[j], [i]
+        found: set[int] = set()
         while todo:
-            k = todo.pop()
-            for n in self.after[k]:
-                if n == j:
-                    return True
-                if n not in seen:
-                    seen.add(n)
-                    todo.append(n)
-        return False
+            near = [n for n in self.after[todo.pop()] if n not in found and self.rank[n] < end]
+            found.update(near)
+            todo += near
+        return found
 
-    def _merge(self, i: int, j: int, group: Group) -> None:
-        k = max(*self.groups, len(self.loops.steps)) + 1
+    def _merge(self, i: int, j: int, later: set[int], group: Group) -> int:
+        """Puts `group` in the place of i and j. It stands behind all between them but what i leads to."""
+        k = next(self.numbers)
         for links, back in ((self.after, self.before), (self.before, self.after)):
             links[k] = (links.pop(i) | links.pop(j)) - {i, j}
             for n in links[k]:
@@ -262,7 +269,12 @@ class _Fusion:
             self.touching[name] = (self.touching[name] - {i, j}) | {k}
         del self.groups[i], self.groups[j]
         self.groups[k] = group
-        self.refused = {pair: r for pair, r in self.refused.items() if i not in pair and j not in pair}
+        first, last = self.rank.pop(i), self.rank.pop(j)
+        between = [n for n in self.order[first + 1:last] if n in self.groups]
+        moved = [*(n for n in between if n not in later), k, *(n for n in between if n in later)]
+        self.order[first:last + 1] = moved + [-1] * (last + 1 - first - len(moved))
+        self.rank.update(zip(moved, range(first, last)))
+        return k
 
     # ---- the result ----
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..api import compile_anew
 from ..errors import CheckError, MinicompileError, ToolchainError, Where
-from ..ir.graph import Graph, Node, Output, arg_nodes
+from ..ir.graph import Graph, Node, Output
 from ..ir.spec import TensorSpec, copies
 from ..lower.graphs import call_node
 from ..pipeline import STAGES, Compilation
@@ -356,7 +356,7 @@ def _graph_values(graph: Graph, given: Sequence[Any]) -> list[Computed]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for n in graph.nodes:
-            operands = {a.name: values[a] for a in arg_nodes((n.args, n.kwargs))}
+            operands = {a.name: values[a] for a in n.operands}
             run = partial(call_node, n, values.__getitem__)
             values[n], record = _computed(n.name, n.where, run, operands)
             records.append(record)

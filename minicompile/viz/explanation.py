@@ -91,6 +91,9 @@ class Explanation:
     def of(cls, compiled: Sequence[Compilation], refusals: Sequence[Refusal] = (),
            constant: Mapping[str, str] | None = None) -> Explanation:
         """From what the API kept: the compiled graphs, the refusals met, the sizes that are constants."""
+        for c in compiled:
+            if c.backward is not None:
+                c.backward.reach(c.runs)
         parts = [part for c in compiled for part in (c, c.backward) if part is not None]
         stages = tuple(stages_of(c) for c in compiled)
         graphs = tuple(s["capture"].gm for s in stages if "capture" in s)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from ..errors import Where
-from ..ir.graph import arg_nodes
 from ..loops.ir import Extern, Loop, Step
 from ..schedule.deps import reads_of, writes_of
 from ..schedule.plan import Kernel
@@ -163,7 +162,7 @@ def _origins(stages: Any, side: str) -> Origins:
     realised = {s.name for s in loops.steps}
     absorbed: Origins = {}
     for n in prims.graph.nodes:
-        above = [a for a in arg_nodes((n.args, n.kwargs)) if a.name not in realised]
+        above = [a for a in n.operands if a.name not in realised]
         taken_in = (w for a in above for w in absorbed.get(a.name, ()))
         absorbed[n.name] = list(dict.fromkeys([n.where, *taken_in]))
     return absorbed

@@ -134,6 +134,38 @@ def test_what_is_left_out() -> None:
         assert len(part.graph.nodes) < len(cut.backward.nodes) or len(used) == 3
 
 
+def test_a_part_is_compiled_when_it_is_asked_for() -> None:
+    """Of several results, the first backward tells which are differentiated: that alone is compiled."""
+    compiled = minicompile.compile(shared)
+    x, w = torch.rand(3, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    h, _, _ = compiled(x, w)
+    done = compiled.__minicompile__.compilations[0]
+    assert done.plan is not None and done.backward.plan is None
+    h.sum().backward()
+    assert done.backward.plan is None
+    sum(r.sum() for r in compiled(x, w)).backward()
+    assert done.backward.plan is not None
+    one = minicompile.compile(lambda x: x.sin())
+    one(x)
+    assert one.__minicompile__.compilations[0].backward.plan is not None
+
+
+def test_a_backward_that_cannot_be_compiled_is_run_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes too late for eager mode. A bug of minicompile is reported, and the graph's reference runs."""
+    x, w = torch.rand(3, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    expected = torch.autograd.grad(shared(x, w)[1].square().sum(), (x, w))
+    compiled = minicompile.compile(shared)
+    result = compiled(x, w)[1].square().sum()
+
+    def broken(*_: Any) -> Any:
+        raise AssertionError("planted")
+    done = compiled.__minicompile__.compilations[0]
+    monkeypatch.setattr(done, "stages", {**done.stages, "plan": ("loops", broken)})
+    with minicompile.config.patch(strict=True), pytest.raises(AssertionError, match="planted"):
+        torch.autograd.grad(result, (x, w), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(result, (x, w)), expected)
+
+
 def of_a_mask(x: torch.Tensor, y: torch.Tensor) -> Tensors:
     return x.masked_fill(y > 0, 0.0), x * 2
 

@@ -9,7 +9,7 @@ import torch
 
 from minicompile.autograd.joint import Joint, trace_joint
 from minicompile.autograd.partition import BANNED, Split, recompute_class, saving_cost, split
-from minicompile.ir.graph import Graph, Node, arg_nodes
+from minicompile.ir.graph import Graph, Node
 from minicompile.lower.decompose import decompose
 
 STEPS = (
@@ -43,7 +43,7 @@ def reachable(n: Node, kept: set[Node], known: dict[Node, bool]) -> bool:
     """Whether the backward has n, given what is kept and the rules of recomputation."""
     if n not in known:
         known[n] = n in kept or recompute_class(n) not in BANNED and all(
-            reachable(a, kept, known) for a in arg_nodes((n.args, n.kwargs)))
+            reachable(a, kept, known) for a in n.operands)
     return known[n]
 
 
@@ -51,7 +51,7 @@ def asked_for(graph: Graph, joint: Joint) -> tuple[set[Node], set[Node]]:
     """(forward values that the backward reads directly, all forward values it may depend on)"""
     after = set(graph.inputs[joint.primals:])
     for n in graph.nodes:
-        if after & set(arg_nodes((n.args, n.kwargs))):
+        if after & set(n.operands):
             after.add(n)
     stack = [o.node for o in graph.outputs[joint.outputs:graph.returned]]
     read: set[Node] = {n for n in stack if n not in after}
@@ -61,7 +61,7 @@ def asked_for(graph: Graph, joint: Joint) -> tuple[set[Node], set[Node]]:
         if n in seen:
             continue
         seen.add(n)
-        for a in arg_nodes((n.args, n.kwargs)):
+        for a in n.operands:
             stack.append(a)
             if n in after and a not in after:
                 read.add(a)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from minicompile.ir.graph import Graph, Node, Output, arg_nodes, map_arg
+from minicompile.ir.graph import Graph, Node, Output, map_arg
 from minicompile.ir.prims import PRIMS
 from minicompile.ir.spec import TensorSpec
 
@@ -72,7 +72,7 @@ class Make:
         nodes = []
         for n in reversed(self.nodes):
             if n in used:
-                used.update(arg_nodes((n.args, n.kwargs)))
+                used.update(n.operands)
                 nodes.append(n)
         g = Graph(
             tuple(self.inputs),

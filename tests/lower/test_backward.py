@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from minicompile.ir.graph import Graph, Node, Output, arg_nodes
+from minicompile.ir.graph import Graph, Node, Output
 from minicompile.ir.spec import TensorSpec
 from minicompile.lower.builder import RULES, Builder
 from minicompile.lower.decompose import decompose
@@ -304,5 +304,5 @@ def test_a_dropout_mask_is_eagers_and_may_be_kept_as_bytes() -> None:
     torch.manual_seed(5)
     assert torch.equal(prims.run(x)[0], want)
     (draw,) = [n for n in prims.graph.nodes if isinstance(n.op, torch._ops.OpOverload)]
-    readers = [n for n in prims.graph.nodes if draw in arg_nodes((n.args, n.kwargs))]
+    readers = [n for n in prims.graph.nodes if draw in n.operands]
     assert [n.tensor.dtype for n in readers] == [torch.bool]
