@@ -225,7 +225,7 @@ def _finish_training(done: Compilation, joint: Joint, target: str) -> None:
                 mine = Compilation(name, done.capture, prims=Prims(part.graph), stages=done.stages)
             return _backward(mine, part, target)
 
-    # Which of several results are differentiated, the first backward tells; what sizes it asks for, it tells now.
+    # Which of several results are differentiated, the first backward tells; the sizes it asks for, this one.
     ready = {everything: made(everything)} if len(everything) == 1 or joint.varies else {}
 
     @functools.cache
