@@ -92,6 +92,11 @@ def test_symbolic_operands(a: Any, b: Any, seeds: list[int]) -> None:
         (lambda i, j: (i + j) - j, "i"),
         (lambda i, j: j // 12, "0"),
         (lambda i, j: (-i) // 64 + 1, "(((-1*i)//64) + 1)"),
+        (lambda i, j: i - i % 8, "(8*(i//8))"),
+        (lambda i, j: i + 5 - 8 * ((i + 5) // 8), "((i + 5)%8)"),
+        (lambda i, j: i + (8 - i % 8) % 8, "(-8*((-1*i)//8))"),
+        (lambda i, j: (i + (8 - i % 8) % 8) // 8, "(-1*((-1*i)//8))"),
+        (lambda i, j: (i + (8 - i % 8) % 8) // 8 * 8 - i, "((-1*i)%8)"),
     ],
 )
 def test_simplifies(sym: Any, text: str) -> None:

@@ -227,11 +227,12 @@ def witnesses(sizes: Sequence[Size], conditions: frozenset[Condition]) -> list[E
                       if isinstance(a, Mod) and isinstance(a.den, int) and v in a.vars)) for v in everything}
     found = []
     for low, high in KINDS:
-        for i in range(100):
-            near = i > 50           # the conditions may want sizes like those of this call
-            drawn = {v: draws.randint(v.hint // 2, 2 * v.hint + 9) // steps[v] if near else
-                     draws.randint(low, high) for v in everything}
-            env = {v.name: min(max(n * steps[v], int(v.lo)), int(v.hi)) for v, n in drawn.items()}
+        for i in range(150):
+            env = {}
+            for v in everything:          # conditions may want sizes like this call's, or rests
+                n = draws.randint(*((v.hint // 2, 2 * v.hint + 9) if i % 3 else (low, high)))
+                n = n if i < 50 else n // steps[v] * steps[v] + v.hint % steps[v]
+                env[v.name] = min(max(n, int(v.lo)), int(v.hi))
             for c in conditions:
                 _solve(c, env)
             if all(v.lo <= env[v.name] <= v.hi for v in everything) and all(c.holds(env) for c in conditions):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .sym import Size, Sym, evaluate, hint, same
+from .sym import Size, Sym, asking, evaluate, hint, same
 
 
 def contiguous_stride(shape: Sequence[int], order: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -142,7 +142,9 @@ class TensorSpec:
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
         text = f"{name}[{', '.join(map(str, self.shape))}]" + " number" * self.number
-        if not self.is_contiguous:
+        with asking():          # of sizes that vary, as it is in this call
+            contiguous = self.is_contiguous
+        if not contiguous:
             text += f" stride({', '.join(map(str, self.stride))})"
         if self.offset:
             text += f" offset({self.offset})"

@@ -233,6 +233,10 @@ def _sum(coefficients: dict[Sym, int], const: int) -> Sym | int:
         for a, c in terms:
             if isinstance(a, Mod) and isinstance(a.den, int) and _rejoin(coefficients, a, c):
                 return _sum(coefficients, const + c * a.num.const)
+            if isinstance(a, (Div, Mod)) and isinstance(a.den, int) and _cancels(coefficients, a, c):
+                k, other = (c, -c * a.den) if isinstance(a, Mod) else (c // a.den, -c // a.den)
+                part = floordiv(a.num, a.den) if isinstance(a, Mod) else mod(a.num, a.den)
+                return _linear([(part, other), (_sum(coefficients, const + k * a.num.const), 1)])
         terms.sort(key=_text_of)
     elif const == 0 and terms[0][1] == 1:
         return terms[0][0]
@@ -256,6 +260,17 @@ def _rejoin(coefficients: dict[Sym, int], m: Mod, c: int) -> bool:
     del coefficients[m], coefficients[q]
     for a, ca in m.num.terms:
         coefficients[a] = coefficients.get(a, 0) + c * ca
+    return True
+
+
+def _cancels(coefficients: dict[Sym, int], a: Div | Mod, c: int) -> bool:
+    """Rounding: c*d*(x // d) - c*x is -c*(x % d), and c*(x % d) - c*x is -c*d*(x // d). (The result, and x's
+    constant, are left to the caller.)"""
+    k, over = divmod(c, 1 if isinstance(a, Mod) else int(a.den))
+    if over or any(coefficients.get(b) != -k * cb for b, cb in a.num.terms):
+        return False
+    for b in (a, *(b for b, _ in a.num.terms)):
+        del coefficients[b]
     return True
 
 
@@ -367,6 +382,11 @@ def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     coarse = _coarse(r, d)
     if coarse:
         return q + floordiv(coarse[1], d // coarse[0])
+    dropped = _drop_mods(r, d)
+    if isinstance(dropped, int):        # all else went with the mods, whose quotients are left
+        quotients = [(floordiv(a.num, a.den), c * a.den // d) for a, c in r.terms
+                     if isinstance(a, Mod) and isinstance(a.den, int)]
+        return q + dropped // d - _linear(quotients)
     if len(r.terms) == 1 and r.terms[0][1] == 1 and isinstance(r.terms[0][0], Div):
         inner = r.terms[0][0]  # (x // a + c) // d = (x + c*a) // (a*d)
         if isinstance(inner.den, int):

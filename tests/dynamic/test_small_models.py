@@ -80,3 +80,21 @@ def test_a_recurrent_loop_over_a_batch_that_varies():
                 h = z * h + (1 - z) * torch.tanh(self.new(torch.cat([x[:, t], r * h], 1)))
             return h
     agree(Loop(), [torch.randn(n, 3, 6) for n in (4, 9, 2, 33, 64)], 2)
+
+
+def in_blocks(x: torch.Tensor) -> torch.Tensor:
+    """As models that scan a sequence in chunks: padded to whole blocks, summed in each, cut off again."""
+    batch, length, width = x.shape
+    pad = (8 - length % 8) % 8
+    blocks = F.pad(x, (0, 0, 0, pad)).reshape(batch, -1, 8, width)
+    sums = blocks.cumsum(2).reshape(batch, -1, width)
+    return sums[:, :length] if pad > 0 else sums
+
+
+def test_a_sequence_in_blocks_at_many_lengths() -> None:
+    compiled = compile(in_blocks)
+    for length in (5, 13, 22, 30, 45):
+        x = torch.randn(2 + length % 3, length, 4)
+        torch.testing.assert_close(compiled(x), in_blocks(x))
+    assert len(compiled.__minicompile__.compilations) == 2
+    assert "float32[s0, s1, 4]" in str(compiled.__minicompile__.compilations[1].aten)
