@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..errors import Refusal, Where
+from ..ir.composites import of_sizes
 from ..ir.fake import Fake
 from ..ir.scalar import Specialise, ask, numbers_in
 from ..ir.sym import NeedsSizes
@@ -100,7 +101,7 @@ class Recorder(TorchFunctionMode):
                 raise refusal
             return self.speculate(func, args, kwargs, refusal)
         try:
-            out = func(*args, **kwargs)
+            out = of_sizes(func, args, kwargs)(*args, **kwargs)
         except Specialise as needed:          # torch itself would compute with a scalar
             if not any(numbers_in((*args, *kwargs.values()))):
                 raise Refusal("varying", needed.reason, self.where()) from needed

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .spec import contiguous_stride
+from .sym import NeedsSizes, Sym
 
 aten = torch.ops.aten
 NUMBER = {bool: torch.bool, int: torch.int64}
@@ -222,6 +223,11 @@ def elementwise(func: Any, args: tuple, kwargs: dict) -> torch.Tensor | None:
     numbers = [a for a in args if isinstance(a, (int, float, complex))]
     numbers += [kwargs[k] for k in ("min", "max", "other", "exponent")
                 if isinstance(kwargs.get(k), (int, float, complex))]
+    if not tensors:          # numbers alone, which torch takes for tensors
+        sizes = [a for a in args if isinstance(a, Sym)]
+        if sizes:
+            raise NeedsSizes(sum(sizes), "as a tensor")
+        return func(*args, **kwargs).to("meta")
     _check_dtypes(func._overloadpacket.__name__.rstrip("_"), tensors, numbers)
     for t in tensors:
         d = t.dtype

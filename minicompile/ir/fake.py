@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Refusal
 from . import shapes_nn
+from .elementwise import ROWS
 from .geometry import EXTRA, flat, geometries, meta_of, sizes_in
 from .scalar import OPEN, Number, ask, fits, numbers_in, plain, sym_of, symint
 from .shapes import shape_rule
@@ -181,6 +182,8 @@ def fake_call(func: Any, args: tuple, kwargs: dict, real: dict[int, tuple[torch.
     values = _follow(func, facts, args, kwargs, fakes, real, follow)
     if facts.refuse and (func not in STATIC or any(f.dtype in MASKS for f in fakes[1:])):
         return _scalar(func, values)
+    if func in OPAQUE and torch.is_grad_enabled() and any(f.requires_grad for f in fakes):
+        raise Refusal("no-meta", f"no rule says what {func} keeps for its backward")
     device = unwrapped_kwargs.get("device")
     if facts.device_arg:
         unwrapped_kwargs["device"] = META
@@ -287,8 +290,8 @@ def fake_of_real(t: torch.Tensor, real: dict[int, tuple[torch.Tensor, Fake]]) ->
 def _follow(func: Any, facts: Facts, args: tuple, kwargs: dict, fakes: list[Fake], real: dict,
             follow: bool) -> Any:
     """The result on known values, None where an operand is unknown; writes of unknown values make what they
-    write to unknown."""
-    if not any(f.known for f in fakes):
+    write to unknown. Numbers alone, which torch takes for tensors, are known."""
+    if not any(f.known for f in fakes) and (fakes or func not in ROWS):
         return None
     if follow and facts.follow and all(f.known and f.known.valid[0] for f in fakes):
         def value(x: Any) -> Any:
@@ -405,6 +408,9 @@ PROBED = frozenset(getattr(getattr(torch.ops.aten, name), overload) for name, _,
     multi_margin_loss_backward.default fractional_max_pool3d_backward.default
     multilabel_margin_loss_backward.default nonzero_static.default
     multilabel_margin_loss_forward.default log_sigmoid_forward.default""".split()))
+
+# Operators that give their backward a workspace, whose size is known to the kernel alone.
+OPAQUE = frozenset({torch.ops.aten.mkldnn_rnn_layer.default})
 
 
 def _probe(func: Any, args: Any, kwargs: dict) -> Any:

@@ -245,8 +245,8 @@ def like_number(spec: TensorSpec) -> int | float:
 # decides about a geometry. In place too, and over lists.
 _TABLE = """add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar mul.Tensor mul.Scalar
 div.Tensor div.Scalar pow.Scalar lerp.Scalar addcmul addcdiv clamp clamp_min clamp_max masked_fill.Scalar
-where.ScalarSelf where.ScalarOther where.Scalar fill.Scalar full full_like scalar_tensor eq.Tensor ne.Tensor
-lt.Tensor le.Tensor gt.Tensor ge.Tensor eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar
+where.ScalarSelf where.ScalarOther where.Scalar fill.Scalar full full_like new_full scalar_tensor eq.Tensor
+ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar
 _foreach_add.Scalar _foreach_add.List _foreach_add.ScalarList _foreach_sub.Scalar _foreach_sub.List
 _foreach_sub.ScalarList _foreach_mul.Scalar _foreach_mul.ScalarList _foreach_div.Scalar
 _foreach_div.ScalarList _foreach_lerp.Scalar _foreach_addcmul.Scalar _foreach_addcmul.ScalarList

@@ -146,9 +146,15 @@ class Functionaliser:
         if isinstance(out, Fake):
             self._result(op, args, kwargs, out, node, None)
         elif isinstance(out, (tuple, list)):
+            made: dict[Any, Fake] = {}
             for i, o in enumerate(out):
-                if isinstance(o, Fake):
+                twin = made.get(storage_key(o)) if isinstance(o, Fake) else None
+                if twin is not None and twin.spec == o.spec and self.aliases[id(twin)].parent is None:
+                    self.aliases[id(o)] = self.aliases[id(twin)]          # one tensor, given twice
+                    self.keep.append(o)
+                elif isinstance(o, Fake):
                     self._result(op, args, kwargs, o, self.emit("getitem", (node, i), {}, o.spec), i)
+                    made[storage_key(o)] = o
 
     def _result(self, op: Any, args: tuple, kwargs: dict, out: Fake, node: Node, item: int | None) -> None:
         if id(out) in self.aliases:          # the operator gave an argument back

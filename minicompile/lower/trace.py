@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from ..errors import Refusal, Where
+from ..ir.composites import of_sizes
 from ..ir.fake import Fake, FakeMode, fake_of_real
 from ..ir.scalar import DTYPES, SYMBOLS, Number, Specialise, number_spec, symbol, unbound
 from ..ir.spec import TensorSpec
@@ -164,7 +165,7 @@ def _replace(x: Any, given: Iterator[Any]) -> Any:
 def _run_node(gm: fx.GraphModule, n: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg(n.args, values.__getitem__), fx.map_arg(n.kwargs, values.__getitem__)
     if n.op == "call_function":
-        return n.target(*args, **kwargs)
+        return of_sizes(n.target, args, kwargs)(*args, **kwargs)
     if n.op == "call_method":
         return getattr(args[0], n.target)(*args[1:], **kwargs)
     target: Any = gm
