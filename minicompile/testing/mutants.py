@@ -5,7 +5,7 @@ MUTANTS is the table: (stage, fault, target, what stands there, what stands ther
 entry of a table replaced; "kernels/cpp/file.h" has the line of a header replaced. One at a time, each in a
 process of its own (a miscompile may crash), programs are drawn and judged as `fuzz` does until one differs.
 
-    python -m minicompile.testing.mutants [--only WORD] [--first 3 --step 8] [--programs 1200] [--seconds 120]
+    python -m minicompile.testing.mutants [--only WORD] [--first 3 --step 8] [--programs 4000] [--seconds 120]
 """
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="those whose name has this in it")
     parser.add_argument("--first", type=int, default=1, help="the number of the first one")
     parser.add_argument("--step", type=int, default=1, help="every so many from there on")
-    parser.add_argument("--programs", type=int, default=1200)
+    parser.add_argument("--programs", type=int, default=4000)
     parser.add_argument("--seconds", type=float, default=120.0, help="of CPU time for each")
     args = parser.parse_args(argv)
     chosen = [m for m in MUTANTS if args.only in m.name][args.first - 1::args.step]

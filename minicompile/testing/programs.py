@@ -30,13 +30,14 @@ LAYOUTS = ("contiguous",) * 4 + ("transposed", "steps", "expanded", "offset", "c
 MOST_ELEMENTS, MOST_DIMS = 30_000, 5
 
 KINDS = ((templates.EXPRESSIONS, 10), (templates.VIEWS, 5), (WRITES, 3), (templates.RANDOM, 1),
-         (RANDOM_WRITES, 0.3), (templates.SEVERAL, 1))
+         (RANDOM_WRITES, 0.6), (templates.SEVERAL, 1))
 PYTHON_KINDS = ((templates.BLOCKS, 12), (templates.EXPRESSIONS, 5), (templates.VIEWS, 2), (WRITES, 2),
                 (templates.SEVERAL, 0.5))
 
 
-def tensor(seed: int, shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> torch.Tensor:
-    """A tensor of small values in a memory layout: one of LAYOUTS."""
+def tensor(seed: int, shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous",
+           whole: bool = False) -> torch.Tensor:
+    """A tensor of small values (`whole`: that meet zeros, ties and bounds) in a memory layout of LAYOUTS."""
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(*sizes: int) -> torch.Tensor:
@@ -44,7 +45,8 @@ def tensor(seed: int, shape: tuple[int, ...], dtype: torch.dtype, layout: str = 
             return torch.rand(sizes, generator=generator) > 0.5
         if not dtype.is_floating_point:
             return torch.randint(0 if dtype is torch.uint8 else -9, 10, sizes, generator=generator).to(dtype)
-        return torch.randn(sizes, generator=generator).to(dtype)
+        values = torch.randn(sizes, generator=generator)
+        return (values.mul(2).round() if whole else values).to(dtype)
 
     if layout == "transposed" and shape:
         return fresh(*shape[::-1]).permute(*range(len(shape))[::-1])
@@ -72,6 +74,7 @@ class Program:
     backend     the engine (see `ladder`) that it is for
     prelude     what stands before the function: classes, functions, and state (WATCHED names it)
     changes     statements that change that state before the second call, and before the third
+    twins       two inputs that are one tensor in the second call
     """
 
     inputs: tuple[str, ...]
@@ -82,6 +85,7 @@ class Program:
     backend: str = "reference"
     prelude: str = ""
     changes: tuple[str, ...] = ()
+    twins: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         names = ", ".join(f"x{i}" for i in range(len(self.inputs)))
@@ -89,7 +93,8 @@ class Program:
         body = "\n".join(textwrap.indent(s, "    ") for s in self.statements)
         text = (f"import torch\nimport torch.nn.functional as F\n\n"
                 f"from minicompile.testing.programs import tensor\n\nSIZES = {self.sizes!r}\n"
-                f"GRAD = {self.grad!r}\nBACKEND = {self.backend!r}\n{self.prelude}\n\n"
+                f"GRAD = {self.grad!r}\nBACKEND = {self.backend!r}\nTWINS = {self.twins!r}\n"
+                f"{self.prelude}\n\n"
                 f"def inputs(m, n, k):\n{made}\n    return [{names}]\n\n\n"
                 f"def fn({names}):\n{body}\n    return ({', '.join(self.returns)},)\n")
         if self.changes:
@@ -116,6 +121,8 @@ class Program:
         def prepare(call: int) -> Arguments:
             if call == 1:
                 change_in_place(inputs)
+                if self.twins is not None:
+                    inputs[self.twins[1]] = inputs[self.twins[0]]
             else:
                 made = make(*self.sizes[call > 1])
                 inputs[:] = widened(made) if wide else made
@@ -150,7 +157,8 @@ class Written(Program):
         text = Path(path).read_text()
         space: dict[str, Any] = {"__name__": "fuzzed", "__file__": str(path)}
         exec(compile(text, str(path), "exec"), space)
-        super().__init__((), (), (), space["SIZES"], space["GRAD"], space["BACKEND"])
+        super().__init__((), (), (), space["SIZES"], space["GRAD"], space["BACKEND"],
+                         twins=space.get("TWINS"))
         object.__setattr__(self, "text", text)
 
     def __str__(self) -> str:
@@ -205,7 +213,15 @@ class Generator:
                         for t in r.sample(templates.RETURNS, r.choice((0, 0, 1, 2)))]
             more = {"prelude": templates.PRELUDE, "changes": self._changes()}
         return Program(tuple(self.inputs), tuple(self.statements), tuple(returns), (sizes, other), grad,
-                       **more)
+                       twins=self._twins(), **more)
+
+    def _twins(self) -> tuple[int, int] | None:
+        """Two inputs that could be one."""
+        def kind(i: int) -> Any:
+            t = self.values[f"x{i}"]
+            return t.shape, t.dtype, t.stride()
+        pairs = [(i, j) for j in range(len(self.inputs)) for i in range(j) if kind(i) == kind(j)]
+        return self.r.choice(pairs) if pairs and self.r.random() < 0.7 else None
 
     def _changes(self) -> tuple[str, ...]:
         """What happens to the state between calls: mostly to what the program looks at."""
@@ -221,12 +237,15 @@ class Generator:
             if not self.values[of].requires_grad and self.values[of].dim():
                 return r.choice((f"{of}[...]", f"{of}.mT" if self.values[of].dim() > 1 else f"{of}[:]",
                                  f"{of}[1:]", of))
+        if self.inputs and r.random() < 0.25:
+            return re.sub(r"tensor\(\d+", f"tensor({r.randrange(1000)}", r.choice(self.inputs))
         dims = ("mnk"[: r.choice((0, 1, 2, 2, 2, 3))] if r.random() < 0.7
                 else r.choice(("n", "nk", "nm", "kmn")))
         dims = [d if r.random() < 0.8 else r.choice("1234") for d in dims]
         dims += ["2"] * (r.random() < 0.1)
         shape = f"({', '.join(dims)}{',' * (len(dims) == 1)})"
-        return f"tensor({r.randrange(1000)}, {shape}, torch.{r.choice(DTYPES)}, {r.choice(LAYOUTS)!r})"
+        return (f"tensor({r.randrange(1000)}, {shape}, torch.{r.choice(DTYPES)}, {r.choice(LAYOUTS)!r}"
+                f"{', True' * (r.random() < 0.25)})")
 
     def _statement(self) -> None:
         lists, weights = zip(*self.kinds)
@@ -278,7 +297,7 @@ class Generator:
         names = [n for n, t in self.values.items() if fits(t)]
         if not names:
             raise LookupError
-        return self.r.choice(names[-5:] if self.r.random() < 0.6 else names)
+        return self.r.choice(names[-self.r.choice((1, 1, 5, 5, len(names))):])          # chains, too
 
     def first(self, fits: Callable[[torch.Tensor], bool]) -> str:
         """The first operand; where a template names the slot again, mostly the same."""
@@ -333,7 +352,7 @@ class Generator:
 def _touched(text: str) -> set[str]:
     """The names of the prelude's state that a text speaks of."""
     found = re.findall(r"'\w+'|(?:BOX|Box)\.\w+|helper|STEP|TICKS|LAYER", text.replace("tick()", "TICKS"))
-    return {name.replace("Box.", "BOX.") for name in found}
+    return {name.strip("'").removeprefix("Box.").removeprefix("BOX.") for name in found}
 
 
 Slot = Callable[[Generator], str]
@@ -358,6 +377,7 @@ SLOTS: dict[str, Slot] = {
     "j1": lambda g: g.positions(1),
     "c": lambda g: g.number(),
     "k": lambda g: str(g.r.randint(1, 3)),
+    "P": lambda g: ", ".join(map(str, g.r.sample(range(n := g.values[g.anchor].dim()), n))),
     "D": lambda g: "torch." + g.r.choice(DTYPES),
 }
 

@@ -1,10 +1,11 @@
 """Templates of statements, for `programs`: plain data.
 
 Each is Python source with slots in braces (see `programs.SLOTS`): {f} a float, {i} an integer, {b} a mask,
-{t} any tensor, {u} one that broadcasts with the first, {s} one like it, {d} a dimension, {c} {k} numbers,
-{D} a dtype, {v} {w} what is defined. A statement that doesn't run in eager mode is not used, so templates
-need no typing rules. BLOCKS are Python as people write it: control flow, containers, closures, state that
-outlives the call; they use what PRELUDE defines, and CHANGES happen to that between calls.
+{t} any tensor, {u} one that broadcasts with the first, {s} one like it, {d} a dimension, {P} all dimensions
+in some order, {c} {k} numbers, {D} a dtype, {v} {w} what is defined. A statement that doesn't run in eager
+mode is not used, so templates need no typing rules. BLOCKS are Python as people write it: control flow,
+containers, closures, state that outlives the call; they use what PRELUDE defines, and CHANGES happen to that
+between calls.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ EXPRESSIONS = [
     "{t}.masked_fill({t} > 0, {c})",
     *["{t}.to({D})"] * 4,
     "{f}.double().to({f}.dtype)",
+    *["{f}.to({D}).to({D})", "{f}.bfloat16().float()", "{f}.half().float() * 1.5", "{f}.to({D}) * {f}.sum()",
+      "{f}.bfloat16() * torch.tensor(0.1)", "{f}.half() + {f}.double().mean()", "F.relu({f}.round())",
+      "{f}.to({D}).sum({d}).float()", "F.threshold({f}, {c}, {c})", "F.hardtanh({f}, {c}, 2)"],
     "{t}.type_as({u})",
     "{t}.float()",
     "{t}.bool()",
@@ -171,7 +175,10 @@ VIEWS = ["{t}.view(-1)", "{t}.reshape({t}.shape[0], -1)", "{t}.reshape(-1)", "{t
          "{t}.expand_as({t})", "{f}.view(torch.int32)", "{t}.swapaxes(0, -1)", "{t}.squeeze({d})", "{t}.T",
          "{t}.diagonal(1)", "{t}.tensor_split(3)[1]", "{t}.as_strided((2,), (1,), 1)", "{t}.ravel()",
          "{t}.view({t}.shape[::-1])", "{t}.contiguous()", "{t}.real", "{t}.view(-1, *{t}.shape[1:])",
-         "{t}.data", "{t}.alias_copy()", "{t}.unbind()[-1]", "{t}.repeat(1, 1)[0]",]
+         "{t}.data", "{t}.alias_copy()", *["{t}.permute({P})"] * 3, "{t}[1::2]", "{t}[::2][1:]",
+         "{t}[..., 1:][..., ::3]", "{t}[2:]", "{t}[..., 1::2]", "{t}[::3]", "{t}.permute({P}).permute({P})",
+         "{t}.narrow({d}, 1, 2)", "{t}.permute({P})[1:]", "{t}.as_strided((2, 2), (1, 2), 1)",
+         "{t}.unbind()[-1]", "{t}.repeat(1, 1)[0]",]
 WRITES = [*["{t}.add_({u})", "{t}.mul_({c})", "{t}.sub_({u})", "{t}.copy_({u})", "{t}.fill_({c})",
             "{t}.zero_()"] * 2, *["{t}[1:].mul_({c})", "{t}[0] = {c}", "{t}[..., ::2] = {c}",
                                   "{t}.select({d}, 0).add_({c})", "{t}.diagonal().fill_({c})",
@@ -194,7 +201,9 @@ RANDOM = ["F.dropout({f}, 0.5)", "torch.rand_like({f})", "torch.randn({k}, 3)",
           "F.dropout({f}, 0.3, training=False)", "torch.normal(0., 1., (3,))",
           "torch.multinomial({f}.flatten().abs() + 1, 2)", "F.rrelu({f}, training=True)",
           "F.dropout1d({f3}, 0.5)",]
-RANDOM_WRITES = ["{f}.normal_()", "{f}.uniform_()", "{f}.bernoulli_(0.5)", "{f}.exponential_()",
+RANDOM_WRITES = ["{f}.mT.uniform_()", "{f}.permute({P}).normal_()", "{f}[..., ::2].uniform_()",
+                 "{f}[..., 1:].exponential_()", "{f}.normal_()", "{f}.uniform_()",
+                 "{f}.bernoulli_(0.5)", "{f}.exponential_()",
                  "F.dropout({f}, 0.5, inplace=True)"]
 SEVERAL = ["{v}, {w} = {t}.split([1, {t}.shape[{d}] - 1], {d})", "{v}, {w} = {t}.chunk(2, {d})",
            "{v}, {w} = {t}.unbind({d})", "{v}, {w} = {t}.max({d})", "{v}, {w} = torch.var_mean({f}, {d})",
@@ -224,6 +233,13 @@ class Box:
     def bump(self, by=1):
         self.n += by
         return self
+
+
+class Crate(Box):
+    factor = 3
+
+    def __call__(self, x):
+        return x - self.n
 
 
 def helper(x, *rest, k=2, **more):
@@ -270,7 +286,12 @@ CHANGES = [
     "LAYER.weight.data.mul_(2)", "LAYER.requires_grad_(not LAYER.weight.requires_grad)", "LAYER.eval()",
     "SHARED['t'] = SHARED['t'].double()", "SHARED['t'] = SHARED['t'][:2]", "BOX.t.requires_grad_()",
     "Box.half = property(lambda self: self.t * 3)", "globals()['helper'] = lambda x, *a, **k: x - 1",
-    "SHARED['new_key'] = 1", "SHARED.pop('name', None)", "Box.bump = lambda self, by=1: self",
+    "SHARED['new_key'] = 1", "SHARED['absent'] = 4",
+    "SHARED['last'] = SHARED['t'] * 2",
+    "BOX.__class__ = Crate  # 'n' 't' 'half' 'factor'", "SHARED['scale'] = int(SHARED['scale'])",
+    "SHARED['items'] = tuple(SHARED['items'])", "SHARED['new'] = [9]", "vars(BOX).pop('extra', None)",
+    "SHARED['t'] = SHARED['t'].view(1, -1)", "BOX.log = [1, 2]", "SHARED.pop('name', None)",
+    "Box.bump = lambda self, by=1: self",
 ]
 BLOCKS = [
     # control flow
@@ -305,6 +326,10 @@ BLOCKS = [
     "{v} = sorted([(2, {t}), (0, {u})], key=lambda p: p[0])[0][1] + 1",
     "xs = [{t}, {t}]\nxs[0].add_(1)\n{v} = xs[1]",
     "{v} = torch.stack(list({'b': {t}, 'a': {s}}.values()))",
+    "table = {SHARED['name']: {t}, SHARED['name'] * 2: {u}}\n{v} = table['aa'] * 2 - table['a']",
+    "{v} = {t} * SHARED.get('absent', 3)",
+    "{v} = {t} + (SHARED['last'] if 'last' in SHARED else 1)",
+    "{v} = {t} * (isinstance(SHARED['scale'], float) + 2) * (type(BOX) is Box)",
     "del SHARED['items'][:1]",
     "SHARED['items'][-1:] = [{k}]",
     "SHARED.setdefault('new', []).append({k})",
