@@ -193,13 +193,18 @@ def observe(fn: Callable, given: Arguments, grad: bool) -> Observation:
 
 
 def _gradients(tensors: Mapping[str, torch.Tensor], leaves: Sequence[Any]) -> dict[str, torch.Tensor | None]:
-    """The gradients of the results' tensors, with fixed incoming ones, for the leaves."""
+    """The gradients of the results' tensors, with fixed incoming ones in several layouts, for the leaves."""
     ends = [t for t in tensors.values() if t.requires_grad]
     wanted = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
     if not ends or not wanted:
         return {}
     state, generator = torch.get_rng_state(), torch.Generator().manual_seed(3)
-    seeds = [torch.randn(r.shape, generator=generator).to(torch.bfloat16).to(r.dtype) for r in ends]
+
+    def incoming(shape: torch.Size, dtype: torch.dtype, layout: int) -> torch.Tensor:
+        drawn = {1: shape[::-1], 2: (1, *shape[1:])}.get(layout, shape) if shape else shape
+        t = torch.randn(drawn, generator=generator).to(torch.bfloat16).to(dtype)
+        return t.permute(*range(len(shape))[::-1]) if layout == 1 else t.expand(shape)
+    seeds = [incoming(r.shape, r.dtype, (i + len(ends)) % 3) for i, r in enumerate(ends)]
     found = torch.autograd.grad(ends, wanted, seeds, allow_unused=True)
     torch.set_rng_state(state)
     return {f"gradient of leaf {i}": g for i, g in enumerate(found)}

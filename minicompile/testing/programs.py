@@ -227,7 +227,7 @@ class Generator:
         """What happens to the state between calls: mostly to what the program looks at."""
         r, read = self.r, _touched("\n".join(self.statements))
         near = [c for c in templates.CHANGES if _touched(c) & read]
-        found = r.sample(near, min(len(near), r.choice((0, 1, 2, 2))))
+        found = r.sample(near, min(len(near), r.choice((0, 1, 2, 3, 4))))
         return tuple(dict.fromkeys([*found, *r.sample(templates.CHANGES, r.choice((0, 0, 1)))]))
 
     def _input(self) -> str:
