@@ -149,9 +149,9 @@ class _Function(torch.autograd.Function):
         later, bases = {i for i, _ in halves.joint.views}, {j for _, j in halves.joint.views}
         outputs: list[torch.Tensor | None] = []
         for i, (o, r) in enumerate(zip(split.forward.outputs, results[:split.outputs])):
-            constant = o.alias is not None and i not in split.tangents       # of what may need a gradient
             absent = i in later or o.alias is not None and o.alias[0] == "input"
-            outputs.append(None if absent else apart(r) if constant or i in bases else r)
+            # the engine lets nobody write to a view that a Function gave
+            outputs.append(None if absent else apart(r) if o.alias is not None or i in bases else r)
         fixed = [o for i, o in enumerate(outputs) if o is not None and i not in split.tangents]
         ctx.mark_non_differentiable(*fixed)
         return tuple(outputs)

@@ -138,7 +138,7 @@ def split(joint: Graph, primals: int, outputs: int, tangents: tuple[int, ...], b
     order = [n for n in (*joint.inputs, *joint.nodes) if n in needed and n not in after]
     changed = {joint.inputs[i] for i, _ in writes}          # these are saved as they were
     if held is not None and budget >= 1:
-        changed |= _unheld(joint, primals, needed, held)
+        changed |= _unheld(joint, primals, needed, [o.node for o in gradients], held)
     lasting = set(joint.inputs) - changed
     cost = {n: saving_cost(n, n in lasting) for n in order}
     saved, free = _within(budget, order, lasting, lambda free: _cut(joint, cost, after, needed, gradients,
@@ -214,7 +214,8 @@ def ancestors(roots: Sequence[Node], known: set[Node] = frozenset()) -> set[Node
     return seen
 
 
-def _unheld(joint: Graph, primals: int, needed: set[Node], held: Sequence[frozenset[int]]) -> set[Node]:
+def _unheld(joint: Graph, primals: int, needed: set[Node], gradients: list[Node],
+            held: Sequence[frozenset[int]]) -> set[Node]:
     """The inputs that the gradients of some tangent need here, but not in eager mode. So a program may change
     them before the backward."""
     flow = {n: 1 << k for k, n in enumerate(joint.inputs[primals:])}          # tangents it is computed from
@@ -222,7 +223,8 @@ def _unheld(joint: Graph, primals: int, needed: set[Node], held: Sequence[frozen
         bits = functools.reduce(operator.or_, [flow.get(a, 0) for a in n.operands], 0)
         if bits and n in needed:
             flow[n] = bits
-    reads: dict[Node, int] = {}          # tangents whose gradients need it
+    # tangents whose gradients need it; one that is zeros may be any's
+    reads = {n: (1 << len(held)) - 1 for n in gradients if n not in flow}
     for n in reversed(joint.nodes):
         bits = flow.get(n) or reads.get(n, 0)
         for a in n.operands if bits else ():

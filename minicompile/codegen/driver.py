@@ -12,7 +12,7 @@ import importlib
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from .. import __version__
 from ..errors import ToolchainError
 from ..ir.forms import alike
 from ..ir.graph import restride, seen
-from ..ir.spec import TensorSpec
-from ..ir.sym import NeedsSizes, Sym, same
+from ..ir.spec import TensorSpec, at
+from ..ir.sym import NeedsSizes, Size, Sym, same
 from ..loops.ir import Buffer, Extern, View
 from ..loops.sizes import syms_in
 from ..runtime import cache, toolchain
@@ -249,7 +249,7 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
             if isinstance(step, Extern):
                 how[step.name] = "kernel library"
             steps.append((0, function, tuple(number[b] for b in launch.buffers), makes, frees, None))
-    results = [_result(r, number, count) for r in _returned(plan)]
+    results = [_result(r, plan.buffers, number, count) for r in _returned(plan)]
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
     stored = written(plan)
@@ -317,15 +317,36 @@ def _is_whole(v: View, b: Buffer) -> bool:
             and v.spec.dtype == b.spec.dtype and same(v.spec.offset, 0))
 
 
-def _result(r: Any, number: dict[str, int], count: Number) -> tuple[int, tuple | None]:
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """Views with sizes that vary; `dims` are those of the base and of the result, which tell them."""
+
+    views: tuple
+    dims: tuple[Sym | int, ...]
+
+
+def _result(r: Any, buffers: Mapping[str, Buffer], number: dict[str, int],
+            count: Number) -> tuple[int, tuple | None]:
     if not r.alias:
         return number[r.buffer], None           # an alias is a tensor of its own, also of the same geometry
-    return number[r.buffer], (_geometry(r.spec, count), r.views or None)
+    views: Any = r.views or None
+    varying = syms_in(views)
+    if varying:
+        views = _Open(r.views, (*buffers[r.buffer].spec.shape, *r.spec.shape))
+        unknown = [v for s in varying for v in s.vars if v not in views.dims]
+        if unknown:
+            raise NeedsSizes(sum(unknown), "a view of another kind than geometry alone makes")
+    return number[r.buffer], (_geometry(r.spec, count), views)
 
 
 def _see(base: torch.Tensor, shape: tuple, stride: tuple, views: Any) -> torch.Tensor:
     """What `as_strided` is to graphs of which a result is no strided view of its base."""
-    return base.as_strided(shape, stride, views) if isinstance(views, int) else seen(base, base, views)
+    if isinstance(views, int):
+        return base.as_strided(shape, stride, views)
+    if isinstance(views, _Open):
+        sizes = zip(views.dims, (*base.shape, *shape))
+        views = at(views.views, {d.name: n for d, n in sizes if isinstance(d, Size)})
+    return seen(base, base, views)
 
 
 def raise_error(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:

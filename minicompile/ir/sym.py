@@ -231,47 +231,34 @@ def _sum(coefficients: dict[Sym, int], const: int) -> Sym | int:
         return const
     if len(terms) > 1:
         for a, c in terms:
-            if isinstance(a, Mod) and isinstance(a.den, int) and _rejoin(coefficients, a, c):
-                return _sum(coefficients, const + c * a.num.const)
-            if isinstance(a, (Div, Mod)) and isinstance(a.den, int) and _cancels(coefficients, a, c):
-                k, other = (c, -c * a.den) if isinstance(a, Mod) else (c // a.den, -c // a.den)
-                part = floordiv(a.num, a.den) if isinstance(a, Mod) else mod(a.num, a.den)
-                return _linear([(part, other), (_sum(coefficients, const + k * a.num.const), 1)])
-        terms.sort(key=_text_of)
+            rounded = _rounded(coefficients, const, a, c) if isinstance(a, (Div, Mod)) else None
+            if rounded is not None:
+                return rounded
+        terms.sort(key=lambda term: term[0].text)
     elif const == 0 and terms[0][1] == 1:
         return terms[0][0]
     key = ("+", const, *((id(a), c) for a, c in terms))
     return _intern(key, lambda: _make_sum(tuple(terms), const))
 
 
-def _text_of(term: tuple[Sym, int]) -> str:
-    return term[0].text
-
-
-def _rejoin(coefficients: dict[Sym, int], m: Mod, c: int) -> bool:
-    """c*(x % d) + c*d*(x // d) is c*x: what is left when one reshape undoes another. (x's constant is left
-    to the caller.)"""
-    quotient = floordiv(m.num, m.den)
-    if isinstance(quotient, int) or len(quotient.terms) != 1 or quotient.const:
-        return False
-    ((q, k),) = quotient.terms
-    if k != 1 or coefficients.get(q) != c * int(m.den):
-        return False
-    del coefficients[m], coefficients[q]
-    for a, ca in m.num.terms:
-        coefficients[a] = coefficients.get(a, 0) + c * ca
-    return True
-
-
-def _cancels(coefficients: dict[Sym, int], a: Div | Mod, c: int) -> bool:
-    """Rounding: c*d*(x // d) - c*x is -c*(x % d), and c*(x % d) - c*x is -c*d*(x // d). (The result, and x's
-    constant, are left to the caller.)"""
-    k, over = divmod(c, 1 if isinstance(a, Mod) else int(a.den))
-    if over or any(coefficients.get(b) != -k * cb for b, cb in a.num.terms):
-        return False
-    for b in (a, *(b for b, _ in a.num.terms)):
-        del coefficients[b]
-    return True
+def _rounded(coefficients: dict[Sym, int], const: int, a: Div | Mod, c: int) -> Sym | int | None:
+    """x % d + d*(x // d) is x. So where two of these three stand in a sum, it has the third instead: what one
+    reshape leaves of another, what rounding to whole blocks adds or cuts off. None where not."""
+    d, x = a.den, a.num
+    if not isinstance(d, int) or isinstance(a, Div) and c % d:
+        return None
+    k, rest = c if isinstance(a, Mod) else c // d, dict(coefficients)
+    del rest[a]
+    quotient = floordiv(x, d) if isinstance(a, Mod) else None
+    if isinstance(quotient, Div) and rest.get(quotient) == k * d:
+        del rest[quotient]
+        return _linear([(x, k), (_sum(rest, const), 1)])
+    if any(rest.get(b) != -k * cb for b, cb in x.terms):
+        return None
+    for b, _ in x.terms:
+        del rest[b]
+    other = (quotient, -k * d) if quotient is not None else (mod(x, d), -k)
+    return _linear([other, (_sum(rest, const + k * x.const), 1)])
 
 
 def _make_sum(terms: tuple[tuple[Sym, int], ...], const: int) -> Sum:
@@ -357,10 +344,6 @@ def _coarse(r: Sym, d: int) -> tuple[int, Sym | int, Sym | int] | None:
     return None
 
 
-def _by_zero() -> int:
-    raise ZeroDivisionError("division of an index by zero")
-
-
 def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     """n // d, rounded down. d must not be 0."""
     if isinstance(n, int) and isinstance(d, int):
@@ -372,7 +355,7 @@ def floordiv(n: Sym | int, d: Sym | int) -> Sym | int:
     if d < 0:
         return floordiv(-n, -d)
     if d == 1 or d == 0:
-        return n if d else _by_zero()
+        return n if d else 1 // d
     q, r = _split(n, d)
     if isinstance(r, int):
         return q
@@ -405,7 +388,7 @@ def mod(n: Sym | int, d: Sym | int) -> Sym | int:
     if d < 0:
         return -mod(-n, -d)
     if d == 1 or d == 0:
-        return 0 if d else _by_zero()
+        return 0 if d else 1 % d
     dropped = _drop_mods(n, d)
     r = dropped % d if isinstance(dropped, int) else _split(dropped, d)[1]
     if isinstance(r, int):
@@ -424,13 +407,9 @@ def _drop_mods(n: Sym | int, d: int) -> Sym | int:
     """n with each c*(x % a) replaced by c*x where d divides c*a: equal modulo d."""
     if isinstance(n, int) or not any(isinstance(a, Mod) for a, _ in n.terms):
         return n
-    return _linear(
-        [(n.const, 1)]
-        + [
-            (a.num if isinstance(a, Mod) and isinstance(a.den, int) and c * a.den % d == 0 else a, c)
-            for a, c in n.terms
-        ]
-    )
+    def bare(a: Sym, c: int) -> Sym | int:
+        return a.num if isinstance(a, Mod) and isinstance(a.den, int) and c * a.den % d == 0 else a
+    return _linear([(n.const, 1), *((bare(a, c), c) for a, c in n.terms)])
 
 
 def _symbolic_div(n: Sym | int, d: Sym) -> Sym | int:

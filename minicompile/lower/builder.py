@@ -257,8 +257,10 @@ def _numbers(row: Prim, args: tuple) -> tuple:
     typed = next((a for a in values if isinstance(a, Node)), None)
     if typed is not None and typed.tensor.dtype.is_floating_point:
         shown = [float(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in shown]
-    if row.name == "where" and typed is not None and not any(isinstance(a, Node) for a in shown[1:]):
-        shown[args.index(typed)] = typed
+    if row.name == "where":
+        shown[0] = args[0]
+        if typed is not None and not any(isinstance(a, Node) for a in shown[1:]):
+            shown[args.index(typed)] = typed
     return tuple(shown) if any(isinstance(a, Node) for a in shown) else args
 
 

@@ -173,6 +173,8 @@ class Functionaliser:
     def _window(self, out: Fake, base: Base) -> None:
         """A fake that is a window on the memory of `base`."""
         spec, whole = out.spec, base.spec
+        if spec.dtype != whole.dtype:
+            raise Refusal("as-strided", "a window on memory that is seen as another type", self.where)
         if whole.offset and base.input is None or retyping(self.aliases.get(id(out), base.root)):
             raise Refusal("as-strided", "a window on memory of which the base is a part", self.where)
         if not whole.offset <= spec.offset <= spec.flat.numel <= whole.flat.numel:

@@ -320,6 +320,7 @@ def _resampled(k: int, taps: Callable[..., Taps], aligns: bool, own_columns: boo
     """Arguments: a size, `align_corners` if `aligns`, scales if given. `own_columns`: a result one column
     wide is eager mode's own, whose kernel takes all of its rows from the first where their number changes."""
     def taps_of(b: Builder, sizes: Sizes, out: Sizes, *args: Any) -> Any:
+        need(all(n > 0 for n in (*sizes[-k:], *out[-k:])), "nothing to resample")
         need(not own_columns or out[-1] > 1 or sizes[-2] == out[-2], "one column, resampled in rows")
         scales = (*args[1 + aligns:], *(None,) * k)[:k]
         own = (args[1], wide(b.out.dtype)) if aligns else ()

@@ -45,7 +45,7 @@ def schedule(loops: Loops, cores: Collection[torch.dtype] = (), lend: bool = Fal
     work = _Fusion(loops, dict(loops.buffers), cores)
     work.run()
     steps, buffers = work.finished()
-    steps, together = teams(steps, buffers)
+    steps, together = teams(steps, buffers, loops)
     return plan_memory(loops, steps, buffers, tuple(work.refused.values()), together, lend)
 
 

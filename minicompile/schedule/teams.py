@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-from ..loops.nest import Buffer, Extern
+from ..loops.ir import Buffer, Extern, Loops
+from .deps import error_order
 from .liveness import touched
 from .nest import Kernel
 from .tiling import FORK_NS
@@ -24,8 +25,8 @@ def why_not_team(step: Kernel | Extern, buffers: Mapping[str, Buffer]) -> str | 
     return None
 
 
-def teams(steps: Sequence[Kernel | Extern],
-          buffers: Mapping[str, Buffer]) -> tuple[list[Kernel | Extern], tuple[range, ...]]:
+def teams(steps: Sequence[Kernel | Extern], buffers: Mapping[str, Buffer],
+          whole: Loops) -> tuple[list[Kernel | Extern], tuple[range, ...]]:
     """(the steps, each at the earliest team whose members it needs nothing of; the ranges that are teams).
 
     What moves stores only to memory that is the caller's, so no temporary lives longer."""
@@ -35,6 +36,9 @@ def teams(steps: Sequence[Kernel | Extern],
     used: dict[str, int] = {}
     for step in steps:
         reads, writes = touched(step)
+        if whole.written:
+            before, behind = error_order(step, writes, whole)
+            reads, writes = reads + before, writes + behind
         after = 1 + max((*(stored.get(n, -1) for n in reads), *(used.get(n, -1) for n in writes)), default=-1)
         if why_not_team(step, buffers):
             at = len(places)

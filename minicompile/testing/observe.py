@@ -203,7 +203,7 @@ def _gradients(tensors: Mapping[str, torch.Tensor], leaves: Sequence[Any]) -> di
     def incoming(shape: torch.Size, dtype: torch.dtype, layout: int) -> torch.Tensor:
         drawn = {1: shape[::-1], 2: (1, *shape[1:])}.get(layout, shape) if shape else shape
         t = torch.randn(drawn, generator=generator).to(torch.bfloat16).to(dtype)
-        return t.permute(*range(len(shape))[::-1]) if layout == 1 else t.expand(shape)
+        return t.permute(tuple(range(len(shape)))[::-1]) if layout == 1 else t.expand(shape)
     seeds = [incoming(r.shape, r.dtype, (i + len(ends)) % 3) for i, r in enumerate(ends)]
     found = torch.autograd.grad(ends, wanted, seeds, allow_unused=True)
     torch.set_rng_state(state)

@@ -359,6 +359,7 @@ Slot = Callable[[Generator], str]
 SLOTS: dict[str, Slot] = {
     "t": lambda g: g.first(lambda t: True),
     "f": lambda g: g.first(torch.is_floating_point),
+    "x": lambda g: g.pick(lambda t: any(t is g.values[f"x{i}"] for i in range(len(g.inputs)))),
     "i": lambda g: g.first(lambda t: not t.is_floating_point() and t.dtype != torch.bool),
     "b": lambda g: (
         g.first(lambda t: t.dtype == torch.bool)

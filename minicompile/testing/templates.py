@@ -1,11 +1,11 @@
 """Templates of statements, for `programs`: plain data.
 
 Each is Python source with slots in braces (see `programs.SLOTS`): {f} a float, {i} an integer, {b} a mask,
-{t} any tensor, {u} one that broadcasts with the first, {s} one like it, {d} a dimension, {P} all dimensions
-in some order, {c} {k} numbers, {D} a dtype, {v} {w} what is defined. A statement that doesn't run in eager
-mode is not used, so templates need no typing rules. BLOCKS are Python as people write it: control flow,
-containers, closures, state that outlives the call; they use what PRELUDE defines, and CHANGES happen to that
-between calls.
+{t} any tensor, {x} an input, {u} one that broadcasts with the first, {s} one like it, {d} a dimension, {P}
+all dimensions in some order, {c} {k} numbers, {D} a dtype, {v} {w} what is defined. A statement that doesn't
+run in eager mode is not used, so templates need no typing rules. BLOCKS are Python as people write it:
+control flow, containers, closures, state that outlives the call; they use what PRELUDE defines, and CHANGES
+happen to that between calls.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ VIEWS = ["{t}.view(-1)", "{t}.reshape({t}.shape[0], -1)", "{t}.reshape(-1)", "{t
          "{t}.select({d}, -1)", "{t}.narrow({d}, 1, 1)", "{t}.split(2, {d})[0]", "{t}.chunk(2, {d})[-1]",
          "{t}.unbind({d})[0]", "{t}.diagonal()", "{t}.unfold({d}, 2, 1)", "{t}.flatten()",
          "{t}.unflatten({d}, (1, -1))", "{t}.movedim(0, -1)", "{t}.view_as({t})", "{t}.detach()",
-         "{t}.expand_as({t})", "{f}.view(torch.int32)", "{t}.swapaxes(0, -1)", "{t}.squeeze({d})", "{t}.T",
+         "{t}.expand_as({t})", "{x}.view(torch.int32)", "{t}.swapaxes(0, -1)", "{t}.squeeze({d})", "{t}.T",
          "{t}.diagonal(1)", "{t}.tensor_split(3)[1]", "{t}.as_strided((2,), (1,), 1)", "{t}.ravel()",
          "{t}.view({t}.shape[::-1])", "{t}.contiguous()", "{t}.real", "{t}.view(-1, *{t}.shape[1:])",
          "{t}.data", "{t}.alias_copy()", *["{t}.permute({P})"] * 3, "{t}[1::2]", "{t}[::2][1:]",

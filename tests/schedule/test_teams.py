@@ -114,6 +114,6 @@ def test_an_index_error_in_a_team_is_raised() -> None:
 
 def test_the_order_is_legal() -> None:
     plan = updates([1000 * i for i in range(1, 30)], chained=True)
-    ordered, _ = teams(plan.steps, plan.buffers)
+    ordered, _ = teams(plan.steps, plan.buffers, plan.loops)
     assert sorted(s.name for s in ordered) == sorted(s.name for s in plan.steps)
     assert all(touched(s)[1] for s in ordered)
