@@ -174,8 +174,7 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
     if any(o.alias is not None for o in outputs) or outputs and joint.spent:
         varies = joint.varies
         done.call = taking_numbers(lambda *primals: viewed(
-            list(call(*primals)), outputs, primals, joint.attached, joint.spent,
-            joint.sizes(primals) if varies else None), examples)
+            list(call(*primals)), outputs, primals, joint, joint.sizes(primals) if varies else {}), examples)
     else:
         done.call = taking_numbers(call, examples)
         fixed = not any(isinstance(x, Fake) for x in examples)

@@ -76,8 +76,7 @@ class Halves:
         env = self.joint.sizes(primals) if self.varies else {}
         for i, j in self.joint.views:
             outputs[i] = view_of(outputs[j], at(described[i].spec, env))
-        return viewed(outputs, described[:self.split.outputs], primals, self.joint.attached,
-                      self.joint.spent, env)[:self.joint.returned]
+        return viewed(outputs, described[:self.split.outputs], primals, self.joint, env)[:self.joint.returned]
 
     @property
     def repeatable(self) -> bool:
@@ -87,27 +86,28 @@ class Halves:
 
 
 def viewed(results: list[torch.Tensor], outputs: Sequence[Output], primals: Sequence[torch.Tensor],
-           attached: Sequence[int], spent: Sequence[tuple[int, str]] = (),
-           env: Mapping[str, int] | None = None) -> list[torch.Tensor]:
+           joint: Joint, env: Mapping[str, int] | None = None) -> list[torch.Tensor]:
     """`results`, in which views of inputs are taken outside of any compiled function, so that the engine
-    knows them as the views they are; those not in `attached` are detached, those `spent` say why. `env` has
-    the sizes that vary."""
-    for i, why in spent:
+    knows them as the views they are; those that are not attached are detached, those that are spent say why.
+    `env` has the sizes that vary."""
+    for i, why in joint.spent:
         results[i] = _Spent.apply(torch.zeros((), requires_grad=True), results[i], why)
     for i, o in enumerate(outputs):
         if o.alias is not None and o.alias[0] == "input":
-            base = primals[o.alias[1]]
-            detached = base.requires_grad and i not in attached
-            results[i] = view_of(base.detach() if detached else base, at(o.spec, env), at(o.views, env))
+            base, start = primals[o.alias[1]], joint.aten.graph.inputs[o.alias[1]].tensor.offset
+            detached = base.requires_grad and i not in joint.attached
+            results[i] = view_of(base.detach() if detached else base, at(o.spec, env), at(o.views, env),
+                                 at(start, env))
     return results
 
 
-def view_of(t: torch.Tensor, spec: TensorSpec, views: tuple = ()) -> torch.Tensor:
-    """A view of t with spec's geometry; a tensor of its own, as in eager mode, also where that is t's."""
-    geometry = tuple(t.shape), t.stride(), t.storage_offset()
+def view_of(t: torch.Tensor, spec: TensorSpec, views: tuple = (), start: int = 0) -> torch.Tensor:
+    """A view of t (see `seen`) with spec's geometry; a tensor of its own, as in eager mode, also if that is
+    t's."""
+    geometry = tuple(t.shape), t.stride(), start
     if not views and geometry == (spec.shape, spec.stride, spec.offset):
         return t.view_as(t)
-    return seen(t, spec, views)
+    return seen(t, spec, views, start)
 
 
 def apart(t: torch.Tensor) -> torch.Tensor:

@@ -104,9 +104,12 @@ def trace_joint(gm: fx.GraphModule, inputs: Sequence[Any],
     at = dict(views)
     tangents = tuple(dict.fromkeys(at.get(i, i) for i in tangents))
     leaves = [i for i, f in enumerate(inputs) if isinstance(f, Fake) and f.requires_grad]
-    custom = any(isinstance(n, BackwardCFunction) and len(n._input_metadata) > 1
-                 for n in history(results[i] for i in tangents))
-    held = tuple(_held([results[i] for i in tangents], inputs))
+    try:
+        custom = any(isinstance(n, BackwardCFunction) and len(n._input_metadata) > 1
+                     for n in history(results[i] for i in tangents))
+        held = tuple(_held([results[i] for i in tangents], inputs))
+    except RuntimeError as e:           # of several views of one tensor, one was written to
+        raise Refusal("view-write", f"the engine does not say where a result comes from: {e}") from e
     gradients: list[Any] = []
     seeds = [Fake.from_spec(dense(results[i].spec)) for i in tangents]
     for i, seed in zip(tangents, seeds):

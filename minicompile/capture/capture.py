@@ -365,6 +365,7 @@ class Capturer:
             self.speculation.guards, self.lasting,
             (restore_torch_state, now) if now != state else None, values is not None)
         self.guard_aliasing()
+        self.guard_windows()
         return self.assemble(effects, program, None if values is None else result)
 
     def check_modes(self, depths: tuple[int, int]) -> None:
@@ -400,6 +401,12 @@ class Capturer:
     def written(self) -> list[Fake]:
         """The inputs the graph writes to."""
         return [fake for fake, version in self.versions if fake._version != version]
+
+    def guard_windows(self) -> None:
+        """`as_strided` alone counts from where a storage begins, all else from where its tensor does."""
+        targets = (getattr(n.target, "__name__", str(n.target)) for n in self.recorder.graph.nodes)
+        for source, t, _ in self.world.inputs if any("as_strided" in name for name in targets) else ():
+            self.world.guard(source.call(torch.Tensor.storage_offset), "equals", t.storage_offset())
 
     def guard_aliasing(self) -> None:
         """A graph that writes into an input stands only for calls whose inputs share no storage."""

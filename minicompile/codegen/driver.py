@@ -253,10 +253,9 @@ def _graph(source: Source, library: GraphLibrary) -> tuple[Any, dict[str, str]]:
     work = sum(step.tiling.work for step in plan.steps if not isinstance(step, Extern))
     release = work > RELEASE_NS or any(isinstance(step, Extern) for step in plan.steps)
     stored = written(plan)
-    view = _see if any(r.views for r in plan.loops.results) else torch.as_strided
     compute = library.address("mc_sizes") if source.sizes else 0
     graph = _launch.Graph(len(plan.loops.inputs), count(plan.arena_bytes), release, buffers, views, steps,
-                          results, functools.partial(raise_error, plan.loops.errors), view, library,
+                          results, functools.partial(raise_error, plan.loops.errors), _see, library,
                           (*stored, *(i for i, _ in plan.loops.restrides)), _after(plan, len(stored)),
                           tuple(x for _, i, d in plan.loops.sizes for x in (i, d)), compute,
                           len(source.sizes))
@@ -318,35 +317,34 @@ def _is_whole(v: View, b: Buffer) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
-    """Views with sizes that vary; `dims` are those of the base and of the result, which tell them."""
+class _Views:
+    """Calls that make a result from its base. `dims` are those of the base and of the result, which tell what
+    sizes are; `start` is where the base began when this was compiled."""
 
-    views: tuple
+    calls: tuple
     dims: tuple[Sym | int, ...]
+    start: Sym | int
 
 
 def _result(r: Any, buffers: Mapping[str, Buffer], number: dict[str, int],
             count: Number) -> tuple[int, tuple | None]:
     if not r.alias:
         return number[r.buffer], None           # an alias is a tensor of its own, also of the same geometry
-    views: Any = r.views or None
-    varying = syms_in(views)
-    if varying:
-        views = _Open(r.views, (*buffers[r.buffer].spec.shape, *r.spec.shape))
-        unknown = [v for s in varying for v in s.vars if v not in views.dims]
+    base, views = buffers[r.buffer].spec, None
+    if r.views:
+        views = _Views(r.views, (*base.shape, *r.spec.shape), base.offset)
+        unknown = [v for s in syms_in((r.views, base.offset)) for v in s.vars if v not in views.dims]
         if unknown:
             raise NeedsSizes(sum(unknown), "a view of another kind than geometry alone makes")
-    return number[r.buffer], (_geometry(r.spec, count), views)
+    return number[r.buffer], (_geometry(r.spec.with_(offset=r.spec.offset - base.offset), count), views)
 
 
-def _see(base: torch.Tensor, shape: tuple, stride: tuple, views: Any) -> torch.Tensor:
-    """What `as_strided` is to graphs of which a result is no strided view of its base."""
-    if isinstance(views, int):
-        return base.as_strided(shape, stride, views)
-    if isinstance(views, _Open):
-        sizes = zip(views.dims, (*base.shape, *shape))
-        views = at(views.views, {d.name: n for d, n in sizes if isinstance(d, Size)})
-    return seen(base, base, views)
+def _see(base: torch.Tensor, shape: tuple, stride: tuple, how: Any) -> torch.Tensor:
+    """An alias of `base`: a window that begins `how` elements behind its beginning, or what `_Views` say."""
+    if isinstance(how, int):
+        return base.as_strided(shape, stride, base.storage_offset() + how)
+    env = {d.name: n for d, n in zip(how.dims, (*base.shape, *shape)) if isinstance(d, Size)}
+    return seen(base, base, at(how.calls, env), at(how.start, env))
 
 
 def raise_error(errors: Sequence[tuple[str, str]], which: int, found: int) -> None:

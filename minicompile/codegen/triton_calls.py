@@ -132,11 +132,12 @@ def _view(v: View) -> str:
 def _result(r: Result, plan: Plan, extras: list[Any]) -> str:
     if r.views:                                 # no strided view: of another dtype, or lazily conjugated
         base = plan.buffers[r.buffer]
-        extras.append(functools.partial(seen, spec=r.spec, views=r.views))
+        extras.append(functools.partial(seen, spec=r.spec, views=r.views, start=base.spec.offset))
         whole = name_of(r.buffer) if base.kind in ("input", "extern") else _view(View(r.buffer, base.spec))
         return f"extras[{len(extras) - 1}]({whole})"
     if r.alias and plan.buffers[r.buffer].kind == "input":
-        return f"{name_of(r.buffer)}.as_strided({_geometry(r.spec)}, {int(r.spec.offset)})"
+        start = plan.buffers[r.buffer].spec.offset
+        return f"view({name_of(r.buffer)}, {_geometry(r.spec)}, {int(r.spec.offset - start)})"
     if r.alias or plan.buffers[r.buffer].kind != "extern":
         return f"view({name_of(r.buffer)}, {_geometry(r.spec)}, {int(r.spec.offset) if r.alias else 0})"
     return name_of(r.buffer)

@@ -278,7 +278,9 @@ def _result(func: Any, kind: str, shape: tuple[int, ...], tensors: list, numbers
     if func._schema.is_mutable:
         target = args[0]
         return target if tuple(target.shape) == shape and torch.can_cast(dtype, target.dtype) else None
-    return torch.empty_strided(shape, result_stride(shape, tensors), dtype=dtype, device="meta")
+    row_major = func is aten.pow.Scalar          # on the CPU, whatever the meta kernel says
+    stride = contiguous_stride(shape) if row_major else result_stride(shape, tensors)
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 # numbers are parameters, not operands: they take no part in promotion

@@ -138,20 +138,23 @@ class Output:
     views: tuple = ()
 
 
-def seen(base: torch.Tensor, spec: TensorSpec, views: tuple = ()) -> torch.Tensor:
-    """The alias of `base` that an Output with this spec and these views is."""
+def seen(base: torch.Tensor, spec: TensorSpec, views: tuple = (), start: Any = 0) -> torch.Tensor:
+    """The alias of `base` that an Output with this spec and these views is. Offsets count from where the base
+    begins; `start` is where it began when they were said."""
+    moved = base.storage_offset() - start
     if not views:
-        return base.as_strided(spec.shape, spec.stride, spec.offset)
+        return base.as_strided(spec.shape, spec.stride, spec.offset + moved)
     for op, args, kwargs, item in views:
+        args = (*args[:2], args[2] + moved) if op is torch.ops.aten.as_strided.default else args
         base = op(base, *args, **kwargs) if item is None else op(base, *args, **kwargs)[item]
     return base
 
 
 def restride(inputs: Sequence[torch.Tensor], restrides: Iterable[tuple[int, TensorSpec]]) -> None:
-    """Gives inputs of a graph the geometry they have in the end."""
+    """Gives inputs of a graph the geometry they have in the end; offsets count from where they begin."""
     with torch.no_grad():
         for i, spec in restrides:
-            inputs[i].as_strided_(spec.shape, spec.stride, spec.offset)
+            inputs[i].as_strided_(spec.shape, spec.stride, inputs[i].storage_offset() + spec.offset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ gathers.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -109,22 +109,22 @@ def start(buffers: dict[str, Buffer], names: Sequence[str], inputs: Sequence[Ten
 def results(loops: Loops, memory: Memory) -> list[Tensor]:
     """The tensors the caller gets."""
     shown = loops.results[: loops.returned] if loops.returned >= 0 else loops.results
-    given = [_result(r, memory) for r in shown]
+    given = [_result(r, memory, loops.buffers) for r in shown]
     torch._C._increment_version([memory.given[loops.inputs[i]] for i in loops.kept])
     restride([memory.given.get(name) for name in loops.inputs], loops.restrides)
     return given
 
 
-def _result(r: Result, memory: Memory) -> Tensor:
+def _result(r: Result, memory: Memory, buffers: Mapping[str, Buffer]) -> Tensor:
     base = memory.given.get(r.buffer)
     spec = r.spec
     if r.alias and base is not None:
-        return seen(base, spec, r.views)
+        return seen(base, spec, r.views, buffers[r.buffer].spec.offset)
     flat = memory.get(r.buffer)
     offset = flat.storage_offset() + (spec.offset if r.alias else 0)
     if not r.alias:                         # a tensor of its own, not a view: the caller may write to it
         return flat.new_empty(0).set_(flat.untyped_storage(), offset, spec.shape, spec.stride)
-    return seen(flat, spec.with_(offset=offset), r.views)
+    return seen(flat, spec, r.views)
 
 
 def raise_faults(loops: Loops, memory: Memory) -> None:

@@ -306,7 +306,8 @@ class Functionaliser:
             self._group(base, members, outputs, results, hidden)
         writes = tuple((b.input, b.value) for b in self.bases.values() if b.input is not None and b.version)
         done = tuple(r for r in results if r is not None)
-        restrides = tuple((b.input, a.spec) for b in self.bases.values() if b.input is not None
+        restrides = tuple((b.input, a.spec.with_(offset=a.spec.offset - b.spec.offset))
+                          for b in self.bases.values() if b.input is not None
                           and (a := self.aliases[id(b.fake)]).parent is not None)
         return Graph(tuple(self.inputs), tuple(self.nodes), (*done, *hidden), writes, len(outputs),
                      restrides)

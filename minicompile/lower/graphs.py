@@ -210,14 +210,17 @@ def _results(graph: Graph, values: dict[Node, Any], inputs: Sequence[Tensor]) ->
         inputs[i].detach().copy_(v)
     out = []
     for i, o in enumerate(graph.outputs[:graph.returned] if graph.returned >= 0 else graph.outputs):
-        out.append(fresh[i] if o.alias is None else _alias(o, inputs if o.alias[0] == "input" else fresh))
+        out.append(fresh[i] if o.alias is None else _alias(o, graph, inputs, fresh))
     restride(inputs, graph.restrides)
     return out
 
 
-def _alias(o: Output, bases: Any) -> Tensor:
+def _alias(o: Output, graph: Graph, inputs: Sequence[Tensor], fresh: dict[int, Tensor]) -> Tensor:
     assert o.alias is not None
-    return seen(bases[o.alias[1]], o.spec, o.views)
+    kind, i = o.alias
+    if kind == "input":
+        return seen(inputs[i], o.spec, o.views, graph.inputs[i].tensor.offset)
+    return seen(fresh[i], o.spec, o.views)
 
 
 def lay_out(value: Tensor, spec: TensorSpec) -> Tensor:
@@ -244,8 +247,8 @@ def to_python(graph: Graph) -> str:
         if n not in constants:
             lines.append(f"    {n.name} = {_call_text(n)}  # {_text(n.spec)}")
     lines += [f"    {graph.inputs[i].name}.copy_({n.name})" for i, n in graph.writes]
-    lines += [f"    {graph.inputs[i].name}.as_strided_({s.shape}, {s.stride}, {s.offset})"
-              for i, s in graph.restrides]
+    lines += [f"    {name}.as_strided_({s.shape}, {s.stride}, {name}.storage_offset() + {s.offset})"
+              for name, s in ((graph.inputs[i].name, s) for i, s in graph.restrides)]
     shown = graph.outputs[:graph.returned] if graph.returned >= 0 else graph.outputs
     return "\n".join([*lines, f"    return ({''.join(_output_text(o, graph) + ', ' for o in shown)})"]) + "\n"
 

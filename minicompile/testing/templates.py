@@ -25,7 +25,8 @@ EXPRESSIONS = [
     *["torch.%s({t}, {u})" % n for n in BINARY] * 2,
     *["{t} + {u}", "{t} * {u}", "{t} - {c}", "{c} - {t}", "{t} / {c}", "{t} // {u}", "{t} % {c}", "{t} ** 2"]
     * 2,
-    *["{i} & {u}", "{i} | {u}", "{i} ^ {u}", "~{i}", "{i} << {k}", "{i} >> {k}", "{b} & {u}", "~{b}"],
+    *["{i} & {u}", "{i} | {u}", "{i} ^ {u}", "~{i}", "{i} << {k}", "{i} >> {k}", "{b} & {u}", "~{b}",
+      "({t} > {c}) > ({t} > 0)", "({t} < 0) <= ({u} < {c})", "({t} > 0) < ({u} > 0)"],
     "torch.div({t}, {u}, rounding_mode='floor')",
     "torch.div({t}, {u}, rounding_mode='trunc')",
     *["torch.where({b}, {u}, {u})", "torch.where({t} > 0, {u}, {u})", "torch.where({t} > {c}, {u}, {c})"] * 2,
@@ -41,11 +42,21 @@ EXPRESSIONS = [
     "{f}.double().to({f}.dtype)",
     *["{f}.to({D}).to({D})", "{f}.bfloat16().float()", "{f}.half().float() * 1.5", "{f}.to({D}) * {f}.sum()",
       "{f}.bfloat16() * torch.tensor(0.1)", "{f}.half() + {f}.double().mean()", "F.relu({f}.round())",
+      "{f}.bfloat16() - {f}.flatten()[0]", "torch.eq({f}.bfloat16(), {f}.flatten()[0])",
+      "{f}.half() > {f}.flatten()[-1]", "torch.maximum({f}.bfloat16(), {f}.mean())",
       "{f}.to({D}).sum({d}).float()", "F.threshold({f}, {c}, {c})", "F.hardtanh({f}, {c}, 2)"],
     "{t}.type_as({u})",
     "{t}.float()",
     "{t}.bool()",
+    # what is not a number
+    "torch.fmax({f}.sqrt(), {s})", "torch.fmin({s}, {f}.log())", "{f}.sqrt().nan_to_num({c})",
+    "{f}.log().nansum({d})", "torch.where({f}.sqrt() > {c}, {s}, {c})", "{f}.sqrt().isnan().sum({d})",
+    "{f}.rsqrt().clamp({c}, 2).isfinite()",
     # reductions and scans
+    "{t}.prod({d}, dtype=torch.bool)", "{t}.sum({d}, dtype=torch.bool)", "{b}.prod({d})", "{b}.sum({d})",
+    *["{t}.cumsum({d}).flip({d}).cumsum({d})", "{t}.cumsum({d}).roll(1, {d}).cumsum({d})",
+      "{f}.softmax({d}).flip({d}).softmax({d})", "{t}.cumsum({d}).permute({P}).cumsum({d})",
+      "{f}.softmax(-1).mT.softmax(-1)", "torch.cat([{t}.cumsum({d}), {s}], {d}).flip({d}).cumsum({d})"],
     *["{t}.%s({d})" % n for n in REDUCE],
     *["{t}.%s({d}, keepdim=True)" % n for n in REDUCE],
     *["{t}.%s()" % n for n in REDUCE],
@@ -209,6 +220,9 @@ SEVERAL = ["{v}, {w} = {t}.split([1, {t}.shape[{d}] - 1], {d})", "{v}, {w} = {t}
            "{v}, {w} = {t}.unbind({d})", "{v}, {w} = {t}.max({d})", "{v}, {w} = torch.var_mean({f}, {d})",
            "{v}, {w} = {t}.sort({d}, stable=True)", "{v}, {w} = torch.frexp({f})", "{v}, {w} = {t}, {t}[...]",
            "{v}, {w} = torch.broadcast_tensors({t}, {u})", "{v}, {w} = {t}.mode({d})",
+           "{v} = {f} + 1\n{w} = {v} - {v}.amax(-1, True)\n{f}.mul_({c})",
+           "{v} = {f}.exp()\n{f}.sub_({f}.sum(-1, True))\n{w} = {v} / {v}.sum(-1, True)",
+           "{v} = {f} * 2\n{w} = {v} - {v}.mean()\n{f}.copy_({w})",
            "{v}, {w} = {f}.kthvalue(1, {d})", "{v}, {w} = torch.aminmax({t})"]
 
 PRELUDE = """\
