@@ -111,7 +111,9 @@ def view_of(t: torch.Tensor, spec: TensorSpec, views: tuple = (), start: int = 0
 
 
 def apart(t: torch.Tensor) -> torch.Tensor:
-    """t's memory as a tensor of its own: no view to the engine."""
+    """t's memory as a tensor of its own: no view to the engine. A lazily conjugated or negated one stays."""
+    if t.is_conj() or t.is_neg():
+        return t
     return torch.empty(0, dtype=t.dtype, device=t.device).set_(t)
 
 

@@ -131,7 +131,13 @@ class Functionaliser:
         if op is aten.linalg_lu_solve.default and out.dtype.is_complex and not kwargs.get("left", True):
             raise Refusal("layout", f"{op} gives a lazily conjugated result that is no view", self.where)
         if op is aten.as_strided.default:          # a window on the storage: as well one on the base itself
-            return self._window(out, self.aliases[id(args[0])].base)
+            through = self.aliases[id(args[0])]
+            inside = (through.spec.is_dense and through.spec.offset <= out.spec.offset
+                      and out.spec.flat.numel <= through.spec.flat.numel)
+            if not inside and args[0].requires_grad and torch.is_grad_enabled():
+                raise Refusal("as-strided", "a gradient for memory around the tensor it is taken of",
+                              self.where)
+            return self._window(out, through.base)
         if op is aten.lift_fresh.default:
             self.aliases[id(args[0])].base.fresh = True
         if facts.inplace_view:

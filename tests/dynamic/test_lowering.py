@@ -118,7 +118,7 @@ FUNCTIONS: dict[str, tuple] = {
     "windows on memory": (lambda a: a.as_strided((a.shape[0], 3), (a.shape[1], 1), 1), (fake(S, T),), 2),
     "writes": (assigned, (C, C), 2),
     "written input": (lambda a: a.add_(1).transpose(0, 1), (A,), 0),
-    "halves": (lambda a: a.chunk(2, 1)[1], (A,), 2),
+    "halves": (lambda a: a.chunk(2, 1)[1], (A,), 3),
     "asked to be equal": (lambda a, b: a + b, (C, fake(Size("s2", 7), T)), None),
 }
 
