@@ -172,9 +172,10 @@ def compile_graph(name: str, capture: Any, examples: Sequence[Any], backend: str
         outputs = ()
     call = _finish(done, target)
     if any(o.alias is not None for o in outputs) or outputs and joint.spent:
-        varies = joint.varies
-        done.call = taking_numbers(lambda *primals: viewed(
-            list(call(*primals)), outputs, primals, joint, joint.sizes(primals) if varies else {}), examples)
+        def seen(*primals: torch.Tensor) -> Sequence[torch.Tensor]:
+            env = joint.sizes(primals) if joint.varies else {}          # before inputs get another geometry
+            return viewed(list(call(*primals)), outputs, primals, joint, env)
+        done.call = taking_numbers(seen, examples)
     else:
         done.call = taking_numbers(call, examples)
         fixed = not any(isinstance(x, Fake) for x in examples)

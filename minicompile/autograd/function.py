@@ -72,8 +72,8 @@ class Halves:
         given = list(primals)
         for i in self.joint.apart:
             given[i] = given[i].detach()
+        env = self.joint.sizes(primals) if self.varies else {}          # before inputs get another geometry
         outputs, described = list(_Function.apply(self, *given)), self.split.forward.outputs
-        env = self.joint.sizes(primals) if self.varies else {}
         for i, j in self.joint.views:
             outputs[i] = view_of(outputs[j], at(described[i].spec, env))
         return viewed(outputs, described[:self.split.outputs], primals, self.joint, env)[:self.joint.returned]

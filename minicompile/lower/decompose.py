@@ -54,6 +54,8 @@ def decompose(aten_graph: AtenGraph, whole: frozenset[Any] = products.LIBRARY) -
         if n in needed or not _may_raise(n):
             fused = attentions.get(n)
             values[n] = attention.call(b, n, fused, values) if fused else _lower(b, n, values)
+            if _may_raise(n) and isinstance(values[n], Node) and values[n].op is n.op:
+                checks.append(values[n])          # also where what became of its value is known without it
         else:                             # nothing needs its value, but eager mode would see bad arguments
             args, kwargs = map_arg((n.args, n.kwargs), values.__getitem__)
             b.place, b.out = n.where, n.spec
